@@ -1,0 +1,239 @@
+"""Image sets as tensors in memory: read from disk, checked, split; downloaded with checksums when absent."""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+import os
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pooch
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["Data", "Split", "load", "names"]
+
+
+class Split(NamedTuple):
+    """Part of a data set: `inputs` [N, C, H, W] float32, normalised, and `targets` [N] int64."""
+
+    inputs: Tensor
+    targets: Tensor
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set in three disjoint parts. Nothing is ever to be selected on `test`.
+
+    Attributes:
+        name: as given to `load`.
+        train, validation, test: `Split`s; `validation` is cut from the published training part.
+        classes: the number of classes.
+        input_shape: (C, H, W).
+    """
+
+    name: str
+    train: Split
+    validation: Split
+    test: Split
+    classes: int
+    input_shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _IdxSet:
+    """An image set in the four IDX files of MNIST: where it comes from and how it is normalised."""
+
+    url: str
+    md5: tuple[str, str, str, str]
+    mean: float
+    std: float
+    counts: tuple[int, int] = (60000, 10000)
+
+
+_IDX_FILES = (
+    "train-images-idx3-ubyte.gz",
+    "train-labels-idx1-ubyte.gz",
+    "t10k-images-idx3-ubyte.gz",
+    "t10k-labels-idx1-ubyte.gz",
+)
+_IDX = {
+    "mnist": _IdxSet(
+        "https://ossci-datasets.s3.amazonaws.com/mnist/",
+        (
+            "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+            "d53e105ee54ea40749a09fcbcd1e9432",
+            "9fb629c4189551a2d022fa330f9573f3",
+            "ec29112dd5afa0611ce80d1b7f02629c",
+        ),
+        0.1307,
+        0.3081,
+    ),
+    "fashion-mnist": _IdxSet(
+        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+        (
+            "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+            "25c81989df183df01b3e8a0aad5dffbe",
+            "bef4ecab320f06d8554ea6380940ec79",
+            "bb300cfdad3c16e7a12a480ee83cd310",
+        ),
+        0.2860,
+        0.3530,
+    ),
+}
+_VALIDATION = {"digits": 180, "mnist": 5000, "fashion-mnist": 5000}
+
+
+def names() -> list[str]:
+    """Return the names that `load` knows."""
+    return sorted(_VALIDATION)
+
+
+def load(name: str = "digits", root: str | os.PathLike[str] | None = None, *, validation: int | None = None) -> Data:
+    """Load an image set into memory.
+
+    `digits` is scikit-learn's (1,797 real 8x8 images; a stratified fifth is the test part, inputs divided by the
+    training part's mean and standard deviation); nothing is downloaded. `mnist` and `fashion-mnist` are resized to
+    32x32 (bilinear, as the papers have them) and normalised by the published mean and standard deviation.
+
+    Args:
+        name: one of `names()`.
+        root: the folder that holds the files, itself or in a subfolder of the set's name; defaults to $ISOMETRY_DATA,
+            then to the user's cache, where absent files are downloaded once and checked against their MD5.
+        validation: how many training images become the validation part (drawn once, the same for every call).
+            Defaults to a tenth of digits' and 5,000 of MNIST's; 0 trains on all of the published training part.
+
+    Returns:
+        `Data` with `train`, `validation` and `test`.
+
+    Raises:
+        ValueError: unknown name; a file that is truncated, corrupt or of another kind; too large a `validation`.
+        FileNotFoundError: `root` was given and holds no such set.
+    """
+    if name not in _VALIDATION:
+        raise ValueError(f"data.load() got the name {name!r}; it knows {', '.join(names())}.")
+    train, test = _digits() if name == "digits" else _idx_set(name, root)
+    count = _VALIDATION[name] if validation is None else validation
+    if not 0 <= count < len(train.targets):
+        raise ValueError(
+            f"data.load({name!r}) got validation={count}; it takes 0 to {len(train.targets) - 1} of the "
+            f"{len(train.targets)} training images, e.g. data.load({name!r}, validation={_VALIDATION[name]})."
+        )
+    order = torch.randperm(len(train.targets), generator=torch.Generator().manual_seed(0))
+    held, kept = (index.sort().values for index in (order[:count], order[count:]))
+    parts = [Split(train.inputs[index], train.targets[index]) if count else train for index in (kept, held)]
+    if not count:
+        parts[1] = Split(train.inputs[:0], train.targets[:0])
+    return Data(name, parts[0], parts[1], test, 10, tuple(train.inputs.shape[1:]))
+
+
+def _digits() -> tuple[Split, Split]:
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    images, labels = load_digits(return_X_y=True)
+    parts = train_test_split(images.reshape(-1, 1, 8, 8), labels, test_size=0.2, stratify=labels, random_state=0)
+    train_x, test_x = (torch.tensor(part, dtype=torch.float32) for part in parts[:2])
+    train_y, test_y = (torch.tensor(part, dtype=torch.int64) for part in parts[2:])
+    mean, std = train_x.mean(), train_x.std()
+    return Split((train_x - mean) / std, train_y), Split((test_x - mean) / std, test_y)
+
+
+def _idx_set(name: str, root: str | os.PathLike[str] | None) -> tuple[Split, Split]:
+    source = _IDX[name]
+    folder = _folder(name, root, _IDX_FILES[0])
+    parts = []
+    for part, count in enumerate(source.counts):
+        images, labels = (
+            read_idx(_file(name, folder, file, source.url, md5), dimensions, count)
+            for file, md5, dimensions in zip(
+                _IDX_FILES[2 * part : 2 * part + 2], source.md5[2 * part : 2 * part + 2], (3, 1), strict=True
+            )
+        )
+        resized = F.interpolate(torch.from_numpy(images)[:, None], size=(32, 32), mode="bilinear", antialias=True)
+        inputs = resized.float().div_(255).sub_(source.mean).div_(source.std)
+        parts.append(Split(inputs, torch.from_numpy(labels).long()))
+    return parts[0], parts[1]
+
+
+def _folder(name: str, root: str | os.PathLike[str] | None, probe: str) -> Path | None:
+    """Return the folder that holds `probe` (compressed or plain); None where it is to be downloaded to the cache."""
+    given = root if root is not None else os.environ.get("ISOMETRY_DATA")
+    if given is None:
+        return None
+    for folder in (Path(given) / name, Path(given)):
+        if any(_present(folder, probe)):
+            return folder
+    if root is not None:
+        raise FileNotFoundError(
+            f"data.load({name!r}, root={os.fspath(root)!r}) found no {probe} (compressed or plain) there or in its "
+            f"subfolder {name!r}. Leave root out to download the set: data.load({name!r})."
+        )
+    return None
+
+
+def _present(folder: Path, file: str) -> list[Path]:
+    """Return the variants of `file` in `folder`: as named, and with the suffix .gz or .xz taken away or changed."""
+    plain = file.removesuffix(".gz").removesuffix(".xz")
+    return [path for suffix in (".gz", ".xz", "") if (path := folder / (plain + suffix)).is_file()]
+
+
+def _file(name: str, folder: Path | None, file: str, url: str, md5: str) -> Path:
+    if folder is not None:
+        if found := _present(folder, file):
+            return found[0]
+        raise FileNotFoundError(f"data.load({name!r}) found other files of the set in {folder}, but not {file}.")
+    cache = Path(pooch.os_cache("isometry")) / name
+    return Path(pooch.retrieve(url + file, known_hash=f"md5:{md5}", fname=file, path=cache, progressbar=True))
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return a file's bytes, decompressed where its name ends in .gz or .xz.
+
+    Raises:
+        ValueError: the compressed file is truncated or corrupt.
+    """
+    opener = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
+    try:
+        with opener(path, "rb") as stream:
+            return stream.read()
+    except (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
+        raise ValueError(
+            f"{path} is truncated or corrupt: expected a whole {path.suffix} file, found {path.stat().st_size} bytes "
+            f"that do not decompress ({error}). Delete it and load the set again."
+        ) from error
+
+
+def read_idx(path: Path, dimensions: int, count: int) -> np.ndarray:
+    """Read an IDX file of unsigned bytes, the format of MNIST.
+
+    Args:
+        path: plain, .gz or .xz.
+        dimensions: 3 for images [N, H, W], 1 for labels [N].
+        count: how many items it must hold.
+
+    Returns:
+        uint8 array of `dimensions` dimensions.
+
+    Raises:
+        ValueError: the file is truncated, corrupt or of another kind; the message names it, what was expected and
+            what was found.
+    """
+    content = read_bytes(path)
+    expected = 2048 + dimensions
+    magic = int.from_bytes(content[:4], "big")
+    if magic != expected:
+        raise ValueError(f"{path} is no IDX file of this kind: expected the magic number {expected}, found {magic}.")
+    header = 4 + 4 * dimensions
+    shape = tuple(int(size) for size in np.frombuffer(content[4:header].ljust(header - 4, b"\0"), ">u4"))
+    if shape[0] != count or len(content) != header + int(np.prod(shape)):
+        raise ValueError(
+            f"{path} is truncated or foreign: expected {count} items, {header + int(np.prod(shape))} bytes for the "
+            f"shape {shape} of its header; found {len(content)} bytes."
+        )
+    return np.frombuffer(content, np.uint8, offset=header).reshape(shape).copy()

@@ -1,0 +1,24 @@
+"""Random pruning, the control of every comparison."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from isometry.pruners.pruner import Pruner, Run
+from isometry.surgery import Family
+
+__all__ = ["Random"]
+
+
+@dataclass(frozen=True)
+class Random(Pruner):
+    """Remove units drawn uniformly, by the `seed` given to `prune`; a larger ratio removes a superset."""
+
+    def importance(self, run: Run, family: Family) -> Tensor:
+        """Return a random order of the units, the same for the same seed and layer: [units]."""
+        seed = zlib.crc32(f"{run.seed}/{family.root}".encode())
+        return torch.rand(family.units, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

@@ -1,0 +1,205 @@
+"""Families: the units of a network that must leave together, found by tracing its dependency graph."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch_pruning as tp
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+__all__ = ["Family", "Graph", "Member", "trace"]
+
+_UNIT_LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
+_NORMS = (nn.modules.batchnorm._BatchNorm,)
+# Normalisations that mix channels: taking a channel away changes the statistics of the ones that stay.
+_MIXING = (nn.LayerNorm, nn.GroupNorm)
+
+
+@dataclass(frozen=True)
+class Member:
+    """One layer's share in a family.
+
+    Attributes:
+        layer: the layer's name in the network.
+        role: "units" (its outputs leave), "inputs" (its input channels leave), "norm" (a BatchNorm's channels) or
+            "other".
+        indices: {unit of the family: indices of this layer that leave with it}.
+    """
+
+    layer: str
+    role: str
+    indices: dict[int, tuple[int, ...]]
+
+    def take(self, units: Iterator[int] | tuple[int, ...] | list[int]) -> list[int]:
+        """Return this layer's indices for `units` of the family, rising."""
+        return sorted({index for unit in units for index in self.indices.get(unit, ())})
+
+
+@dataclass(frozen=True)
+class Family:
+    """Units of one or more layers that can only leave together.
+
+    Attributes:
+        root: the name of the layer whose units number the family.
+        units: how many units it has.
+        members: every layer concerned.
+        mixes: names of the layers in it that normalise over channels (LayerNorm, GroupNorm), so that no removal is
+            exact.
+    """
+
+    root: str
+    units: int
+    members: tuple[Member, ...]
+    mixes: tuple[str, ...] = ()
+
+    def of(self, role: str) -> list[Member]:
+        """Return the members of one role."""
+        return [member for member in self.members if member.role == role]
+
+    @property
+    def layers(self) -> list[str]:
+        """The names of the layers whose units leave."""
+        return [member.layer for member in self.of("units")]
+
+
+@dataclass
+class Graph:
+    """A traced network: its families, and Torch-Pruning's graph that cuts them."""
+
+    model: nn.Module
+    families: list[Family]
+    fixed: dict[str, str]
+    dependencies: tp.DependencyGraph = field(repr=False)
+
+    def cut(self, family: Family, units: tuple[int, ...] | list[int]) -> None:
+        """Remove `units` of a family from the traced model, in place."""
+        root = self.model.get_submodule(family.root)
+        pruner = self.dependencies.get_pruner_of_module(root)
+        self.dependencies.get_pruning_group(root, pruner.prune_out_channels, list(units)).prune(record_history=False)
+
+
+def trace(model: nn.Module, inputs: Tensor) -> Graph:
+    """Trace `model` at `inputs` and return its families; modes and `requires_grad` stay as they were.
+
+    Args:
+        model: any module that Torch-Pruning's autograd trace can follow.
+        inputs: [B, ...], a batch that it accepts.
+
+    Returns:
+        `Graph`; `fixed` says of each layer whose units cannot leave why that is.
+
+    Raises:
+        ValueError: tied weights, weight_norm or other parametrisations, masks of torch.nn.utils.prune, by the name of
+            the layer and with the call that resolves it.
+    """
+    _refuse(model)
+    names = {module: name for name, module in model.named_modules()}
+    graph = tp.DependencyGraph()
+    with _traceable(model), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        graph.build_dependency(model, inputs, verbose=False)
+        groups = list(graph.get_all_groups())
+    families, fixed = [], {}
+    for group in groups:
+        family = _family(group, names)
+        if reason := _reason_fixed(group, graph, names):
+            fixed |= dict.fromkeys(family.layers, reason)
+        else:
+            families.append(family)
+    for name, module in model.named_modules():
+        if isinstance(module, _UNIT_LAYERS) and module not in graph.module2node:
+            fixed[name] = "the forward pass does not reach it as a module"
+    return Graph(model, families, fixed, graph)
+
+
+def _refuse(model: nn.Module) -> None:
+    owners: dict[int, str] = {}
+    for name, module in model.named_modules():
+        if parametrize.is_parametrized(module):
+            raise ValueError(
+                f"{name} ({type(module).__name__}) carries a parametrisation, which channel surgery would break. Fold "
+                f"it first: torch.nn.utils.parametrize.remove_parametrizations(model.{name}, 'weight')."
+            )
+        for key in list(module._parameters):
+            if key.endswith("_orig"):
+                raise ValueError(
+                    f"{name} ({type(module).__name__}) carries a mask of torch.nn.utils.prune, which channel surgery "
+                    f"would break. Fold it first: torch.nn.utils.prune.remove(model.{name}, "
+                    f"{key.removesuffix('_orig')!r})."
+                )
+            if key.endswith("_g") and key.removesuffix("_g") + "_v" in module._parameters:
+                raise ValueError(
+                    f"{name} ({type(module).__name__}) carries weight_norm, which channel surgery would break. Fold it "
+                    f"first: torch.nn.utils.remove_weight_norm(model.{name})."
+                )
+            parameter = module._parameters[key]
+            if parameter is None:
+                continue
+            if other := owners.get(id(parameter)):
+                raise ValueError(
+                    f"{name}.{key} is tied to {other}, and channel surgery would silently untie them. Give one of them "
+                    f"a copy first: model.{name}.{key} = torch.nn.Parameter(model.{name}.{key}.detach().clone())."
+                )
+            owners[id(parameter)] = f"{name}.{key}"
+
+
+@contextlib.contextmanager
+def _traceable(model: nn.Module) -> Iterator[None]:
+    """Let the autograd trace see every layer: parameters require gradients, eval mode; both are put back."""
+    modes = {module: module.training for module in model.modules()}
+    flags = {p: p.requires_grad for p in model.parameters()}
+    try:
+        for p in flags:
+            p.requires_grad_(True)
+        with torch.enable_grad():
+            yield
+    finally:
+        for p, flag in flags.items():
+            p.requires_grad_(flag)
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _family(group: Any, names: dict[nn.Module, str]) -> Family:
+    members, mixes = [], []
+    for item in group:
+        module, handler = item.dep.target.module, item.dep.handler
+        if not isinstance(module, nn.Module) or module not in names:
+            continue
+        indices: dict[int, list[int]] = {}
+        for index, root in zip(item.idxs, item.root_idxs, strict=True):
+            indices.setdefault(root, []).append(index)
+        members.append(Member(names[module], _role(module, handler), {u: tuple(i) for u, i in indices.items()}))
+        if isinstance(module, _MIXING):
+            mixes.append(names[module])
+    root = group[0].dep.target.module
+    return Family(names[root], len(group[0].idxs), tuple(members), tuple(mixes))
+
+
+def _role(module: nn.Module, handler: Any) -> str:
+    if isinstance(module, _NORMS):
+        return "norm"
+    if isinstance(module, _UNIT_LAYERS):
+        return "units" if "out_channels" in handler.__name__ else "inputs"
+    return "other"
+
+
+def _reason_fixed(group: Any, graph: tp.DependencyGraph, names: dict[nn.Module, str]) -> str | None:
+    """Return why the units of a group cannot leave, None where they can."""
+    for item in group:
+        node = item.dep.target
+        if node.type == tp.ops.OPTYPE.OUTPUT:
+            return "its units are outputs of the network"
+        if isinstance(node.module, nn.Parameter):
+            return f"its units meet {graph._param_to_name.get(node.module, 'a parameter')} outside any layer"
+        if isinstance(node.module, nn.LSTM | nn.MultiheadAttention):
+            return f"its units meet {names.get(node.module, 'a layer')} ({type(node.module).__name__})"
+    if not any(_role(i.dep.target.module, i.dep.handler) == "inputs" for i in group if i.dep.target.module in names):
+        return "nothing in the network consumes its units"
+    return None

@@ -1,0 +1,81 @@
+"""Plan: which units leave which layer, in the indices of the network as it was."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Plan"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which units leave which layer.
+
+    A unit is a filter of a convolution or a neuron of a linear layer. Layers that are coupled (the ones that a
+    residual sum ties together) appear each with their own indices.
+
+    Attributes:
+        removed: {layer name: indices of the units that leave, rising}, in the numbering of the original layer.
+        widths: {layer name: number of units of the original layer}.
+    """
+
+    removed: dict[str, tuple[int, ...]]
+    widths: dict[str, int]
+
+    def __post_init__(self) -> None:
+        if set(self.removed) != set(self.widths):
+            raise ValueError(
+                f"Plan() got removed units for {sorted(self.removed)} and widths for {sorted(self.widths)}; it takes "
+                "both for the same layers, e.g. Plan({'net.0': (1, 3)}, {'net.0': 100})."
+            )
+        for layer, units in self.removed.items():
+            width = self.widths[layer]
+            if list(units) != sorted(set(units)) or (units and not (units[0] >= 0 and units[-1] < width)):
+                raise ValueError(
+                    f"Plan() got the units {units} for {layer}, which has {width}; it takes rising indices from 0 to "
+                    f"{width - 1}, each once, e.g. Plan({{{layer!r}: (0,)}}, {{{layer!r}: {width}}})."
+                )
+
+    def kept(self, layer: str) -> tuple[int, ...]:
+        """Return the indices of the units of `layer` that stay, rising."""
+        gone = set(self.removed[layer])
+        return tuple(unit for unit in range(self.widths[layer]) if unit not in gone)
+
+    @property
+    def ratio(self) -> float:
+        """The share of units removed over the layers of the plan; 0 for an empty plan."""
+        total = sum(self.widths.values())
+        return sum(map(len, self.removed.values())) / total if total else 0.0
+
+    def then(self, later: Plan) -> Plan:
+        """Return the plan that does this one and then `later`, which numbers the units that this one left."""
+        removed, widths = dict(self.removed), dict(self.widths)
+        for layer, units in later.removed.items():
+            if layer not in removed:
+                removed[layer], widths[layer] = units, later.widths[layer]
+                continue
+            kept = self.kept(layer)
+            if len(kept) != later.widths[layer]:
+                raise ValueError(
+                    f"Plan.then() got a plan for {later.widths[layer]} units of {layer}, but this plan leaves "
+                    f"{len(kept)}; the later plan must be made for the network that this one gives."
+                )
+            removed[layer] = tuple(sorted({*removed[layer], *(kept[unit] for unit in units)}))
+        return Plan(removed, widths)
+
+    def to_json(self) -> str:
+        """Return the plan as JSON."""
+        return json.dumps({"removed": self.removed, "widths": self.widths})
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Return the plan that `to_json` wrote."""
+        fields: Mapping[str, Any] = json.loads(text)
+        return cls({layer: tuple(units) for layer, units in fields["removed"].items()}, dict(fields["widths"]))
+
+    def __str__(self) -> str:
+        lines = [f"{layer}: {len(units)} of {self.widths[layer]} units leave" for layer, units in self.removed.items()]
+        return "\n".join(lines) or "nothing leaves"

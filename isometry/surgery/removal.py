@@ -1,0 +1,116 @@
+"""Removal of a plan's units, and the check that the pruned network equals the masked one."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from isometry.surgery.families import Family, Graph, trace
+from isometry.surgery.plan import Plan
+
+__all__ = ["mask", "remove"]
+
+_TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
+
+
+def remove(model: nn.Module, plan: Plan, inputs: Tensor) -> nn.Module:
+    """Return a physically smaller copy of `model` without the plan's units; `model` is left alone.
+
+    The copy's outputs at `inputs` are compared with those of the masked network, the one whose consumers ignore the
+    units that leave; LayerNorm and GroupNorm over removed channels make that comparison void and are exempt.
+
+    Args:
+        model: the network the plan was made for.
+        plan: units that leave, in the indices of `model`.
+        inputs: [B, ...], a batch that the model accepts, for the trace and the check.
+
+    Raises:
+        ValueError: the plan names layers or widths that `model` does not have, or breaks a family apart.
+        RuntimeError: the pruned and the masked network differ: this network cannot be cut exactly.
+    """
+    pruned = copy.deepcopy(model)
+    graph = trace(pruned, inputs)
+    chosen = _units(graph, plan)
+    masked = mask(model, [(family, units) for family, units in chosen if not family.mixes])
+    for family, units in chosen:
+        graph.cut(family, units)
+    if not any(family.mixes for family, _ in chosen):
+        _same(pruned, masked, inputs, plan)
+    return pruned
+
+
+def mask(model: nn.Module, chosen: list[tuple[Family, tuple[int, ...]]]) -> nn.Module:
+    """Return a copy of `model` of unchanged shape in which every consumer ignores the chosen units.
+
+    Whatever a unit adds (weights, bias, a BatchNorm's shift) is thereby gone, as if the unit had left.
+    """
+    masked = copy.deepcopy(model)
+    with torch.no_grad():
+        for family, units in chosen:
+            for member in family.of("inputs"):
+                _zero_inputs(masked.get_submodule(member.layer), member.take(units))
+    return masked
+
+
+def _zero_inputs(layer: nn.Module, channels: list[int]) -> None:
+    weight = layer.get_parameter("weight")
+    if isinstance(layer, nn.modules.conv._ConvTransposeNd):
+        weight[channels] = 0
+    elif (groups := getattr(layer, "groups", 1)) == 1:
+        weight[:, channels] = 0
+    else:
+        share_in, share_out = weight.shape[1], weight.shape[0] // groups
+        for channel in channels:
+            group = channel // share_in
+            weight[group * share_out : (group + 1) * share_out, channel % share_in] = 0
+
+
+def _units(graph: Graph, plan: Plan) -> list[tuple[Family, tuple[int, ...]]]:
+    """Return the families and units that a plan speaks of; refuse a plan that does not fit the network."""
+    chosen, covered = [], set()
+    for family in graph.families:
+        named = [member for member in family.of("units") if plan.removed.get(member.layer)]
+        if not named:
+            continue
+        gone = set(plan.removed[named[0].layer])
+        units = tuple(unit for unit, indices in named[0].indices.items() if gone.issuperset(indices))
+        for member in family.of("units"):
+            width = sum(map(len, member.indices.values()))
+            if plan.widths.get(member.layer) != width or set(plan.removed[member.layer]) != set(member.take(units)):
+                raise ValueError(
+                    f"The plan does not fit the network at {member.layer}: it has {width} units, coupled with "
+                    f"{', '.join(family.layers)}; the plan was made for {plan.widths.get(member.layer)} units there. "
+                    "Apply a plan to the network it was made for."
+                )
+            covered.add(member.layer)
+        chosen.append((family, units))
+    if missing := sorted(layer for layer, units in plan.removed.items() if units and layer not in covered):
+        reasons = "; ".join(f"{layer}: {graph.fixed.get(layer, 'no such layer')}" for layer in missing)
+        raise ValueError(f"The plan does not fit the network: {reasons}. Apply a plan to the network it was made for.")
+    return chosen
+
+
+@torch.no_grad()
+def _same(pruned: nn.Module, masked: nn.Module, inputs: Tensor, plan: Plan) -> None:
+    modes = {module: module.training for module in (*pruned.modules(), *masked.modules())}
+    try:
+        try:
+            outputs = [net.eval()(inputs) for net in (pruned, masked)]
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"The pruned network does not run ({error}); the units of {', '.join(plan.removed)} cannot be cut "
+                "exactly. Leave the layer out by naming the others: prune(..., layers=['pattern', ...])."
+            ) from error
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    small, large = (output if isinstance(output, Tensor) else output[0] for output in outputs)
+    error = float((small - large).abs().max() / large.abs().max().clamp_min(torch.finfo(large.dtype).tiny))
+    if not error <= _TOLERANCE.get(large.dtype, 2e-2):
+        raise RuntimeError(
+            f"The pruned network differs from the masked one by {error:.1e} (relative) after cutting "
+            f"{', '.join(plan.removed)}; it cannot be cut exactly. Leave the layer out by naming the others: "
+            "prune(..., layers=['pattern', ...])."
+        )

@@ -1,0 +1,376 @@
+"""Trial: an experiment described by data; run: many of them, in parallel, resumable, to one tidy table."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import joblib
+import pandas as pd
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from isometry import data, networks
+from isometry.measurement import measure
+from isometry.oracle import recover
+from isometry.pruners import Pruner, prune
+from isometry.surgery import Plan, archive
+from isometry.training import Recipe, evaluate, train
+
+__all__ = ["Trial", "provenance", "run", "write_table"]
+
+_MEASURED = 64
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One experiment: train dense, prune, repair or not, fine-tune; everything that decides its outcome.
+
+    Attributes:
+        dataset: a name that `data.load` knows.
+        network: a name that `networks.build` knows.
+        pretrain: how the dense network is trained.
+        finetune: how the pruned network is trained; None stops after pruning.
+        pruner: how units leave; None trains the dense network only.
+        ratio: the fraction of units removed from every hidden layer.
+        repair: None, "oracle" (`recover`), or "scratch" (the pruned architecture with fresh weights, the control that
+            owes nothing to the dense network).
+        seed: of initialisation, shuffling and the pruner.
+        options: further arguments of `networks.build`.
+        validation: how many training images are held out.
+    """
+
+    dataset: str
+    network: str
+    pretrain: Recipe
+    finetune: Recipe | None = None
+    pruner: Pruner | None = None
+    ratio: float = 0.0
+    repair: str | None = None
+    seed: int = 0
+    options: dict[str, Any] = field(default_factory=dict)
+    validation: int = 0
+
+    def __post_init__(self) -> None:
+        if self.repair not in (None, "oracle", "scratch"):
+            raise ValueError(f"Trial() got repair={self.repair!r}; it knows None, 'oracle' and 'scratch'.")
+        if self.pruner is None and (self.finetune or self.repair) or self.finetune is None and self.repair:
+            raise ValueError("Trial() got a repair or a fine-tuning with nothing before it: pass pruner=, then finetune=.")
+
+    @property
+    def pruner_name(self) -> str:
+        """The pruner's name in lower case, "dense" without one."""
+        return "dense" if self.pruner is None else type(self.pruner).__name__.lower()
+
+    @property
+    def key(self) -> str:
+        """A readable name, e.g. mlp-7-linear/mnist/l1-0.8/oracle/lr0.001/s3."""
+        parts = [self.network, self.dataset]
+        if self.pruner is not None:
+            parts.append(f"{self.pruner_name}-{self.ratio:g}")
+        if self.finetune is not None:
+            parts += [self.repair or "plain", f"lr{self.finetune.lr:g}"]
+        return "/".join([*parts, f"s{self.seed}"])
+
+
+def run(
+    trials: Sequence[Trial], folder: str | os.PathLike[str], *, jobs: int | None = None, progress: bool | None = None
+) -> pd.DataFrame:
+    """Run trials, each part of them once, and return all their rows.
+
+    What trials share (the dense network, the pruned network before repair) is computed once. Every part writes its
+    state after each epoch and its result when done: a run that was killed goes on where it was, and finished parts
+    are read back. A trial that diverges is recorded as such and does not stop the others.
+
+    Args:
+        trials: what to run.
+        folder: where parts are kept, a subfolder each, named by what they are and a digest of every setting.
+        jobs: processes, one thread each; None takes the number of cores.
+        progress: False silences the progress bar, None shows it in terminals and notebooks.
+
+    Returns:
+        A row a (trial, phase, epoch). Phases: "dense" and "pruned" (epoch 0), "repaired" (epoch 0), "finetune" (from
+        epoch 1). Columns: what the trial is, `accuracy` and `loss` on the test part, JSV statistics, `diverged`,
+        `parameters`.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    folder = Path(folder)
+    check_writable(folder)
+    waves: list[dict[str, _Part]] = [{}, {}, {}]
+    chains = []
+    for trial in trials:
+        chain = _parts(trial)
+        chains.append(chain)
+        for part in chain:
+            waves[part.level].setdefault(part.name, part)
+    workers = joblib.Parallel(n_jobs=jobs or os.cpu_count() or 1, return_as="generator_unordered")
+    total = sum(map(len, waves))
+    with tqdm(total=total, unit="part", desc="trials", disable=None if progress is None else not progress) as bar:
+        for wave in waves:
+            slowest_first = sorted(wave.values(), key=lambda part: -part.weight)
+            for name in workers(joblib.delayed(_execute)(part, folder) for part in slowest_first):
+                bar.update()
+                bar.set_postfix_str(name)
+    tables = []
+    for trial, chain in zip(trials, chains, strict=True):
+        rows = pd.concat([pd.read_csv(folder / part.name / "rows.csv") for part in chain], ignore_index=True)
+        facts = {
+            "trial": trial.key,
+            "network": trial.network,
+            "dataset": trial.dataset,
+            "pruner": trial.pruner_name,
+            "ratio": trial.ratio,
+            "repair": trial.repair or "none",
+            "lr": trial.finetune.lr if trial.finetune is not None else math.nan,
+            "seed": trial.seed,
+        }
+        for position, (name, value) in enumerate(facts.items()):
+            rows.insert(position, name, value)
+        tables.append(rows)
+    return pd.concat(tables, ignore_index=True)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A piece of work that trials may share: level 0 trains dense, 1 prunes, 2 repairs and fine-tunes."""
+
+    trial: Trial
+    level: int
+    parent: _Part | None
+
+    @functools.cached_property
+    def settings(self) -> dict[str, Any]:
+        """Everything that decides this part's outcome, as JSON types."""
+        t = self.trial
+        settings: dict[str, Any] = {
+            "network": t.network,
+            "dataset": t.dataset,
+            "options": t.options,
+            "validation": t.validation,
+            "pretrain": asdict(t.pretrain),
+            "seed": t.seed,
+        }
+        if self.level >= 1:
+            settings |= {"pruner": {"name": t.pruner_name, **asdict(t.pruner)}, "ratio": t.ratio}  # type: ignore[arg-type]
+        if self.level >= 2:
+            settings |= {"repair": t.repair, "finetune": asdict(t.finetune)}  # type: ignore[arg-type]
+        return json.loads(json.dumps(settings))
+
+    @property
+    def name(self) -> str:
+        """The part's folder: readable, and a digest of its settings."""
+        t = self.trial
+        parts = [t.network, t.dataset]
+        parts += [f"{t.pruner_name}-{t.ratio:g}"] if self.level else ["dense"]
+        parts += [t.repair or "plain", f"lr{t.finetune.lr:g}"] if self.level == 2 and t.finetune else []
+        digest = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:8]
+        return "/".join([*parts, f"s{t.seed}-{digest}"])
+
+    @property
+    def weight(self) -> float:
+        """A rough measure of duration, to start long parts first."""
+        return float(self.trial.pruner.trains) if self.level == 1 and self.trial.pruner else self.trial.ratio * -1.0
+
+
+def _parts(trial: Trial) -> list[_Part]:
+    dense = _Part(trial, 0, None)
+    if trial.pruner is None:
+        return [dense]
+    pruned = _Part(trial, 1, dense)
+    return [dense, pruned, _Part(trial, 2, pruned)] if trial.finetune is not None else [dense, pruned]
+
+
+@functools.lru_cache(maxsize=1)
+def _load(dataset: str, validation: int) -> data.Data:
+    return data.load(dataset, validation=validation)
+
+
+def _execute(part: _Part, folder: Path) -> str:
+    """Do one part unless it is done; return its name."""
+    torch.set_num_threads(1)
+    place = folder / part.name
+    done = place / "done.json"
+    if done.exists():
+        return part.name
+    place.mkdir(parents=True, exist_ok=True)
+    _write(place / "settings.json", json.dumps(part.settings, indent=1))
+    start = time.perf_counter()
+    work = (_train_dense, _prune_dense, _finetune)[part.level]
+    rows = work(part, folder, place)
+    _write(place / "rows.csv", pd.DataFrame(rows).to_csv(index=False))
+    (place / "training.safetensors").unlink(missing_ok=True)
+    (place / "rows.jsonl").unlink(missing_ok=True)
+    _write(done, json.dumps({"seconds": round(time.perf_counter() - start, 1), **software()}))
+    return part.name
+
+
+def _network(trial: Trial, classes: int) -> nn.Module:
+    return networks.build(trial.network, classes, seed=trial.seed, **trial.options)
+
+
+def _train_dense(part: _Part, folder: Path, place: Path) -> list[dict[str, Any]]:
+    trial = part.trial
+    dataset = _load(trial.dataset, trial.validation)
+    model = _network(trial, dataset.classes)
+    last = None
+    for epoch in train(
+        model, dataset, **_arguments(trial.pretrain), seed=trial.seed, checkpoint=place / "training.safetensors"
+    ):
+        last = epoch
+    diverged = last is not None and last.diverged
+    archive.write(model, Plan({}, {}), place / "model.safetensors")
+    return [_row(model, dataset, "dense", trial.pretrain.epochs, diverged)]
+
+
+def _prune_dense(part: _Part, folder: Path, place: Path) -> list[dict[str, Any]]:
+    trial = part.trial
+    assert part.parent is not None
+    assert trial.pruner is not None
+    dataset = _load(trial.dataset, trial.validation)
+    if _diverged(folder / part.parent.name):
+        return [{"phase": "pruned", "epoch": 0, "diverged": True}]
+    dense, _ = archive.read(
+        folder / part.parent.name / "model.safetensors", _network(trial, dataset.classes), dataset.train.inputs[:2]
+    )
+    result = prune(
+        dense,
+        trial.pruner,
+        trial.ratio,
+        data=dataset,
+        seed=trial.seed,
+        progress=False,
+        checkpoint=place / "training.safetensors",
+    )
+    archive.write(result.model, result.plan, place / "model.safetensors")
+    _write(place / "history.csv", result.history.to_csv(index=False))
+    diverged = bool(result.history["diverged"].any()) if len(result.history) else False
+    return [_row(result.model, dataset, "pruned", 0, diverged)]
+
+
+def _finetune(part: _Part, folder: Path, place: Path) -> list[dict[str, Any]]:
+    trial = part.trial
+    assert part.parent is not None
+    assert trial.finetune is not None
+    dataset = _load(trial.dataset, trial.validation)
+    if _diverged(folder / part.parent.name):
+        return [{"phase": "finetune", "epoch": 1, "diverged": True}]
+    model, plan = archive.read(
+        folder / part.parent.name / "model.safetensors", _network(trial, dataset.classes), dataset.train.inputs[:2]
+    )
+    rows = []
+    if trial.repair == "oracle":
+        model = recover(model)
+        rows = [_row(model, dataset, "repaired", 0, False)]
+    elif trial.repair == "scratch":
+        model = _scratch(trial, model, dataset)
+        rows = [_row(model, dataset, "repaired", 0, False)]
+    log = place / "rows.jsonl"
+    kept = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    for epoch in train(
+        model, dataset, **_arguments(trial.finetune), seed=trial.seed + 1, checkpoint=place / "training.safetensors"
+    ):
+        kept = [row for row in kept if row["epoch"] < epoch.number]
+        kept.append(_row(model, dataset, "finetune", epoch.number, epoch.diverged))
+        _write(log, "".join(json.dumps(row) + "\n" for row in kept))
+    return rows + kept
+
+
+def _scratch(trial: Trial, pruned: nn.Module, dataset: data.Data) -> nn.Module:
+    """Return a freshly initialised network of the pruned one's widths."""
+    widths = [m.out_features for m in pruned.modules() if isinstance(m, nn.Linear)][:-1]
+    return networks.build(
+        trial.network, dataset.classes, seed=trial.seed + 1000, **{**trial.options, "widths": tuple(widths)}
+    )
+
+
+def _arguments(recipe: Recipe) -> dict[str, Any]:
+    return {name: getattr(recipe, name) for name in recipe.__dataclass_fields__}
+
+
+def _diverged(place: Path) -> bool:
+    return bool(pd.read_csv(place / "rows.csv")["diverged"].any())
+
+
+def _row(model: nn.Module, dataset: data.Data, phase: str, epoch: int, diverged: bool) -> dict[str, Any]:
+    row: dict[str, Any] = {"phase": phase, "epoch": epoch, "diverged": diverged}
+    if diverged:
+        return row
+    result = evaluate(model, dataset.test)
+    report = measure(model, dataset.train.inputs[:_MEASURED], progress=False)
+    names = ("mean_jsv", "sem", "std_jsv", "max_jsv", "min_jsv", "condition_number", "isometry_gap")
+    row |= {"accuracy": result.accuracy, "loss": result.loss, **{name: getattr(report, name) for name in names}}
+    return row | {"parameters": sum(p.numel() for p in model.parameters())}
+
+
+def check_writable(folder: Path) -> None:
+    """Raise an OSError that names `folder` unless files can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".writable-{os.getpid()}"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise OSError(
+            f"cannot write to the output folder {folder} ({error.strerror}). Name another one, e.g. --runs runs."
+        ) from error
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def software() -> dict[str, str]:
+    """Return the commit of the source tree (with + where it was changed since) and the versions that matter."""
+    here = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        try:
+            done = subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True, timeout=20)
+        except (OSError, subprocess.SubprocessError):
+            return ""
+        return done.stdout.strip()
+
+    commit = git("rev-parse", "--short=12", "HEAD") or "unknown"
+    changed = "+" if git("status", "--porcelain", "--untracked-files=no", "--", str(here)) else ""
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "numpy", "torch-pruning", "isometry")}
+    return {"commit": commit + changed, "python": platform.python_version(), **versions}
+
+
+def provenance(trials: Sequence[Trial], folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return where the numbers of `run` came from: commits, versions, seeds, seconds of computing, settings."""
+    parts = {part.name: part for trial in trials for part in _parts(trial)}
+    records = [json.loads((Path(folder) / name / "done.json").read_text()) for name in parts]
+    seconds = sum(record.pop("seconds") for record in records)
+    last = [_parts(trial)[-1] for trial in trials]
+    return {
+        "software": [dict(items) for items in sorted({tuple(record.items()) for record in records})],
+        "seeds": sorted({trial.seed for trial in trials}),
+        "trials": len(trials),
+        "computing_seconds": round(seconds, 1),
+        "machine": f"{platform.machine()}, {platform.system()}, 1 thread a process",
+        "settings": {trial.key: part.settings for trial, part in zip(trials, last, strict=True)},
+    }
+
+
+def write_table(table: pd.DataFrame, origin: dict[str, Any], stem: str | os.PathLike[str]) -> None:
+    """Write `<stem>.csv` and `<stem>.json` atomically: the numbers and where they came from."""
+    stem = Path(stem)
+    check_writable(stem.parent)
+    _write(stem.with_name(stem.name + ".csv"), table.to_csv(index=False, float_format="%.6g"))
+    _write(stem.with_name(stem.name + ".json"), json.dumps(origin, indent=1) + "\n")
