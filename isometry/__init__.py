@@ -1,6 +1,63 @@
-"""Trainability analysis of pruned networks: see it, explain it, repair it."""
+"""Trainability analysis of pruned networks: see it, explain it, repair it.
+
+Pruning moves the singular values of a network's input-output Jacobian (JSVs) away from 1, and fine-tuning suffers.
+
+    import isometry
+
+    data = isometry.data.load("digits")
+    model = isometry.networks.build("mlp-7-linear", input_shape=data.input_shape, seed=0)
+    for epoch in isometry.train(model, data, lr=1e-2, epochs=90, batch_size=32):
+        pass
+    isometry.measure(model, data.test)                            # Report: mean JSV with its interval, spectrum, cost
+
+    pruned = isometry.prune(model, isometry.L1(), ratio=0.8)      # also Random, GReg, TPP; the network gets smaller
+    recovered = isometry.recover(pruned.model)                    # linear MLPs: every JSV becomes 1
+    isometry.compare({"dense": model, "L1": pruned.model, "recovered": recovered}, data.test)
+
+Every verb leaves its argument alone and returns a new thing; `train` trains in place. Spectra of explicit matrices are
+in `isometry.spectra`, channel surgery in `isometry.surgery`, experiments as data in `isometry.trials`, pictures in
+`isometry.plots`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from isometry import data, networks, spectra
 from isometry.measurement import Report, compare, measure
 from isometry.oracle import orthogonalize, recover
-from isometry.pruners import L1, TPP, GReg, Random, prune
-from isometry.training import evaluate, train
-from isometry import data, networks
+from isometry.pruners import L1, TPP, GReg, Pruner, Random, prune
+from isometry.surgery import Plan, load, save
+from isometry.training import Recipe, Steps, evaluate, train
+
+__all__ = [
+    "L1",
+    "TPP",
+    "GReg",
+    "Plan",
+    "Pruner",
+    "Random",
+    "Recipe",
+    "Report",
+    "Steps",
+    "compare",
+    "data",
+    "evaluate",
+    "load",
+    "measure",
+    "networks",
+    "orthogonalize",
+    "prune",
+    "recover",
+    "save",
+    "spectra",
+    "train",
+]
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Import `isometry.plots` and `isometry.trials` when first asked for: drawing is not needed to measure."""
+    if name in ("plots", "trials"):
+        return importlib.import_module(f"isometry.{name}")
+    raise AttributeError(f"module 'isometry' has no attribute {name!r}")

@@ -198,10 +198,10 @@ def read_bytes(path: Path) -> bytes:
     Raises:
         ValueError: the compressed file is truncated or corrupt.
     """
-    opener = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
+    unpack = {".gz": gzip.decompress, ".xz": lzma.decompress}.get(path.suffix)
+    content = path.read_bytes()
     try:
-        with opener(path, "rb") as stream:
-            return stream.read()
+        return unpack(content) if unpack else content
     except (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
         raise ValueError(
             f"{path} is truncated or corrupt: expected a whole {path.suffix} file, found {path.stat().st_size} bytes "

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from isometry.spectra import Operator
 
-__all__ = ["Jacobian", "example_inputs", "frozen", "input_shape"]
+__all__ = ["Jacobian", "check_independence", "chunk_size", "forward", "frozen"]
 
 
 class Jacobian(Operator):
@@ -34,7 +34,7 @@ class Jacobian(Operator):
         self.model = model
         self.inputs = inputs.detach().requires_grad_(True)
         with torch.enable_grad():
-            self.outputs = _outputs(model, self.inputs)
+            self.outputs = forward(model, self.inputs)
         if not bool(torch.isfinite(self.outputs).all()):
             raise ValueError(_first_nonfinite(model, self.inputs))
         self.batch = len(inputs)
@@ -81,48 +81,6 @@ class Jacobian(Operator):
         return out
 
 
-def input_shape(model: nn.Module, call: str) -> tuple[int, ...]:
-    """Return the shape of one input: the model's own `input_shape`, else what its first layer tells.
-
-    Args:
-        model: any module.
-        call: the call to recommend in the error, in which `inputs` stands for the missing argument.
-
-    Raises:
-        ValueError: the first layer does not tell the whole shape.
-    """
-    known = getattr(model, "input_shape", None)
-    if known is not None:
-        return tuple(known)
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear):
-            return (module.in_features,)
-        if next(module.parameters(recurse=False), None) is not None:
-            channels = getattr(module, "in_channels", None)
-            sides = (32,) * (1 if isinstance(module, nn.Conv1d) else 3 if isinstance(module, nn.Conv3d) else 2)
-            shape = ", ".join(map(str, (64, channels, *sides))) if channels else "64, ..."
-            verb, example = call.split("(")[0], call.replace("inputs", f"torch.randn({shape})")
-            raise ValueError(
-                f"{verb}() cannot infer an input shape from {name or 'the model'} ({type(module).__name__}). Pass "
-                f"inputs, e.g. {example}."
-            )
-    raise ValueError(
-        f"{call.split('(')[0]}() cannot infer an input shape from a model without parameters. Pass inputs, e.g. "
-        f"{call.replace('inputs', 'torch.randn(64, ...)')}."
-    )
-
-
-def example_inputs(model: nn.Module, count: int, *, seed: int = 0, call: str = "measure(model, inputs)") -> Tensor:
-    """Return `count` standard normal inputs of the shape that `input_shape` finds: [count, ...].
-
-    They have the model's device and the dtype of its first floating point parameter.
-    """
-    shape = input_shape(model, call)
-    like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
-    drawn = torch.randn(count, *shape, generator=torch.Generator().manual_seed(seed))
-    return drawn.to(like.device, like.dtype)
-
-
 @contextlib.contextmanager
 def frozen(model: nn.Module) -> Iterator[nn.Module]:
     """Lend `model` in eval mode with parameters that take no gradient, and put everything back afterwards.
@@ -161,14 +119,14 @@ def check_independence(model: nn.Module, inputs: Tensor) -> None:
     """
     pair = (inputs if len(inputs) > 1 else inputs.repeat_interleave(2, 0))[:2].detach().requires_grad_(True)
     with torch.enable_grad():
-        outputs = _outputs(model, pair)
+        outputs = forward(model, pair)
         if not outputs.requires_grad:
             return
         generator = torch.Generator().manual_seed(0)
         cotangent = torch.zeros_like(outputs)
         cotangent[0] = torch.randn(outputs[0].shape, generator=generator).to(outputs)
         (gradient,) = torch.autograd.grad(outputs, pair, cotangent, materialize_grads=True)
-    if bool((gradient[1] != 0).any()):
+    if bool((gradient[1].nan_to_num(0.0) != 0).any()):  # NaN is the Jacobian's own trouble, told elsewhere
         raise ValueError(
             f"measure() found that {_mixer(model, pair.detach())} mixes the samples of a batch, so there is no "
             "per-sample Jacobian. Make it independent of the batch (running statistics for a BatchNorm, batch_first="
@@ -176,7 +134,8 @@ def check_independence(model: nn.Module, inputs: Tensor) -> None:
         )
 
 
-def _outputs(model: nn.Module, inputs: Tensor) -> Tensor:
+def forward(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Return the outputs [B, ...] of a model at a batch, or say what is wrong with model or inputs."""
     try:
         outputs = model(inputs)
     except (RuntimeError, ValueError, IndexError) as error:
@@ -198,7 +157,7 @@ def _outputs(model: nn.Module, inputs: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _leaf_outputs(model: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
+def _leafforward(model: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
     """Return {name: first tensor output} of every leaf module, in the order of the forward pass."""
     seen: dict[str, Tensor] = {}
 
@@ -221,7 +180,7 @@ def _leaf_outputs(model: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
 
 
 def _first_nonfinite(model: nn.Module, inputs: Tensor) -> str:
-    for name, output in _leaf_outputs(model, inputs.detach()).items():
+    for name, output in _leafforward(model, inputs.detach()).items():
         if not bool(torch.isfinite(output).all()):
             return (
                 f"measure() found NaN or infinite values in the output of {name}, the first module to produce them. "
@@ -236,8 +195,8 @@ def _first_nonfinite(model: nn.Module, inputs: Tensor) -> str:
 def _mixer(model: nn.Module, pair: Tensor) -> str:
     """Return the name of the first leaf module whose output for sample 0 changes with sample 1."""
     other = torch.stack([pair[0], pair[1] + 1 + pair[1].abs()])
-    changed = _leaf_outputs(model, other)
-    for name, output in _leaf_outputs(model, pair).items():
+    changed = _leafforward(model, other)
+    for name, output in _leafforward(model, pair).items():
         same = changed.get(name)
         if same is not None and output.ndim and (len(output) != 2 or not torch.equal(output[0], same[0])):
             return name

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from isometry.data import Data, Split
-from isometry.jacobian import Jacobian, check_independence, chunk_size, example_inputs, frozen, input_shape
+from isometry.jacobian import Jacobian, check_independence, chunk_size, forward, frozen
+from isometry.networks import example_inputs, input_shape
 from isometry.spectra import Estimate, Spectrum, exact, mean_with_error
 
 __all__ = ["Cost", "Report", "compare", "measure"]
@@ -215,17 +216,19 @@ def measure(
     hidden = None if progress is None else not progress
     with frozen(model), tqdm(total=total, unit="sample", desc="measure", disable=hidden, delay=2) as bar:
         for batch in batches:
-            if not spectra:
-                check_independence(model, batch)
-                forwards, products = 2, 2
             for chunk in batch.split(_samples_at_once(model, batch)):
                 jacobian = Jacobian(model, chunk)
+                if not spectra:
+                    check_independence(model, chunk)
+                    forwards, products = 2, 2
                 spectra.append(exact(jacobian))
                 forwards += len(chunk)
                 products += round(jacobian.products * len(chunk))
                 bar.update(len(chunk))
     if not spectra:
-        raise ValueError("measure() got no inputs: the iterable is empty. Pass at least one batch, e.g. measure(model, x).")
+        raise ValueError(
+            "measure() got no inputs: the iterable is empty. Pass at least one batch, e.g. measure(model, x)."
+        )
     cost = Cost(forwards, products, time.perf_counter() - start)
     spectrum = Spectrum.pool(spectra)
     return Report(spectrum, "exact", cost, f"{len(spectrum)} {described}")
@@ -234,9 +237,8 @@ def measure(
 def _samples_at_once(model: nn.Module, batch: Tensor) -> int:
     """Return how many samples' Jacobians fit the memory meant for them."""
     with torch.no_grad():
-        outputs = model(batch[:1])
-    rank = min(outputs.numel(), batch[0].numel()) if isinstance(outputs, Tensor) else 1
-    return chunk_size(rank * max(batch[0].numel(), 1) * 12, len(batch), 2**29)
+        outputs = forward(model, batch[:2])[0]
+    return chunk_size(12 * min(outputs.numel(), batch[0].numel()) * batch[0].numel(), len(batch), 2**29)
 
 
 def _batches(
@@ -251,7 +253,9 @@ def _batches(
     if isinstance(inputs, Data):
         inputs = inputs.test
     if isinstance(inputs, Split) or (
-        isinstance(inputs, tuple) and len(inputs) == 2 and all(isinstance(part, Tensor) for part in inputs)
+        isinstance(inputs, tuple)
+        and len(inputs) == 2
+        and all(isinstance(part, Tensor) for part in inputs)
         and not inputs[1].is_floating_point()
     ):
         inputs = inputs[0]
@@ -312,7 +316,9 @@ def compare(
         ValueError: no network is given; and whatever `measure` refuses.
     """
     if not networks:
-        raise ValueError("compare() got no networks; it takes {name: model}, e.g. compare({'dense': a, 'pruned': b}, x).")
+        raise ValueError(
+            "compare() got no networks; it takes {name: model}, e.g. compare({'dense': a, 'pruned': b}, x)."
+        )
     if inputs is None:
         inputs = example_inputs(next(iter(networks.values())), _SAMPLES, seed=seed)
     elif not isinstance(inputs, Tensor | Data | tuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, fx, nn
@@ -110,7 +111,7 @@ def _chain(model: nn.Module) -> list[str]:
                 raise ValueError(_not_linear(f"{node.target} ({type(layer).__name__})", "is not a linear layer"))
         elif node.op not in ("placeholder", "output") and not _reshapes(node):
             raise ValueError(_not_linear(f"the operation {node.name}", "is not a linear layer"))
-        if len(node.users) > 1:
+        if sum(user.target not in ("size", getattr) for user in node.users) > 1:
             raise ValueError(_not_linear(f"the branch at {node.target}", "leaves the chain"))
     if not names:
         raise ValueError("recover() found no linear layer; e.g. recover(isometry.networks.build('mlp-7-linear')).")
@@ -130,7 +131,7 @@ def _not_linear(what: str, why: str) -> str:
     )
 
 
-def _check_widths(names: list[str], weights: list[Tensor]) -> None:
+def _check_widths(names: list[str], weights: Sequence[Tensor]) -> None:
     inputs, outputs = weights[0].shape[1], weights[-1].shape[0]
     rank = min(inputs, outputs)
     for name, weight in zip(names[:-1], weights[:-1], strict=True):

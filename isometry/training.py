@@ -79,7 +79,7 @@ class Recipe:
     batch_size: int = 100
     momentum: float = 0.9
     weight_decay: float = 1e-4
-    schedule: Steps | None = Steps()  # noqa: RUF009 (immutable)
+    schedule: Steps | None = Steps()
 
 
 class Penalty(Protocol):
@@ -113,7 +113,7 @@ def train(
     batch_size: int = 100,
     momentum: float = 0.9,
     weight_decay: float = 1e-4,
-    schedule: Steps | None = Steps(),  # noqa: B008 (immutable)
+    schedule: Steps | None = Steps(),
     penalty: Penalty | None = None,
     seed: int = 0,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -227,7 +227,13 @@ class _Loop:
         self.model.eval()
         diverged = not math.isfinite(float(loss_sum))
         return Epoch(
-            number, float(loss_sum) / seen, float(correct) / seen, rate, self.step, time.perf_counter() - start, diverged
+            number,
+            float(loss_sum) / seen,
+            float(correct) / seen,
+            rate,
+            self.step,
+            time.perf_counter() - start,
+            diverged,
         )
 
     def update(self, batch: Tensor) -> tuple[Tensor, Tensor]:

@@ -26,10 +26,10 @@ from isometry import data, networks
 from isometry.measurement import measure
 from isometry.oracle import recover
 from isometry.pruners import Pruner, prune
-from isometry.surgery import Plan, archive
+from isometry.surgery import Loaded, Plan, load, save
 from isometry.training import Recipe, evaluate, train
 
-__all__ = ["Trial", "provenance", "run", "write_table"]
+__all__ = ["Trial", "markdown", "provenance", "run", "write_table"]
 
 _MEASURED = 64
 
@@ -66,8 +66,10 @@ class Trial:
     def __post_init__(self) -> None:
         if self.repair not in (None, "oracle", "scratch"):
             raise ValueError(f"Trial() got repair={self.repair!r}; it knows None, 'oracle' and 'scratch'.")
-        if self.pruner is None and (self.finetune or self.repair) or self.finetune is None and self.repair:
-            raise ValueError("Trial() got a repair or a fine-tuning with nothing before it: pass pruner=, then finetune=.")
+        if (self.pruner is None and (self.finetune or self.repair)) or (self.finetune is None and self.repair):
+            raise ValueError(
+                "Trial() got a repair or a fine-tuning with nothing before it: pass pruner=, then finetune=."
+            )
 
     @property
     def pruner_name(self) -> str:
@@ -128,7 +130,7 @@ def run(
     tables = []
     for trial, chain in zip(trials, chains, strict=True):
         rows = pd.concat([pd.read_csv(folder / part.name / "rows.csv") for part in chain], ignore_index=True)
-        facts = {
+        facts: dict[str, Any] = {
             "trial": trial.key,
             "network": trial.network,
             "dataset": trial.dataset,
@@ -232,7 +234,7 @@ def _train_dense(part: _Part, folder: Path, place: Path) -> list[dict[str, Any]]
     ):
         last = epoch
     diverged = last is not None and last.diverged
-    archive.write(model, Plan({}, {}), place / "model.safetensors")
+    save(Loaded(model, Plan({}, {})), place / "model.safetensors")
     return [_row(model, dataset, "dense", trial.pretrain.epochs, diverged)]
 
 
@@ -243,9 +245,7 @@ def _prune_dense(part: _Part, folder: Path, place: Path) -> list[dict[str, Any]]
     dataset = _load(trial.dataset, trial.validation)
     if _diverged(folder / part.parent.name):
         return [{"phase": "pruned", "epoch": 0, "diverged": True}]
-    dense, _ = archive.read(
-        folder / part.parent.name / "model.safetensors", _network(trial, dataset.classes), dataset.train.inputs[:2]
-    )
+    dense = load(folder / part.parent.name / "model.safetensors", _network(trial, dataset.classes)).model
     result = prune(
         dense,
         trial.pruner,
@@ -255,7 +255,7 @@ def _prune_dense(part: _Part, folder: Path, place: Path) -> list[dict[str, Any]]
         progress=False,
         checkpoint=place / "training.safetensors",
     )
-    archive.write(result.model, result.plan, place / "model.safetensors")
+    save(result, place / "model.safetensors")
     _write(place / "history.csv", result.history.to_csv(index=False))
     diverged = bool(result.history["diverged"].any()) if len(result.history) else False
     return [_row(result.model, dataset, "pruned", 0, diverged)]
@@ -268,9 +268,7 @@ def _finetune(part: _Part, folder: Path, place: Path) -> list[dict[str, Any]]:
     dataset = _load(trial.dataset, trial.validation)
     if _diverged(folder / part.parent.name):
         return [{"phase": "finetune", "epoch": 1, "diverged": True}]
-    model, plan = archive.read(
-        folder / part.parent.name / "model.safetensors", _network(trial, dataset.classes), dataset.train.inputs[:2]
-    )
+    model = load(folder / part.parent.name / "model.safetensors", _network(trial, dataset.classes)).model
     rows = []
     if trial.repair == "oracle":
         model = recover(model)
@@ -366,6 +364,12 @@ def provenance(trials: Sequence[Trial], folder: str | os.PathLike[str]) -> dict[
         "machine": f"{platform.machine()}, {platform.system()}, 1 thread a process",
         "settings": {trial.key: part.settings for trial, part in zip(trials, last, strict=True)},
     }
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """Return a table as GitHub markdown, one row a line."""
+    lines = [list(map(str, table.columns)), ["---"] * table.shape[1], *table.astype(str).to_numpy().tolist()]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def write_table(table: pd.DataFrame, origin: dict[str, Any], stem: str | os.PathLike[str]) -> None:

@@ -8,10 +8,11 @@ from functools import partial
 import torch
 from torch import nn
 
+from isometry.networks.inputs import example_inputs, input_shape
 from isometry.networks.lenet import LeNet5
 from isometry.networks.mlp import MLP
 
-__all__ = ["build", "names"]
+__all__ = ["build", "example_inputs", "input_shape", "names"]
 
 
 def _mlp(activation: type[nn.Module], classes: int, input_shape: Sequence[int], widths: Sequence[int]) -> nn.Module:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -32,7 +33,7 @@ class MLP(nn.Module):
         self.input_shape = tuple(input_shape)
         sizes = [math.prod(self.input_shape), *widths, classes]
         layers: list[nn.Module] = []
-        for before, after in zip(sizes, sizes[1:], strict=False):
+        for before, after in pairwise(sizes):
             layers += [nn.Linear(before, after), activation()]
         self.flatten = nn.Flatten()
         self.net = nn.Sequential(*layers[:-1])

@@ -212,7 +212,13 @@ class _Layer:
     """One layer with leaving units: its weight, and the tensors that the L2 term and the zeroing act on."""
 
     def __init__(
-        self, model: nn.Module, index: int, name: str, units: list[int], scales: list[tuple[Tensor, Tensor]], biases: bool
+        self,
+        model: nn.Module,
+        index: int,
+        name: str,
+        units: list[int],
+        scales: list[tuple[Tensor, Tensor]],
+        biases: bool,
     ) -> None:
         layer = model.get_submodule(name)
         self.index, self.name, self.units = index, name, units

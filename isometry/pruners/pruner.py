@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from isometry.data import Data, Split
-from isometry.jacobian import example_inputs
-from isometry.surgery import Family, Graph, Plan, remove, trace
+from isometry.networks import example_inputs
+from isometry.surgery import Family, Graph, Plan, refuse, remove, trace
 
 __all__ = ["Pruned", "Pruner", "Run", "Size", "magnitude", "prune"]
 
@@ -166,9 +166,11 @@ def prune(
             f"{name} trains before it removes and got no data. Pass some, e.g. "
             f"prune(model, isometry.{name}(), 0.8, data=isometry.data.load('digits'))."
         )
+    refuse(model)
     work = copy.deepcopy(model)
     if inputs is None:
-        inputs = split.inputs[:2] if split is not None else example_inputs(model, 2, call="prune(model, pruner, ratio, inputs=...)")
+        call = "prune(model, pruner, ratio, inputs=inputs)"
+        inputs = split.inputs[:2] if split is not None else example_inputs(model, 2, call=call)
     inputs = inputs.to(next((p.device for p in model.parameters()), inputs.device))
     graph = trace(work, inputs)
     ratios = _ratios(graph, ratio, layers)

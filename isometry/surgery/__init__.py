@@ -1,7 +1,8 @@
 """Taking units out of a network; nothing here trains."""
 
-from isometry.surgery.families import Family, Graph, Member, trace
+from isometry.surgery.archive import Loaded, load, save
+from isometry.surgery.families import Family, Graph, Member, refuse, trace
 from isometry.surgery.plan import Plan
 from isometry.surgery.removal import mask, remove
 
-__all__ = ["Family", "Graph", "Member", "Plan", "mask", "remove", "trace"]
+__all__ = ["Family", "Graph", "Loaded", "Member", "Plan", "load", "mask", "refuse", "remove", "save", "trace"]

@@ -4,34 +4,60 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import NamedTuple, Protocol
 
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from isometry.networks import example_inputs
 from isometry.surgery.plan import Plan
 from isometry.surgery.removal import remove
 
-__all__ = ["read", "write"]
+__all__ = ["Loaded", "load", "save"]
 
 
-def write(model: nn.Module, plan: Plan, path: str | os.PathLike[str]) -> None:
-    """Write the weights of a pruned `model` and its `plan` to one safetensors file, atomically."""
+class _Result(Protocol):
+    """Anything with a pruned network and its plan, what `prune` returns for instance."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The pruned network."""
+
+    @property
+    def plan(self) -> Plan:
+        """The units that left."""
+
+
+class Loaded(NamedTuple):
+    """What `load` returns: the pruned `model` and its `plan`."""
+
+    model: nn.Module
+    plan: Plan
+
+
+def save(result: _Result, path: str | os.PathLike[str]) -> None:
+    """Write a pruned network to one safetensors file, weights and plan, atomically and without pickle.
+
+    Args:
+        result: what `prune` returned, or anything with a `model` and its `plan`.
+        path: the file; its folder is made where absent.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    tensors = {name: tensor.detach().clone().contiguous().cpu() for name, tensor in model.state_dict().items()}
-    save_file(tensors, partial, {"format": "isometry-1", "plan": plan.to_json()})
+    tensors = {name: tensor.detach().clone().contiguous().cpu() for name, tensor in result.model.state_dict().items()}
+    save_file(tensors, partial, {"format": "isometry-1", "plan": result.plan.to_json()})
     os.replace(partial, path)
 
 
-def read(path: str | os.PathLike[str], model: nn.Module, inputs: Tensor) -> tuple[nn.Module, Plan]:
-    """Return a pruned copy of the dense `model` with the weights of the file, and the plan.
+def load(path: str | os.PathLike[str], model: nn.Module, *, inputs: Tensor | None = None) -> Loaded:
+    """Return a pruned copy of the dense `model` with the weights of the file, and the plan; `model` is left alone.
 
     Args:
-        path: a file that `write` wrote.
+        path: a file that `save` wrote.
         model: a network of the original architecture; its weights do not matter.
-        inputs: [B, ...], a batch that it accepts, for the trace.
+        inputs: [B, ...], a batch that it accepts, for the trace; None asks the first layer for the shape.
 
     Raises:
         ValueError: the file is no such archive, is truncated, or belongs to another architecture.
@@ -47,6 +73,8 @@ def read(path: str | os.PathLike[str], model: nn.Module, inputs: Tensor) -> tupl
     if "plan" not in meta:
         raise ValueError(f"{path} carries no plan; it takes a file that isometry.save(result, path) wrote.")
     plan = Plan.from_json(meta["plan"])
+    if inputs is None:
+        inputs = example_inputs(model, 2, call="load(path, model, inputs=inputs)")
     pruned = remove(model, plan, inputs)
     expected = {name: tuple(tensor.shape) for name, tensor in pruned.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -57,4 +85,4 @@ def read(path: str | os.PathLike[str], model: nn.Module, inputs: Tensor) -> tupl
             f"{found.get(wrong)} in the file. Build the network it was pruned from and load again."
         )
     pruned.load_state_dict(tensors)
-    return pruned, plan
+    return Loaded(pruned, plan)

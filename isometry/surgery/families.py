@@ -13,7 +13,7 @@ import torch_pruning as tp
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-__all__ = ["Family", "Graph", "Member", "trace"]
+__all__ = ["Family", "Graph", "Member", "refuse", "trace"]
 
 _UNIT_LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 _NORMS = (nn.modules.batchnorm._BatchNorm,)
@@ -98,14 +98,15 @@ def trace(model: nn.Module, inputs: Tensor) -> Graph:
         ValueError: tied weights, weight_norm or other parametrisations, masks of torch.nn.utils.prune, by the name of
             the layer and with the call that resolves it.
     """
-    _refuse(model)
+    refuse(model)
     names = {module: name for name, module in model.named_modules()}
     graph = tp.DependencyGraph()
     with _traceable(model), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         graph.build_dependency(model, inputs, verbose=False)
         groups = list(graph.get_all_groups())
-    families, fixed = [], {}
+    families: list[Family] = []
+    fixed: dict[str, str] = {}
     for group in groups:
         family = _family(group, names)
         if reason := _reason_fixed(group, graph, names):
@@ -118,7 +119,8 @@ def trace(model: nn.Module, inputs: Tensor) -> Graph:
     return Graph(model, families, fixed, graph)
 
 
-def _refuse(model: nn.Module) -> None:
+def refuse(model: nn.Module) -> None:
+    """Raise a ValueError for what surgery would break: parametrisations, masks, weight_norm, tied weights."""
     owners: dict[int, str] = {}
     for name, module in model.named_modules():
         if parametrize.is_parametrized(module):
@@ -201,5 +203,5 @@ def _reason_fixed(group: Any, graph: tp.DependencyGraph, names: dict[nn.Module, 
         if isinstance(node.module, nn.LSTM | nn.MultiheadAttention):
             return f"its units meet {names.get(node.module, 'a layer')} ({type(node.module).__name__})"
     if not any(_role(i.dep.target.module, i.dep.handler) == "inputs" for i in group if i.dep.target.module in names):
-        return "nothing in the network consumes its units"
+        return "its units are outputs of the network"
     return None

@@ -33,9 +33,13 @@ def remove(model: nn.Module, plan: Plan, inputs: Tensor) -> nn.Module:
     pruned = copy.deepcopy(model)
     graph = trace(pruned, inputs)
     chosen = _units(graph, plan)
-    masked = mask(model, [(family, units) for family, units in chosen if not family.mixes])
+    masked = copy.deepcopy(model)
     for family, units in chosen:
-        graph.cut(family, units)
+        try:
+            _ignore(masked, family, units)
+            graph.cut(family, units)
+        except (IndexError, RuntimeError, ValueError) as error:
+            raise RuntimeError(_inexact(f"The units of {', '.join(family.layers)} cannot leave ({error})")) from error
     if not any(family.mixes for family, _ in chosen):
         _same(pruned, masked, inputs, plan)
     return pruned
@@ -47,11 +51,15 @@ def mask(model: nn.Module, chosen: list[tuple[Family, tuple[int, ...]]]) -> nn.M
     Whatever a unit adds (weights, bias, a BatchNorm's shift) is thereby gone, as if the unit had left.
     """
     masked = copy.deepcopy(model)
-    with torch.no_grad():
-        for family, units in chosen:
-            for member in family.of("inputs"):
-                _zero_inputs(masked.get_submodule(member.layer), member.take(units))
+    for family, units in chosen:
+        _ignore(masked, family, units)
     return masked
+
+
+@torch.no_grad()
+def _ignore(model: nn.Module, family: Family, units: tuple[int, ...]) -> None:
+    for member in family.of("inputs"):
+        _zero_inputs(model.get_submodule(member.layer), member.take(units))
 
 
 def _zero_inputs(layer: nn.Module, channels: list[int]) -> None:
@@ -99,18 +107,19 @@ def _same(pruned: nn.Module, masked: nn.Module, inputs: Tensor, plan: Plan) -> N
         try:
             outputs = [net.eval()(inputs) for net in (pruned, masked)]
         except RuntimeError as error:
-            raise RuntimeError(
-                f"The pruned network does not run ({error}); the units of {', '.join(plan.removed)} cannot be cut "
-                "exactly. Leave the layer out by naming the others: prune(..., layers=['pattern', ...])."
-            ) from error
+            raise RuntimeError(_inexact(f"The pruned network does not run ({error})")) from error
     finally:
         for module, mode in modes.items():
             module.training = mode
     small, large = (output if isinstance(output, Tensor) else output[0] for output in outputs)
-    error = float((small - large).abs().max() / large.abs().max().clamp_min(torch.finfo(large.dtype).tiny))
-    if not error <= _TOLERANCE.get(large.dtype, 2e-2):
-        raise RuntimeError(
-            f"The pruned network differs from the masked one by {error:.1e} (relative) after cutting "
-            f"{', '.join(plan.removed)}; it cannot be cut exactly. Leave the layer out by naming the others: "
-            "prune(..., layers=['pattern', ...])."
-        )
+    gap = float((small - large).abs().max() / large.abs().max().clamp_min(torch.finfo(large.dtype).tiny))
+    if not gap <= _TOLERANCE.get(large.dtype, 2e-2):
+        cut = ", ".join(layer for layer, units in plan.removed.items() if units)
+        raise RuntimeError(_inexact(f"The pruned network differs from the masked one by {gap:.1e} (relative): {cut}"))
+
+
+def _inexact(what: str) -> str:
+    return (
+        f"{what}; this network cannot be cut exactly. Leave the layer out by naming the others: prune(..., "
+        "layers=['pattern', ...])."
+    )

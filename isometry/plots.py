@@ -1,0 +1,193 @@
+"""Results in, matplotlib axes out. One colour a method, in every figure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from isometry.measurement import Report
+
+__all__ = ["colour", "comparison", "spectrum", "sweep", "trajectory"]
+
+_COLOURS = {
+    "dense": "#222222",
+    "random": "#8c8c8c",
+    "l1": "#1f77b4",
+    "greg": "#ff7f0e",
+    "tpp": "#2ca02c",
+    "scratch": "#9467bd",
+    "oracle": "#d62728",
+}
+_SPARE = sns.color_palette("husl", 9).as_hex()
+
+
+def colour(name: str) -> str:
+    """Return the colour of a method or network: the longest known method in its name decides, else a spare one."""
+    low = name.lower()
+    known = [method for method in _COLOURS if method in low]
+    if known:
+        return _COLOURS[max(known, key=lambda method: (low.find(method) == 0, len(method)))]
+    return _SPARE[sum(map(ord, low)) % len(_SPARE)]
+
+
+def _axes(ax: Axes | None) -> Axes:
+    return plt.subplots(figsize=(6.4, 4.2), layout="constrained")[1] if ax is None else ax
+
+
+def spectrum(x: Report | Mapping[str, Report], ax: Axes | None = None, *, bins: int = 60) -> Axes:
+    """Draw the density of the JSVs, a step line a network, with the isometry line at 1.
+
+    The axis is logarithmic where the values span more than a factor of 30. Bars of one standard error over samples
+    are drawn where a bin holds enough to see them.
+
+    Args:
+        x: a report, or {name: report}.
+        ax: where to draw; a new figure when None.
+        bins: number of bins.
+    """
+    import torch
+
+    ax = _axes(ax)
+    reports = {"network": x} if isinstance(x, Report) else dict(x)
+    values = np.concatenate([r.spectrum.values[r.spectrum.weights > 0].numpy() for r in reports.values()])
+    top = max(float(values.max()), 1.0) * 1.05
+    positive = values[values > top * 1e-9]
+    low = min(float(positive.min()), 1.0) * 0.95 if len(positive) else 0.5
+    logarithmic = top / low > 30
+    edges = np.geomspace(low, top, bins + 1) if logarithmic else np.linspace(0, top, bins + 1)
+    for name, report in reports.items():
+        share, error = (part.numpy() for part in report.spectrum.histogram(torch.from_numpy(edges)))
+        width = np.diff(np.log10(edges)) if logarithmic else np.diff(edges)
+        ax.stairs(share / width, edges, color=colour(name), label=f"{name}, mean {report.mean_jsv:.3g}", linewidth=1.6)
+        if np.isfinite(error).all():
+            middle = np.sqrt(edges[1:] * edges[:-1]) if logarithmic else (edges[1:] + edges[:-1]) / 2
+            ax.errorbar(
+                middle, share / width, error / width, fmt="none", ecolor=colour(name), elinewidth=0.7, alpha=0.6
+            )
+    ax.axvline(1, color="#d62728", linewidth=1, linestyle=":", label="isometry")
+    if logarithmic:
+        ax.set_xscale("log")
+    ax.set_xlabel("Jacobian singular value")
+    ax.set_ylabel("density (per decade)" if logarithmic else "density")
+    ax.set_ylim(bottom=0)
+    ax.legend(frameon=False, fontsize="small")
+    return ax
+
+
+def trajectory(table: pd.DataFrame, ax: Axes | None = None, *, y: str = "mean_jsv", by: str = "method") -> Axes:
+    """Draw `y` against the fine-tuning epoch, a line a method: the mean over seeds, the band one standard deviation.
+
+    Args:
+        table: columns `epoch` (0 is just before fine-tuning), `seed`, `by` and `y`.
+        ax: where to draw; a new figure when None.
+        y: the column drawn; mean JSVs get a logarithmic axis with the isometry line at 1.
+        by: the column that names the method; names that contain "+" are drawn dashed.
+    """
+    ax = _axes(ax)
+    _require(table, "trajectory", "epoch", by, y)
+    for name, rows in table.groupby(by, sort=False):
+        over = rows.groupby("epoch")[y].agg(["mean", "std"]).fillna(0.0)
+        style: dict[str, Any] = {"color": colour(str(name)), "linestyle": "--" if "+" in str(name) else "-"}
+        ax.plot(over.index, over["mean"], label=str(name), linewidth=1.4, **style)
+        floor = over["mean"] * 0.05 if y == "mean_jsv" else -math.inf
+        ax.fill_between(
+            over.index,
+            np.maximum(over["mean"] - over["std"], floor),
+            over["mean"] + over["std"],
+            color=style["color"],
+            alpha=0.15,
+            linewidth=0,
+        )
+    last = int(table["epoch"].max())
+    ax.set_xscale("symlog", linthresh=1)
+    ticks = [tick for tick in (0, 1, 3, 10, 30, 90, 300) if tick <= last]
+    ax.xaxis.set_major_locator(FixedLocator(ticks))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:g}"))
+    ax.set_xlim(0, last)
+    ax.set_xlabel("fine-tuning epoch")
+    ax.set_ylabel(_label(y))
+    if y == "mean_jsv":
+        ax.set_yscale("log")
+        ax.axhline(1, color="#d62728", linewidth=1, linestyle=":")
+    return ax
+
+
+def sweep(
+    table: pd.DataFrame, ax: Axes | None = None, *, x: str = "ratio", y: str = "mean_jsv", by: str = "method"
+) -> Axes:
+    """Draw `y` against `x`, a line a method, error bars of one standard deviation over seeds.
+
+    Args:
+        table: columns `x`, `y`, `by`.
+        ax: where to draw; a new figure when None.
+        x: the column on the horizontal axis.
+        y: the column drawn; mean JSVs get a logarithmic axis with the isometry line at 1.
+        by: the column that names the method.
+    """
+    ax = _axes(ax)
+    _require(table, "sweep", x, y, by)
+    for name, rows in table.groupby(by, sort=False):
+        over = rows.groupby(x)[y].agg(["mean", "std"]).fillna(0.0)
+        ax.errorbar(
+            over.index, over["mean"], over["std"], label=str(name), color=colour(str(name)), marker="o",
+            markersize=4, capsize=3, linestyle="--" if "+" in str(name) else "-", linewidth=1.4,
+        )  # fmt: skip
+    if y == "mean_jsv":
+        ax.set_yscale("log")
+        ax.axhline(1, color="#d62728", linewidth=1, linestyle=":")
+    ax.set_xlabel(_label(x))
+    ax.set_ylabel(_label(y))
+    ax.legend(frameon=False, fontsize="small")
+    return ax
+
+
+def comparison(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Draw the table of `isometry.compare`: a bar a network, its mean JSV with the 95 % interval over samples.
+
+    Args:
+        table: columns `network`, `mean_jsv`, `interval_low`, `interval_high`.
+        ax: where to draw; a new figure when None.
+    """
+    ax = _axes(ax)
+    _require(table, "comparison", "network", "mean_jsv", "interval_low", "interval_high")
+    means = table["mean_jsv"].to_numpy()
+    reach = np.nan_to_num(np.stack([means - table["interval_low"], table["interval_high"] - means]).clip(0))
+    for row, name in enumerate(table["network"]):
+        ax.bar(row, means[row], yerr=reach[:, [row]], color=colour(str(name)), capsize=4, width=0.6)
+    ax.set_xticks(range(len(table)), table["network"], rotation=20 if len(table) > 4 else 0)
+    positive = means[means > 0]
+    if len(positive) and positive.max() / positive.min() > 30:
+        ax.set_yscale("log")
+    ax.axhline(1, color="#d62728", linewidth=1, linestyle=":", label="isometry")
+    ax.set_ylabel("mean JSV (95 % interval over samples)")
+    ax.legend(frameon=False, fontsize="small")
+    return ax
+
+
+def _label(column: str) -> str:
+    names = {
+        "mean_jsv": "mean JSV",
+        "accuracy": "test accuracy",
+        "ratio": "ratio of units removed",
+        "lr": "learning rate",
+    }
+    return names.get(column, column.replace("_", " "))
+
+
+def _require(table: Any, verb: str, *columns: str) -> None:
+    missing = [column for column in columns if column not in getattr(table, "columns", [])]
+    if missing or not len(table):
+        found = ", ".join(map(str, getattr(table, "columns", []))) or type(table).__name__
+        raise ValueError(
+            f"plots.{verb}() got a table with {len(table)} rows and the columns {found}; it takes a DataFrame with rows "
+            f"and the columns {', '.join(columns)}, e.g. the one that isometry.trials.run returns."
+        )

@@ -1,0 +1,42 @@
+import pytest
+import torch
+from torch import nn
+
+from isometry import networks
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("mlp-7-linear", 154_010), ("mlp-7-relu", 154_010), ("lenet-5-linear", 61_706), ("lenet-5-relu", 61_706)],
+)
+def test_networks_have_the_published_size(name: str, parameters: int) -> None:
+    net = networks.build(name)
+    assert sum(p.numel() for p in net.parameters()) == parameters
+    assert net(torch.zeros(3, 1, 32, 32)).shape == (3, 10)
+    assert net.input_shape == (1, 32, 32)
+    assert any(isinstance(m, nn.ReLU) for m in net.modules()) == name.endswith("relu")
+
+
+def test_the_linear_mlp_is_affine() -> None:
+    net = networks.build("mlp-7-linear", seed=0, input_shape=(9,), widths=(8, 7)).double()
+    x, y = torch.randn(2, 5, 9, dtype=torch.float64)
+    torch.testing.assert_close(net(x + y) + net(torch.zeros_like(x)), net(x) + net(y))
+    assert [n for n, m in net.named_modules() if isinstance(m, nn.Linear)] == ["net.0", "net.2", "net.4"]
+
+
+def test_a_seed_fixes_the_weights_and_leaves_the_global_generator_alone() -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    one, same, other = (networks.build("lenet-5-relu", seed=s).conv1.weight for s in (0, 0, 1))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_bad_names_and_options_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"'mlp7'; it knows lenet-5-linear.*mlp-7-relu"):
+        networks.build("mlp7")
+    with pytest.raises(ValueError, match=r"unknown option width; it takes input_shape, widths"):
+        networks.build("mlp-7-relu", width=3)
+    with pytest.raises(ValueError, match=r"input_shape=\(1, 28, 28\)"):
+        networks.build("lenet-5-relu", input_shape=(1, 28, 28))

@@ -1,0 +1,66 @@
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib import pyplot as plt
+
+from isometry import compare, measure, networks, plots
+
+
+@pytest.fixture(autouse=True)
+def close() -> object:
+    yield
+    plt.close("all")
+
+
+def test_spectra_are_densities_with_the_isometry_line() -> None:
+    reports = {
+        name: measure(networks.build(name, seed=0), torch.randn(16, 1, 32, 32))
+        for name in ("mlp-7-relu", "lenet-5-relu")
+    }
+    ax = plots.spectrum(reports)
+    texts = [t.get_text() for t in ax.get_legend().get_texts()]
+    assert [t.split(",")[0] for t in texts] == ["mlp-7-relu", "lenet-5-relu", "isometry"]
+    stairs = [p for p in ax.patches if hasattr(p, "get_data")]
+    values, edges, _ = stairs[0].get_data()
+    assert ax.get_xscale() == "log"
+    assert float((values * np.diff(np.log10(edges))).sum()) == pytest.approx(1, abs=1e-6)
+    linear = plots.spectrum(measure(torch.nn.Linear(4, 4), torch.randn(3, 4)), plt.subplots()[1])
+    assert linear.lines[0].get_xdata()[0] == 1
+
+
+def test_trajectories_draw_the_mean_and_spread_over_seeds() -> None:
+    table = pd.DataFrame(
+        {"epoch": [0, 1, 0, 1] * 2, "seed": [0, 0, 1, 1] * 2, "method": ["L1"] * 4 + ["L1 + oracle"] * 4,
+         "mean_jsv": [0.1, 0.2, 0.3, 0.4, 1, 1, 1, 1], "accuracy": np.linspace(0.1, 0.8, 8)}
+    )  # fmt: skip
+    ax = plots.trajectory(table)
+    assert ax.lines[0].get_ydata() == pytest.approx([0.2, 0.3])
+    assert (ax.lines[0].get_linestyle(), ax.lines[1].get_linestyle()) == ("-", "--")
+    assert ax.lines[0].get_color() == ax.lines[1].get_color() == plots.colour("L1")
+    assert ax.get_yscale() == "log"
+    assert plots.trajectory(table, y="accuracy").get_yscale() == "linear"
+    assert plots.sweep(table, x="epoch").get_ylabel() == "mean JSV"
+
+
+def test_comparisons_have_intervals_and_can_be_saved(tmp_path: Path) -> None:
+    nets = {"dense": networks.build("mlp-7-relu", seed=0), "L1": networks.build("mlp-7-relu", seed=1)}
+    ax = plots.comparison(compare(nets, torch.randn(8, 1, 32, 32)))
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["dense", "L1"]
+    ax.figure.savefig(tmp_path / "c.png")
+    assert (tmp_path / "c.png").stat().st_size > 1000
+
+
+def test_methods_keep_their_colour() -> None:
+    assert plots.colour("TPP") == plots.colour("tpp + oracle") == plots.colour("TPP, 0.9")
+    assert len({plots.colour(n) for n in ("dense", "random", "L1", "GReg", "TPP", "scratch")}) == 6
+    assert plots.colour("my net") == plots.colour("my net")
+
+
+def test_wrong_tables_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"plots\.trajectory\(\) got a table with 0 rows"):
+        plots.trajectory(pd.DataFrame())
+    with pytest.raises(ValueError, match=r"the columns a; it takes a DataFrame .* network, mean_jsv"):
+        plots.comparison(pd.DataFrame({"a": [1]}))

@@ -1,0 +1,250 @@
+import copy
+import math
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from conftest import batch_norm_net
+from torch import Tensor, nn
+
+import isometry
+from isometry import L1, TPP, GReg, Random, evaluate, measure, networks, prune, train
+from isometry.data import Split
+from isometry.pruners.tpp import add_gram_gradient, gram_penalty
+
+SHORT = {"delta": 0.05, "interval": 2, "stabilise": 60, "zero_out": 5, "batch_size": 64}
+
+
+@pytest.fixture(scope="module")
+def dense(request: pytest.FixtureRequest) -> nn.Module:
+    net = networks.build("mlp-7-linear", seed=0, input_shape=(1, 8, 8), widths=(30,) * 3)
+    list(train(net, isometry.data.load("digits"), lr=0.01, epochs=30, batch_size=32))
+    return net
+
+
+def slow_gram(w: Tensor, leaving: set[int]) -> float:
+    """Eq. 3 entry by entry, in Python floats."""
+    total, n = 0.0, len(w)
+    for i in range(n):
+        for j in range(n):
+            if i in leaving or j in leaving:
+                total += sum(float(a) * float(b) for a, b in zip(w[i], w[j], strict=True)) ** 2
+    return total / n**2
+
+
+def test_the_gram_penalty_and_its_gradient_match_the_equation() -> None:
+    w = torch.randn(5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    leaving = torch.tensor([0, 1, 0, 1, 1]).double()
+    value = gram_penalty(w, leaving)
+    assert value.item() == pytest.approx(slow_gram(w.detach(), {1, 3, 4}), rel=1e-13)
+    (autograd,) = torch.autograd.grad(value, w)
+    kept = 1 - leaving
+    found = torch.ones_like(w)
+    add_gram_gradient(found, w.detach(), 1 - torch.outer(kept, kept), 3.0)
+    torch.testing.assert_close(found, 1 + 3 * autograd, rtol=1e-13, atol=1e-13)
+    step = 1e-6
+    for i, j in ((0, 2), (1, 0), (4, 6)):
+        moved = [w.detach().clone() for _ in range(2)]
+        moved[0][i, j] += step
+        moved[1][i, j] -= step
+        slope = (slow_gram(moved[0], {1, 3, 4}) - slow_gram(moved[1], {1, 3, 4})) / (2 * step)
+        assert float(autograd[i, j]) == pytest.approx(slope, rel=1e-6)
+
+
+def test_tpp_follows_an_independent_slow_training(digits: isometry.data.Data) -> None:
+    """Every term by autograd on an explicit loss, in float64, plain SGD by hand."""
+    x, y = digits.train.inputs[:96].double(), digits.train.targets[:96]
+    net = networks.build("mlp-7-linear", seed=1, input_shape=(1, 8, 8), widths=(8, 6)).double()
+    reference = copy.deepcopy(net)
+    settings = {"delta": 0.25, "interval": 3, "stabilise": 8, "zero_out": 2, "batch_size": 32}
+    result = prune(net, TPP(**settings, gram=2.0, lr=0.01, weight_decay=1e-3), 0.5, data=(x, y), seed=4)
+    layers = [reference.net[0], reference.net[2]]
+    leaving = [layer.weight.detach().abs().mean(1).argsort()[: len(layer.weight) // 2] for layer in layers]
+    velocity = [torch.zeros_like(p) for p in reference.parameters()]
+    order, step, switch = torch.Generator().manual_seed(4), 0, 12
+    while step < switch + 8:
+        for batch in torch.randperm(96, generator=order).split(32):
+            if step >= switch + 8:
+                break
+            strength = min(0.25 * (step // 3), 1.0)
+            loss = nn.functional.cross_entropy(reference(x[batch]), y[batch])
+            for layer, gone in zip(layers, leaving, strict=True):
+                gram = layer.weight @ layer.weight.T
+                penalised = torch.zeros_like(gram)
+                penalised[gone] = 1
+                penalised[:, gone] = 1
+                loss = loss + 2.0 * strength * (gram * penalised).square().mean()
+                loss = loss + strength / 2 * (layer.weight[gone].square().sum() + layer.bias[gone].square().sum())
+            grads = torch.autograd.grad(loss, list(reference.parameters()))
+            with torch.no_grad():
+                for p, g, v in zip(reference.parameters(), grads, velocity, strict=True):
+                    v.mul_(0.9).add_(g + 1e-3 * p)
+                    p.sub_(0.01 * v)
+                for index, (layer, gone) in enumerate(zip(layers, leaving, strict=True)):
+                    if step + 1 - switch >= 2 * (index + 1):
+                        layer.weight[gone] = 0
+                        layer.bias[gone] = 0
+            step += 1
+    kept = [
+        sorted(set(range(len(layer.weight))) - set(gone.tolist())) for layer, gone in zip(layers, leaving, strict=True)
+    ]
+    torch.testing.assert_close(result.model.net[0].weight, layers[0].weight[kept[0]], rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(result.model.net[2].weight, layers[1].weight[kept[1]][:, kept[0]], rtol=1e-9, atol=1e-11)
+    assert result.history["steps"].iloc[-1] == 20
+    assert list(result.history["phase"].unique()) == ["grow", "stabilise"]
+
+
+def test_tpp_without_gram_is_greg_exactly(dense: nn.Module, digits: isometry.data.Data) -> None:
+    same = {**SHORT, "interval": 10, "zero_out": None, "magnitude_ratio": 1.3}
+    greg = prune(dense, GReg(**same), 0.5, data=digits)
+    tpp = prune(dense, TPP(**same, gram=0.0, biases=False, norms=False), 0.5, data=digits)
+    for one, other in zip(greg.model.state_dict().values(), tpp.model.state_dict().values(), strict=True):
+        assert torch.equal(one, other)
+    pd.testing.assert_frame_equal(greg.history.drop(columns="seconds"), tpp.history.drop(columns="seconds"))
+    assert greg.history["strength"].max() < 1  # the magnitude ratio ended the growth
+
+
+def test_tpp_keeps_what_one_shot_pruning_loses(dense: nn.Module, digits: isometry.data.Data) -> None:
+    grown = TPP(delta=5e-3, interval=5, stabilise=300, zero_out=50, batch_size=64)
+    l1, tpp = prune(dense, L1(), 0.7), prune(dense, grown, 0.7, data=digits)
+    assert tpp.plan == l1.plan
+    assert evaluate(tpp.model, digits.validation).accuracy > evaluate(l1.model, digits.validation).accuracy + 0.2
+    assert measure(tpp.model, digits.validation).mean_jsv > 3 * measure(l1.model, digits.validation).mean_jsv
+
+
+def test_tpp_shrinks_the_batchnorm_that_follows_and_works_without_one(digits: isometry.data.Data) -> None:
+    net = batch_norm_net()
+    data = Split(torch.randn(128, 3, 8, 8), torch.arange(128) % 5)
+    seen: dict[str, Any] = {}
+
+    class Watched(TPP):
+        def recede(self, run: Any, chosen: Any) -> None:
+            super().recede(run, chosen)
+            seen["norm"], seen["units"] = run.model[1].requires_grad_(False), chosen[0][1]
+
+    prune(net, Watched(**SHORT), {"0": 0.5}, data=data)
+    norm, units = seen["norm"], list(seen["units"])
+    assert float(norm.weight[units].abs().max()) == float(norm.bias[units].abs().max()) == 0
+    kept = [u for u in range(8) if u not in units]
+    assert float(norm.weight[kept].abs().min()) > 0
+
+
+def test_an_interrupted_pruning_goes_on_bit_for_bit(
+    dense: nn.Module, digits: isometry.data.Data, tmp_path: Path
+) -> None:
+    whole = prune(dense, GReg(**SHORT, magnitude_ratio=50.0), 0.5, data=digits)
+
+    class Killed(GReg):
+        def penalty(self, run: Any, chosen: Any) -> Any:
+            penalty = super().penalty(run, chosen)
+            original = penalty.gradients
+
+            def gradients(step: int) -> None:
+                if step == 50:
+                    raise KeyboardInterrupt
+                original(step)
+
+            penalty.gradients = gradients
+            return penalty
+
+    file = tmp_path / "pruning.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        prune(dense, Killed(**SHORT, magnitude_ratio=50.0), 0.5, data=digits, checkpoint=file)
+    resumed = prune(dense, GReg(**SHORT, magnitude_ratio=50.0), 0.5, data=digits, checkpoint=file)
+    assert len(resumed.history) < len(whole.history)
+    for one, other in zip(whole.model.state_dict().values(), resumed.model.state_dict().values(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_l1_removes_the_smallest_units_and_says_what_it_did() -> None:
+    net = networks.build("mlp-7-relu", seed=0, input_shape=(12,), widths=(10, 8))
+    result = prune(net, L1(), 0.35)
+    sizes = net.net[0].weight.detach().abs().mean(1)
+    assert set(result.plan.removed["net.0"]) == set(sizes.argsort()[:4].tolist())  # ceil(3.5)
+    assert len(result.plan.removed["net.2"]) == 3
+    assert "net.4" not in result.plan.removed
+    assert (result.model.net[0].out_features, result.model.net[2].out_features) == (6, 5)
+    assert result.before.parameters == 12 * 10 + 10 + 10 * 8 + 8 + 8 * 10 + 10
+    assert result.after.parameters == 12 * 6 + 6 + 6 * 5 + 5 + 5 * 10 + 10
+    assert result.after.flops == 2 * (12 * 6 + 6 * 5 + 5 * 10)
+    assert result.after.bytes == 4 * result.after.parameters
+    assert result.left_alone == {"net.4": "its units are outputs of the network"}
+    assert len(result.history) == 0
+    assert "parameters 308 -> 173" in str(result)
+
+
+@pytest.mark.parametrize("pruner", [L1(), Random()])
+def test_a_larger_ratio_removes_a_superset(pruner: isometry.Pruner) -> None:
+    net = networks.build("lenet-5-relu", seed=3)
+    plans = [prune(net, pruner, ratio, seed=5).plan for ratio in (0.0, 0.2, 0.5, 0.8)]
+    assert plans[0].ratio == 0
+    for small, large in pairwise(plans):
+        assert all(set(small.removed[layer]) <= set(large.removed[layer]) for layer in small.removed)
+    assert prune(net, pruner, 0.5, seed=5).plan == plans[2]
+
+
+def test_published_widths() -> None:
+    net = networks.build("mlp-7-linear", seed=0)
+    for ratio, width in ((0.1, 90), (0.3, 70), (0.5, 50), (0.7, 30), (0.8, 20), (0.9, 10)):
+        result = prune(net, L1(), ratio)
+        assert [m.out_features for m in result.model.modules() if isinstance(m, nn.Linear)] == [width] * 6 + [10]
+
+
+def test_patterns_choose_layers_and_later_ones_win() -> None:
+    net = networks.build("lenet-5-relu", seed=0)
+    result = prune(net, L1(), {"*": 0.25, "conv*": 0.5, "conv1": 0.0})
+    assert {layer: len(units) for layer, units in result.plan.removed.items()} == {
+        "conv1": 0, "conv2": 8, "conv3": 60, "fc1": 21,
+    }  # fmt: skip
+    only = prune(net, L1(), 0.5, layers="conv2")
+    assert list(only.plan.removed) == ["conv2"]
+    assert only.left_alone["fc1"] == "not asked for"
+
+
+def test_the_model_given_is_left_alone(dense: nn.Module, digits: isometry.data.Data) -> None:
+    before = copy.deepcopy(dense.state_dict())
+    dense.train()
+    prune(dense, TPP(**SHORT), 0.5, data=digits)
+    assert all(torch.equal(before[name], tensor) for name, tensor in dense.state_dict().items())
+    assert dense.training
+    assert all(p.grad is None or math.isfinite(float(p.grad.sum())) for p in dense.parameters())
+
+
+MLP = networks.build("mlp-7-relu", seed=0)
+CONV = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3))
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.a(x) + self.b(x))
+
+
+BAD = [
+    (lambda: prune(MLP, L1(), 1.0), ValueError, "ratio 1.0; it is the fraction of units removed, at least 0 and below 1"),
+    (lambda: prune(MLP, L1(), -0.1), ValueError, "ratio -0.1"),
+    (lambda: prune(MLP, L1(), float("nan")), ValueError, "ratio nan"),
+    (lambda: prune(MLP, L1(), 0.996), ValueError, r"leave none of its 100 units\. At most 99 can leave: ratio=0\.99"),
+    (lambda: prune(MLP, L1(), {"conv*": 0.5}), ValueError, r"pattern 'conv\*', which matches none of the layers"),
+    (lambda: prune(MLP, L1(), {"net.12": 0.5}), ValueError, "net.12 matches, but its units are outputs of the network"),
+    (lambda: prune(MLP, L1(), 0.5, layers=["x"]), ValueError, "pattern 'x'"),
+    (lambda: prune(Tied(), L1(), {"a": 0.5, "b": 0.2}), ValueError, r"ratio 0\.2 for b and 0\.5 for a, but their units can only leave together"),
+    (lambda: prune(MLP, TPP(), 0.5), ValueError, r"TPP trains before it removes and got no data\. .* prune\(model, isometry\.TPP\(\), 0\.8, data="),
+    (lambda: prune(nn.Sequential(nn.Linear(4, 2)), L1(), 0.5), ValueError, "found nothing to prune .0: its units are outputs"),
+    (lambda: prune(CONV, L1(), 0.5), ValueError, r"prune\(\) cannot infer an input shape from 0 \(Conv2d\)\. Pass inputs, e\.g\. prune\(model, pruner, ratio, inputs=torch\.randn\(64, 3, 32, 32\)\)"),
+    (lambda: prune(MLP, "l1", 0.5), TypeError, "it takes a Pruner"),
+    (lambda: prune(MLP, TPP(stabilise=300), 0.5, data=(torch.randn(4, 1, 32, 32), torch.zeros(4).long())), ValueError, "zeroing layer after layer every 100 steps takes 600"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", range(len(BAD)))
+def test_bad_input_is_refused_with_the_call_that_works(case: int) -> None:
+    call, kind, message = BAD[case]
+    with pytest.raises(kind, match=message):
+        call()
