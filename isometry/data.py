@@ -6,6 +6,7 @@ import gzip
 import lzma
 import os
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -86,7 +87,49 @@ _IDX = {
         0.3530,
     ),
 }
-_VALIDATION = {"digits": 180, "mnist": 5000, "fashion-mnist": 5000}
+
+
+@dataclass(frozen=True)
+class _CifarSet:
+    """CIFAR's binary version: records of label bytes (the last one is the class) and 3x32x32 pixels."""
+
+    url: str
+    md5: str
+    folder: str
+    files: tuple[tuple[str, ...], tuple[str, ...]]
+    labels: int
+    classes: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    counts: tuple[int, int] = (50000, 10000)
+
+
+_CIFAR = {
+    "cifar10": _CifarSet(
+        "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+        "c32a1d4ab5d03f1284b67883e8d87530",
+        "cifar-10-batches-bin",
+        (tuple(f"data_batch_{i}.bin" for i in range(1, 6)), ("test_batch.bin",)),
+        1,
+        10,
+        (0.4914, 0.4822, 0.4465),
+        (0.2470, 0.2435, 0.2616),
+    ),
+    "cifar100": _CifarSet(
+        "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
+        "03b5dce01913d631647c71ecec9e9cb8",
+        "cifar-100-binary",
+        (("train.bin",), ("test.bin",)),
+        2,
+        100,
+        (0.5071, 0.4867, 0.4408),
+        (0.2675, 0.2565, 0.2761),
+    ),
+}
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+"""Mean and standard deviation of ImageNet's pixels, which many CIFAR networks were trained with too."""
+
+_VALIDATION = {"digits": 180, "mnist": 5000, "fashion-mnist": 5000, "cifar10": 5000, "cifar100": 5000}
 
 
 def names() -> list[str]:
@@ -94,19 +137,28 @@ def names() -> list[str]:
     return sorted(_VALIDATION)
 
 
-def load(name: str = "digits", root: str | os.PathLike[str] | None = None, *, validation: int | None = None) -> Data:
+def load(
+    name: str = "digits",
+    root: str | os.PathLike[str] | None = None,
+    *,
+    validation: int | None = None,
+    normalisation: tuple[Sequence[float], Sequence[float]] | None = None,
+) -> Data:
     """Load an image set into memory.
 
     `digits` is scikit-learn's (1,797 real 8x8 images; a stratified fifth is the test part, inputs divided by the
     training part's mean and standard deviation); nothing is downloaded. `mnist` and `fashion-mnist` are resized to
-    32x32 (bilinear, as the papers have them) and normalised by the published mean and standard deviation.
+    32x32 (bilinear, as the papers have them) and normalised by the published mean and standard deviation. `cifar10`
+    and `cifar100` are read from their binary version and normalised by their own means and standard deviations.
 
     Args:
         name: one of `names()`.
         root: the folder that holds the files, itself or in a subfolder of the set's name; defaults to $ISOMETRY_DATA,
             then to the user's cache, where absent files are downloaded once and checked against their MD5.
         validation: how many training images become the validation part (drawn once, the same for every call).
-            Defaults to a tenth of digits' and 5,000 of MNIST's; 0 trains on all of the published training part.
+            Defaults to a tenth of digits' and 5,000 of the others'; 0 trains on all of the published training part.
+        normalisation: (mean, standard deviation) of each channel to divide CIFAR's pixels in [0, 1] by, where weights
+            need another than the set's own: `data.IMAGENET` for instance.
 
     Returns:
         `Data` with `train`, `validation` and `test`.
@@ -117,7 +169,18 @@ def load(name: str = "digits", root: str | os.PathLike[str] | None = None, *, va
     """
     if name not in _VALIDATION:
         raise ValueError(f"data.load() got the name {name!r}; it knows {', '.join(names())}.")
-    train, test = _digits() if name == "digits" else _idx_set(name, root)
+    if normalisation is not None and name not in _CIFAR:
+        raise ValueError(
+            f"data.load({name!r}) got a normalisation, which only {' and '.join(_CIFAR)} take, e.g. "
+            "data.load('cifar10', normalisation=isometry.data.IMAGENET)."
+        )
+    train, test = (
+        _digits()
+        if name == "digits"
+        else _idx_set(name, root)
+        if name in _IDX
+        else _cifar_set(name, root, normalisation)
+    )
     count = _VALIDATION[name] if validation is None else validation
     if not 0 <= count < len(train.targets):
         raise ValueError(
@@ -129,7 +192,8 @@ def load(name: str = "digits", root: str | os.PathLike[str] | None = None, *, va
     parts = [Split(train.inputs[index], train.targets[index]) if count else train for index in (kept, held)]
     if not count:
         parts[1] = Split(train.inputs[:0], train.targets[:0])
-    return Data(name, parts[0], parts[1], test, 10, tuple(train.inputs.shape[1:]))
+    classes = _CIFAR[name].classes if name in _CIFAR else 10
+    return Data(name, parts[0], parts[1], test, classes, tuple(train.inputs.shape[1:]))
 
 
 def _digits() -> tuple[Split, Split]:
@@ -159,6 +223,44 @@ def _idx_set(name: str, root: str | os.PathLike[str] | None) -> tuple[Split, Spl
         inputs = resized.float().div_(255).sub_(source.mean).div_(source.std)
         parts.append(Split(inputs, torch.from_numpy(labels).long()))
     return parts[0], parts[1]
+
+
+def _cifar_set(
+    name: str, root: str | os.PathLike[str] | None, normalisation: tuple[Sequence[float], Sequence[float]] | None
+) -> tuple[Split, Split]:
+    source = _CIFAR[name]
+    folder = _folder(name, root, source.files[0][0])
+    if folder is None:
+        cache = Path(pooch.os_cache("isometry")) / name
+        unpack = pooch.Untar(extract_dir=".")
+        pooch.retrieve(
+            source.url,
+            known_hash=f"md5:{source.md5}",
+            fname=f"{name}.tar.gz",
+            path=cache,
+            processor=unpack,
+            progressbar=True,
+        )
+        folder = cache / source.folder
+    mean, std = (torch.tensor(part).view(3, 1, 1) for part in normalisation or (source.mean, source.std))
+    parts = []
+    for files, count in zip(source.files, source.counts, strict=True):
+        width, share = source.labels + 3072, count // len(files)
+        records = np.concatenate([_records(_file(name, folder, file, "", ""), width, share) for file in files])
+        pixels = torch.from_numpy(records[:, source.labels :].reshape(-1, 3, 32, 32))
+        inputs = pixels.float().div_(255).sub_(mean).div_(std)
+        parts.append(Split(inputs, torch.from_numpy(records[:, source.labels - 1].astype(np.int64))))
+    return parts[0], parts[1]
+
+
+def _records(path: Path, width: int, count: int) -> np.ndarray:
+    content = read_bytes(path)
+    if len(content) != width * count:
+        raise ValueError(
+            f"{path} is truncated or foreign: expected {count} records of {width} bytes, {width * count} bytes; found "
+            f"{len(content)} bytes."
+        )
+    return np.frombuffer(content, np.uint8).reshape(count, width)
 
 
 def _folder(name: str, root: str | os.PathLike[str] | None, probe: str) -> Path | None:

@@ -80,7 +80,7 @@ def test_a_set_with_a_missing_part_is_named(tmp_path: Path) -> None:
 
 
 def test_unknown_names_and_splits_are_refused() -> None:
-    with pytest.raises(ValueError, match="'minst'; it knows digits, fashion-mnist, mnist"):
+    with pytest.raises(ValueError, match="'minst'; it knows cifar10, cifar100, digits, fashion-mnist, mnist"):
         data.load("minst")
     with pytest.raises(ValueError, match="validation=1437; it takes 0 to 1436"):
         data.load("digits", validation=1437)
