@@ -25,9 +25,10 @@ import importlib
 from types import ModuleType
 
 from isometry import data, networks, spectra
-from isometry.measurement import Report, compare, measure
+from isometry.measurement import compare, measure
 from isometry.oracle import orthogonalize, recover
 from isometry.pruners import L1, TPP, GReg, Pruner, Random, prune
+from isometry.report import Report
 from isometry.surgery import Plan, load, save
 from isometry.training import Recipe, Steps, evaluate, train
 

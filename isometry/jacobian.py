@@ -1,208 +1,267 @@
-"""Jacobian: a network at B inputs, seen as B linear maps from input to output."""
+"""Jacobian: a differentiable function at B leaves, seen as B linear maps, by the best route that it supports."""
 
 from __future__ import annotations
 
 import contextlib
-import math
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.autograd import forward_ad
 
 from isometry.spectra import Operator
 
-__all__ = ["Jacobian", "check_independence", "chunk_size", "forward", "frozen"]
+__all__ = ["BACKWARD", "FORWARD", "Jacobian"]
+
+BACKWARD = ("batched", "loop", "replicated", "one by one", "differences")
+"""Routes to Jᵀu, from the first tried to the last resort."""
+FORWARD = ("linearize", "double vjp", "jvp", "differences")
+"""Routes to J v, likewise; `linearize` pays only over very many products and is tried where those are announced."""
+
+_LINEARIZE_FROM = 200
+_OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory ran out, on any device."""
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or any(words in str(error).lower() for words in _OUT_OF_MEMORY)
+
+
+class AdjointError(ArithmeticError):
+    """<u, J v> and <Jᵀu, v> differ, by a share of their size: one of the two derivatives is wrong."""
 
 
 class Jacobian(Operator):
-    """The Jacobians d output / d input of `model` at every sample of a batch, one forward pass for all of them.
+    """The Jacobians d output / d leaf of `function` at every sample of a batch, from one forward pass.
 
-    Outputs and inputs are flattened: m output entries, n input entries a sample. The model must be `frozen`.
+    Outputs and leaf are flattened: m output entries, n leaf entries a sample. Samples must not influence each other.
+    When a route fails (an operation without the derivative it needs, a graph that cannot be used twice), the next one
+    of the ladder is taken, and `routes` says which ones were.
 
     Args:
-        model: maps [B, ...] to a tensor [B, ...].
-        inputs: [B, ...], floating point.
+        function: leaf [B, ...] -> outputs [B, ...].
+        leaf: [B, ...], floating point.
+        backward: start the ladder for Jᵀu at this route; None starts at "batched" on CUDA, at "loop" elsewhere.
+        forward: start the ladder for J v at this route; None starts at "double vjp".
+        expected: about how many products J v will be asked for; very many make "linearize" worth its set-up.
 
     Raises:
-        TypeError: the output is no floating point tensor.
-        ValueError: the output's first dimension is not B; samples of the batch influence each other (the message
-            names the module that mixes them); an output or a gradient is NaN or infinite (the message names the
-            first module to produce one).
+        FloatingPointError: an output or a gradient is NaN or infinite; the message is "outputs" or "gradient".
+        AdjointError: by no route is J the transpose of Jᵀ.
     """
 
-    def __init__(self, model: nn.Module, inputs: Tensor) -> None:
-        self.model = model
-        self.inputs = inputs.detach().requires_grad_(True)
+    def __init__(
+        self,
+        function: Callable[[Tensor], Tensor],
+        leaf: Tensor,
+        *,
+        backward: str | None = None,
+        forward: str | None = None,
+        expected: int = 0,
+    ) -> None:
+        self.function = function
+        self.leaf = leaf.detach().requires_grad_(True)
         with torch.enable_grad():
-            self.outputs = forward(model, self.inputs)
+            # The clone lets a function change its argument in place.
+            self.outputs = function(self.leaf.clone())
         if not bool(torch.isfinite(self.outputs).all()):
-            raise ValueError(_first_nonfinite(model, self.inputs))
-        self.batch = len(inputs)
-        self.rows, self.columns = self.outputs[0].numel(), inputs[0].numel()
-        self.dtype, self.device = inputs.dtype, inputs.device
+            raise FloatingPointError("outputs")
+        self.batch = len(leaf)
+        self.rows, self.columns = self.outputs[0].numel(), leaf[0].numel()
+        self.dtype, self.device = leaf.dtype, leaf.device
         self.products = 0.0
+        self.chunk = 8
+        self.routes: set[str] = set()
+        self.backward = backward or ("batched" if leaf.is_cuda else "loop")
+        self.forward = forward or ("linearize" if expected >= _LINEARIZE_FROM else "double vjp")
+        self._pushed: Callable[[Tensor], Tensor] | None = None
 
     def rmatvec(self, u: Tensor) -> Tensor:
-        """Apply Jᵀ, one backward pass for each of k vectors: u [B, k, m] -> [B, k, n]."""
-        out = torch.empty(self.batch, u.shape[1], self.columns, dtype=self.dtype, device=self.device)
-        for k in range(u.shape[1]):
-            out[:, k] = self._pull(u[:, k].reshape(self.outputs.shape)).flatten(1)
+        """Apply Jᵀ to k vectors: u [B, k, m] -> [B, k, n], each about one backward pass."""
         self.products += u.shape[1]
-        return out
+        if not self.outputs.requires_grad:
+            return u.new_zeros(self.batch, u.shape[1], self.columns).to(self.dtype)
+        while True:
+            try:
+                result = self._pull(u.to(self.outputs))
+            except (RuntimeError, NotImplementedError) as error:
+                self.backward = self._next(BACKWARD, self.backward, error)
+                continue
+            self.routes.add(self.backward)
+            if not bool(torch.isfinite(result).all()):
+                raise FloatingPointError("gradient")
+            return result
 
-    def _pull(self, cotangent: Tensor) -> Tensor:
-        if not self.outputs.requires_grad:  # the output does not depend on the input
-            return torch.zeros_like(self.inputs)
-        (gradient,) = torch.autograd.grad(
-            self.outputs, self.inputs, cotangent.to(self.outputs), retain_graph=True, materialize_grads=True
+    def _pull(self, u: Tensor) -> Tensor:
+        count = u.shape[1]
+        cotangents = u.reshape(self.batch, count, *self.outputs.shape[1:])
+        if self.backward == "differences":
+            return u.to(self.dtype) @ self._by_differences()
+        result = torch.empty(self.batch, count, self.columns, dtype=self.dtype, device=self.device)
+        if self.backward == "loop":
+            for k in range(count):
+                result[:, k] = self.pullback(cotangents[:, k])[0].flatten(1)
+        elif self.backward == "batched":
+            for part in torch.arange(count).split(self.chunk):
+                stacked = cotangents[:, part].transpose(0, 1)
+                (gradient,) = torch.autograd.grad(
+                    self.outputs, self.leaf, stacked, retain_graph=True, is_grads_batched=True, materialize_grads=True
+                )
+                result[:, part] = gradient.flatten(2).transpose(0, 1)
+        elif self.backward == "replicated":
+            for part in torch.arange(count).split(self.chunk):
+                result[:, part] = self._afresh(self.leaf, cotangents[:, part])
+        else:
+            for b in range(self.batch):
+                for k in range(count):
+                    result[b, k] = self._afresh(self.leaf[b : b + 1], cotangents[b : b + 1, k : k + 1])[0, 0]
+        return result
+
+    def pullback(self, cotangent: Tensor, taps: Sequence[Tensor] = ()) -> tuple[Tensor, ...]:
+        """Return the gradients of one cotangent [B, ...] at the leaf and at every tapped activation."""
+        return torch.autograd.grad(
+            self.outputs, (self.leaf, *taps), cotangent, retain_graph=True, materialize_grads=True
         )
-        if not bool(torch.isfinite(gradient).all()):
-            raise ValueError(
-                "measure() found a Jacobian with NaN or infinite entries although the outputs are finite: an operation "
-                "of the network has no derivative at these inputs (sqrt or norm at 0, for instance). Shift the inputs "
-                "a little: measure(model, inputs + 1e-6 * torch.randn_like(inputs))."
-            )
-        return gradient
+
+    def _afresh(self, leaf: Tensor, cotangents: Tensor) -> Tensor:
+        """Return [b, k, n] by a forward and a backward pass over the batch repeated k times, keeping no graph."""
+        count = cotangents.shape[1]
+        copies = leaf.detach().repeat_interleave(count, 0).requires_grad_(True)
+        with torch.enable_grad():
+            # Plain backward: it runs where autograd.grad does not (re-entrant checkpointing).
+            self.function(copies.clone()).backward(cotangents.flatten(0, 1))
+        assert copies.grad is not None
+        return copies.grad.flatten(1).unflatten(0, (len(leaf), count))
 
     def matvec(self, v: Tensor) -> Tensor:
-        """Apply J by differentiating u -> Jᵀu, which is linear: v [B, k, n] -> [B, k, m]."""
-        dummy = torch.zeros_like(self.outputs, requires_grad=True)
-        out = torch.zeros(self.batch, v.shape[1], self.rows, dtype=self.dtype, device=self.device)
+        """Apply J to k vectors: v [B, k, n] -> [B, k, m]."""
         self.products += v.shape[1]
+        out = torch.zeros(self.batch, v.shape[1], self.rows, dtype=self.dtype, device=self.device)
         if not self.outputs.requires_grad:
             return out
-        (pulled,) = torch.autograd.grad(self.outputs, self.inputs, dummy, create_graph=True, materialize_grads=True)
-        if pulled.requires_grad:
-            for k in range(v.shape[1]):
-                (pushed,) = torch.autograd.grad(
-                    pulled, dummy, v[:, k].reshape(pulled.shape), retain_graph=True, materialize_grads=True
+        tangents = v.to(self.leaf).reshape(self.batch, v.shape[1], *self.leaf.shape[1:])
+        while True:
+            try:
+                push = self._pushed or self._checked(self._pusher())
+                for k in range(v.shape[1]):
+                    out[:, k] = push(tangents[:, k]).detach().flatten(1)
+            except (RuntimeError, NotImplementedError, TypeError, AdjointError) as error:
+                self._pushed = None
+                self.forward = self._next(FORWARD, self.forward, error)
+                continue
+            self._pushed = push
+            self.routes.add(self.forward)
+            if not bool(torch.isfinite(out).all()):
+                raise FloatingPointError("gradient")
+            return out
+
+    def _checked(self, push: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """Return `push` if <u, J v> = <Jᵀu, v> for random signs u and v: a route can be wrong without an error.
+
+        A once-differentiable function, for instance, silently drops out of a second backward pass.
+        """
+        generator = torch.Generator().manual_seed(0)
+
+        def signs(like: Tensor) -> Tensor:
+            return (2.0 * torch.randint(0, 2, like.shape, generator=generator) - 1).to(like.detach())
+
+        v, u = signs(self.leaf), signs(self.outputs)
+        pushed = push(v).detach()
+        pulled = self.rmatvec(u.reshape(self.batch, 1, -1)).view(self.leaf.shape)
+        self.products += 1
+        gap = ((u * pushed).flatten(1).sum(1) - (pulled * v).flatten(1).sum(1)).abs()
+        # Either side is a sum of terms of random sign; its size is the norm of the terms, not their sum.
+        size = (pushed.flatten(1).norm(dim=1) + pulled.flatten(1).norm(dim=1)).clamp_min(1e-30)
+        allowed = 2e-2 if self.forward == "differences" else 1e4 * torch.finfo(self.dtype).eps
+        if bool((gap > allowed * size).any()):
+            raise AdjointError(float((gap / size).max()))
+        return push
+
+    def _pusher(self) -> Callable[[Tensor], Tensor]:
+        if self.forward == "linearize":
+            with _quiet():
+                return torch.func.linearize(self.function, self.leaf.detach())[1]
+        if self.forward == "double vjp":
+            # u -> Jᵀu is linear, so its own gradient along v is J v, at any u.
+            dummy = torch.zeros_like(self.outputs, requires_grad=True)
+            with torch.enable_grad():
+                (pulled,) = torch.autograd.grad(
+                    self.outputs, self.leaf, dummy, create_graph=True, materialize_grads=True
                 )
-                out[:, k] = pushed.flatten(1)
-        return out
+            if not pulled.requires_grad:
+                raise NotImplementedError("the backward pass has no derivative")
+            return lambda v: torch.autograd.grad(pulled, dummy, v, retain_graph=True, materialize_grads=True)[0]
+        if self.forward == "jvp":
+            return self._jvp
+        return self._difference
+
+    def _jvp(self, v: Tensor) -> Tensor:
+        with _quiet(), forward_ad.dual_level():
+            tangent = forward_ad.unpack_dual(self.function(forward_ad.make_dual(self.leaf.detach(), v))).tangent
+        return torch.zeros_like(self.outputs) if tangent is None else tangent
+
+    @torch.no_grad()
+    def _difference(self, v: Tensor) -> Tensor:
+        """Return a central difference along v; relative error about eps^(2/3), 2e-5 in float32."""
+        leaf = self.leaf.detach()
+        # One step length a sample, relative to the size of leaf and direction.
+        dims = tuple(range(1, leaf.ndim))
+        size = (leaf.abs().amax(dims, keepdim=True) + 1) / v.abs().amax(dims, keepdim=True).clamp_min(1e-30)
+        step = torch.finfo(leaf.dtype).eps ** (1 / 3) * size
+        ends = [self.function(leaf + sign * step * v) for sign in (1, -1)]
+        return (ends[0] - ends[1]) / (2 * step.reshape(-1, *[1] * (self.outputs.ndim - 1)))
+
+    def _by_differences(self) -> Tensor:
+        """Return J [B, m, n], column by column."""
+        columns = torch.empty(self.batch, self.rows, self.columns, dtype=self.dtype, device=self.device)
+        unit = torch.zeros_like(self.leaf)
+        for column in range(self.columns):
+            unit.view(self.batch, -1)[:, column] = 1
+            columns[..., column] = self._difference(unit).flatten(1)
+            unit.view(self.batch, -1)[:, column] = 0
+        return columns
+
+    def _next(self, ladder: tuple[str, ...], route: str, error: BaseException) -> str:
+        """Return the route to take after `route` failed; a batch of classes is halved first where memory ran out."""
+        if out_of_memory(error):
+            if ladder is BACKWARD and route in ("batched", "replicated") and self.chunk > 1:
+                self.chunk //= 2
+                if self.leaf.is_cuda:
+                    torch.cuda.empty_cache()
+                return route
+            raise error
+        if route == ladder[-1]:
+            raise error
+        return ladder[ladder.index(route) + 1]
 
 
 @contextlib.contextmanager
-def frozen(model: nn.Module) -> Iterator[nn.Module]:
-    """Lend `model` in eval mode with parameters that take no gradient, and put everything back afterwards.
+def _quiet() -> Iterator[None]:
+    """Silence what torch's own forward mode and tracing warn of in torch itself (deprecated internals)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", UserWarning)
+        yield
 
-    Every module's own mode, every `requires_grad`, the values of the buffers and the global random state come out as
-    they went in, whatever happens meanwhile.
-    """
-    modes = {module: module.training for module in model.modules()}
-    flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    buffers = {buffer: (buffer._version, buffer.clone()) for buffer in model.buffers()}
-    devices = {p.device for p in (*flags, *buffers) if p.device.type == "cuda"}
+
+@contextlib.contextmanager
+def explained(nonfinite: Callable[[], str]) -> Iterator[None]:
+    """Turn what goes wrong with the numbers of a Jacobian into a ValueError that says what to do."""
     try:
-        with torch.random.fork_rng(devices=list(devices)):
-            model.eval()
-            for parameter in flags:
-                parameter.requires_grad_(False)
-            yield model
-    finally:
-        for parameter, flag in flags.items():
-            parameter.requires_grad_(flag)
-        for module, mode in modes.items():
-            module.training = mode
-        with torch.no_grad():
-            for buffer, (version, value) in buffers.items():
-                if buffer._version != version:
-                    buffer.copy_(value)
-
-
-def check_independence(model: nn.Module, inputs: Tensor) -> None:
-    """Refuse a `frozen` model whose output for one sample depends on the other samples of the batch.
-
-    Two samples are enough: the gradient of the first one's output must vanish at the second one's input.
-
-    Raises:
-        ValueError: names the module that mixes samples.
-    """
-    pair = (inputs if len(inputs) > 1 else inputs.repeat_interleave(2, 0))[:2].detach().requires_grad_(True)
-    with torch.enable_grad():
-        outputs = forward(model, pair)
-        if not outputs.requires_grad:
-            return
-        generator = torch.Generator().manual_seed(0)
-        cotangent = torch.zeros_like(outputs)
-        cotangent[0] = torch.randn(outputs[0].shape, generator=generator).to(outputs)
-        (gradient,) = torch.autograd.grad(outputs, pair, cotangent, materialize_grads=True)
-    if bool((gradient[1].nan_to_num(0.0) != 0).any()):  # NaN is the Jacobian's own trouble, told elsewhere
+        yield
+    except AdjointError as error:
         raise ValueError(
-            f"measure() found that {_mixer(model, pair.detach())} mixes the samples of a batch, so there is no "
-            "per-sample Jacobian. Make it independent of the batch (running statistics for a BatchNorm, batch_first="
-            "True for a recurrent layer) or measure one sample at a time: measure(model, inputs[:1])."
-        )
-
-
-def forward(model: nn.Module, inputs: Tensor) -> Tensor:
-    """Return the outputs [B, ...] of a model at a batch, or say what is wrong with model or inputs."""
-    try:
-        outputs = model(inputs)
-    except (RuntimeError, ValueError, IndexError) as error:
-        raise ValueError(
-            f"measure() got inputs of shape {tuple(inputs.shape)}, dtype {inputs.dtype}, which the model does not accept "
-            f"({error}). Pass inputs of the shape it was built for, e.g. measure(model, torch.randn(64, *shape))."
+            f"measure() found <u, J v> and <Jᵀu, v> to differ by {error.args[0]:.1e} of their size: an operation of the "
+            "model has a wrong derivative or is not deterministic. Check its custom autograd functions, or use "
+            "measure(model, inputs, method='exact'), which needs Jᵀ alone."
         ) from error
-    if not isinstance(outputs, Tensor) or not outputs.is_floating_point():
-        kind = outputs.dtype if isinstance(outputs, Tensor) else type(outputs).__name__
-        raise TypeError(
-            f"measure() got a model whose output is {kind}; it takes one that returns a floating point tensor [B, ...]."
-        )
-    if outputs.ndim == 0 or len(outputs) != len(inputs):
+    except FloatingPointError as error:
+        if str(error) != "gradient":
+            raise ValueError(nonfinite()) from error
         raise ValueError(
-            f"measure() got outputs of shape {tuple(outputs.shape)} for {len(inputs)} inputs; the first dimension of "
-            "inputs and outputs must be the batch, e.g. logits [B, classes]."
-        )
-    return outputs
-
-
-@torch.no_grad()
-def _leafforward(model: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
-    """Return {name: first tensor output} of every leaf module, in the order of the forward pass."""
-    seen: dict[str, Tensor] = {}
-
-    def hook(name: str):  # type: ignore[no-untyped-def]
-        def record(module: nn.Module, args: object, output: object) -> None:
-            first = output[0] if isinstance(output, tuple) else output
-            if isinstance(first, Tensor):
-                seen.setdefault(f"{name or 'the model'} ({type(module).__name__})", first.clone())
-
-        return record
-
-    leaves = [(name, m) for name, m in model.named_modules() if not any(True for _ in m.children())]
-    handles = [module.register_forward_hook(hook(name)) for name, module in leaves]
-    try:
-        model(inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return seen
-
-
-def _first_nonfinite(model: nn.Module, inputs: Tensor) -> str:
-    for name, output in _leafforward(model, inputs.detach()).items():
-        if not bool(torch.isfinite(output).all()):
-            return (
-                f"measure() found NaN or infinite values in the output of {name}, the first module to produce them. "
-                "Check its weights and the scale of the inputs: measure(model, inputs) needs a finite forward pass."
-            )
-    return (
-        "measure() found NaN or infinite values in the output of the model, computed outside its submodules. "
-        "measure(model, inputs) needs a finite forward pass."
-    )
-
-
-def _mixer(model: nn.Module, pair: Tensor) -> str:
-    """Return the name of the first leaf module whose output for sample 0 changes with sample 1."""
-    other = torch.stack([pair[0], pair[1] + 1 + pair[1].abs()])
-    changed = _leafforward(model, other)
-    for name, output in _leafforward(model, pair).items():
-        same = changed.get(name)
-        if same is not None and output.ndim and (len(output) != 2 or not torch.equal(output[0], same[0])):
-            return name
-    return "an operation outside its submodules"
-
-
-def chunk_size(sample_bytes: int, batch: int, budget: int = 2**30) -> int:
-    """Return how many samples fit `budget` bytes, at least 1 and at most `batch`."""
-    return max(1, min(batch, math.floor(budget / max(sample_bytes, 1))))
+            "measure() found a Jacobian with NaN or infinite entries although the outputs are finite: an operation of the "
+            "network has no derivative at these inputs (sqrt or norm at 0, for instance). Shift the inputs a little: "
+            "measure(model, inputs + 1e-6 * torch.randn_like(inputs))."
+        ) from error

@@ -1,11 +1,11 @@
-"""measure: the Jacobian spectrum of a network, with error bars; Report: what it returns; compare: several networks."""
+"""measure: the Jacobian spectrum of a network, with error bars; compare: several networks at the same inputs."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
@@ -13,175 +13,39 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from isometry.data import Data, Split
-from isometry.jacobian import Jacobian, check_independence, chunk_size, forward, frozen
-from isometry.networks import example_inputs, input_shape
-from isometry.spectra import Estimate, Spectrum, exact, mean_with_error
+from isometry.allocation import Allocation, allocate
+from isometry.folding import folded
+from isometry.inputs import Inputs, converted, gather, take, width
+from isometry.jacobian import Jacobian, explained, out_of_memory
+from isometry.layers import Taps, chosen_layers
+from isometry.networks import example_inputs
+from isometry.report import Brackets, Cost, Report
+from isometry.spectra import Spectrum, bidiagonalise, exact, mean_with_error, probes, singular_values
+from isometry.view import View, frozen, unwrapped
 
-__all__ = ["Cost", "Report", "compare", "measure"]
+__all__ = ["compare", "measure"]
 
-_SAMPLES = 64
-
-
-@dataclass(frozen=True)
-class Cost:
-    """The price of a measurement.
-
-    Attributes:
-        forwards: forward passes of one sample each.
-        products: products of one sample's J or Jᵀ with a vector, each about one backward pass of one sample.
-        seconds: wall-clock time.
-    """
-
-    forwards: int
-    products: int
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Report:
-    """The Jacobian spectrum of a network and what follows from it.
-
-    J is d output / d input of one sample; it has r = min(outputs, inputs) singular values, the JSVs.
-
-    Attributes:
-        spectrum: the JSVs, [B, r], with weights.
-        method: how it was measured.
-        cost: what that took.
-        inputs: which inputs, in words.
-        layers: a table with a row a layer, or None.
-    """
-
-    spectrum: Spectrum
-    method: str
-    cost: Cost
-    inputs: str
-    layers: pd.DataFrame | None = None
-
-    @property
-    def estimate(self) -> Estimate:
-        """The mean JSV with its error; the sample is the unit."""
-        return mean_with_error(self.spectrum.sample_means)
-
-    @property
-    def mean_jsv(self) -> float:
-        """The mean over samples of the mean of the r JSVs; 1 at dynamical isometry."""
-        return self.estimate.value
-
-    @property
-    def sem(self) -> float:
-        """Standard error of the mean JSV over samples; nan for one sample."""
-        return self.estimate.sem
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """95 % confidence interval of the mean JSV over inputs like these; (nan, nan) for one sample."""
-        return self.estimate.interval
-
-    @property
-    def std_jsv(self) -> float:
-        """Standard deviation over the pool of all samples' JSVs."""
-        return self.spectrum.std
-
-    @property
-    def max_jsv(self) -> float:
-        """The largest JSV of the pool."""
-        return self.spectrum.max
-
-    @property
-    def min_jsv(self) -> float:
-        """The smallest JSV of the pool."""
-        return self.spectrum.min
-
-    @property
-    def condition_number(self) -> float:
-        """The mean over samples of largest over smallest JSV."""
-        return self.spectrum.condition_number
-
-    @property
-    def isometry_gap(self) -> float:
-        """The mean of (s - 1)² over the pool; 0 exactly at dynamical isometry."""
-        return self.spectrum.isometry_gap
-
-    def statistics(self) -> dict[str, Any]:
-        """Return the numbers of the report by name."""
-        low, high = self.interval
-        return {
-            "mean_jsv": self.mean_jsv,
-            "sem": self.sem,
-            "interval_low": low,
-            "interval_high": high,
-            "std_jsv": self.std_jsv,
-            "max_jsv": self.max_jsv,
-            "min_jsv": self.min_jsv,
-            "condition_number": self.condition_number,
-            "isometry_gap": self.isometry_gap,
-            "samples": len(self.spectrum),
-            "jsvs": self.spectrum.values.shape[1],
-            "method": self.method,
-        }
-
-    def to_frame(self) -> pd.DataFrame:
-        """Return the statistics as a table of one row, ready for `pandas.concat`."""
-        return pd.DataFrame([self.statistics()])
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return everything, in types that JSON knows."""
-        return {
-            "values": self.spectrum.values.tolist(),
-            "weights": self.spectrum.weights.tolist(),
-            "complete": self.spectrum.complete,
-            "method": self.method,
-            "cost": asdict(self.cost),
-            "inputs": self.inputs,
-            "layers": None if self.layers is None else self.layers.to_dict("list"),
-        }
-
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> Report:
-        """Return the report that `to_dict` described."""
-        values, weights = (torch.tensor(content[key], dtype=torch.float64) for key in ("values", "weights"))
-        layers = content["layers"]
-        return cls(
-            Spectrum(values, weights, content["complete"]),
-            content["method"],
-            Cost(**content["cost"]),
-            content["inputs"],
-            None if layers is None else pd.DataFrame(layers),
-        )
-
-    def _lines(self) -> list[tuple[str, str]]:
-        low, high = self.interval
-        error = f"95 % interval [{low:.4g}, {high:.4g}]" if not math.isnan(low) else "one sample: error unknown"
-        return [
-            ("mean JSV", f"{self.mean_jsv:.4g}   {error}"),
-            ("std", f"{self.std_jsv:.4g}"),
-            ("smallest, largest", f"{self.min_jsv:.4g}, {self.max_jsv:.4g}"),
-            ("condition number", f"{self.condition_number:.4g}"),
-            ("isometry gap", f"{self.isometry_gap:.4g}"),
-            ("spectrum", f"{len(self.spectrum)} samples x {self.spectrum.values.shape[1]} values, {self.method}"),
-            ("inputs", self.inputs),
-            ("cost", f"{self.cost.products} products, {self.cost.forwards} forwards, {self.cost.seconds:.2g} s"),
-        ]
-
-    def __str__(self) -> str:
-        return "\n".join(f"{name:<18} {text}" for name, text in self._lines())
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><th style='text-align:left'>{name}</th><td style='text-align:left'>{text.replace('<', '&lt;')}</td></tr>"
-            for name, text in self._lines()
-        )
-        return f"<table>{rows}</table>"
+_METHODS = ("auto", "exact", "krylov")
+_EXACT_UP_TO = 128
+_BRACKET = 0.02
+_STEPS = 96
+_AT_ONCE = 64
+_BYTES = 2**29
+_PILOT = (8, 2)
 
 
 def measure(
     model: nn.Module,
-    inputs: Tensor | Iterable[Any] | None = None,
+    inputs: Any = None,
     *,
     method: str = "auto",
+    layers: bool | int | str | Sequence[str] = False,
+    rtol: float | None = None,
+    budget: int | None = None,
+    output: str | int | Callable[[Any], Tensor] | None = None,
+    at: str | None = None,
+    wrt: str | int | None = None,
+    dtype: torch.dtype | None = None,
     seed: int = 0,
     progress: bool | None = None,
 ) -> Report:
@@ -195,8 +59,21 @@ def measure(
         inputs: a tensor [B, ...]; or a `Split`, (x, y), a `Data` (its test part), or an iterable of batches x or
             (x, y), a DataLoader for instance. None draws 64 standard normal inputs of the shape that the model's first
             layer tells, and the report says so.
-        method: "exact" (all singular values, r = min(outputs, inputs) backward passes) or "auto".
-        seed: of the inputs drawn for `inputs=None`.
+        method: "exact": all r = min(outputs, inputs) singular values, r products a sample (fewer through a narrow layer
+            before the output). "krylov": the mean within a certified bracket, and bounds of the ends, by Golub-Kahan
+            from random probes, some tens of products a sample. "auto": exact up to r = 128; beyond, whichever
+            promises the shorter interval for the same products.
+        layers: also report on the map from layers to the output: True for the network's blocks, a depth, or name
+            patterns. Exact only.
+        rtol: sample until the half-width of the 95 % interval is below this share of the mean, or inputs run out.
+        budget: spend at most about so many products; samples and probes are allocated for the shortest interval.
+        output: which part of the model's output is meant: key, index, attribute or function; None takes the tensor or
+            its `logits`.
+        at: name of a module; the Jacobian then starts at its output (an embedding, for token ids).
+        wrt: key or index of the differentiated input of a model with several; batches are then tuples or dicts of all
+            of them.
+        dtype: precision of the computation; None is the model's own, float32 for half-precision models.
+        seed: of drawn inputs, of the order in which part of the samples is taken, and of probes.
         progress: False silences the progress bar, None shows it on work of some seconds.
 
     Returns:
@@ -204,109 +81,458 @@ def measure(
 
     Raises:
         ValueError: the input shape cannot be inferred; inputs are empty, of a shape that the model refuses, NaN or
-            infinite; outputs or Jacobians that are not finite; samples that influence each other.
+            infinite; outputs or Jacobians that are not finite; samples that influence each other; a model that is not
+            deterministic or not differentiable.
         TypeError: inputs are not floating point, or the output is not.
+
+    Source: the estimand is that of Wang & Fu, ICLR 2023 (mean JSV over samples and values, of logits with respect to
+    inputs); the bracket is Gauss and Gauss-Radau quadrature (Golub & Meurant 2010).
     """
-    if method not in ("auto", "exact"):
-        raise ValueError(f"measure() got method={method!r}; it knows 'auto' and 'exact', e.g. measure(model, inputs).")
+    _check_arguments(method, rtol, budget, layers)
     start = time.perf_counter()
-    described, batches, total = _batches(model, inputs, seed)
-    spectra: list[Spectrum] = []
-    forwards = products = 0
-    hidden = None if progress is None else not progress
-    with frozen(model), tqdm(total=total, unit="sample", desc="measure", disable=hidden, delay=2) as bar:
-        for batch in batches:
-            for chunk in batch.split(_samples_at_once(model, batch)):
-                jacobian = Jacobian(model, chunk)
-                if not spectra:
-                    check_independence(model, chunk)
-                    forwards, products = 2, 2
-                spectra.append(exact(jacobian))
-                forwards += len(chunk)
-                products += round(jacobian.products * len(chunk))
-                bar.update(len(chunk))
-    if not spectra:
+    model = unwrapped(model)
+    with frozen(model):
+        work = _Work(View(model, output=output, at=at, wrt=wrt), method, rtol, budget, layers, dtype, seed)
+        given = gather(
+            model,
+            inputs,
+            whole=wrt is not None or at is not None,
+            integers=at is not None,
+            shuffle=rtol is not None or budget is not None,
+            seed=seed,
+            drawn=1024 if rtol is not None or budget is not None else 64,
+        )
+        with work.view.differentiable(), explained(work.nonfinite):
+            work.run(given, None if progress is None else not progress)
+        return work.report(given.described, time.perf_counter() - start)
+
+
+def _check_arguments(method: str, rtol: float | None, budget: int | None, layers: Any) -> None:
+    if method not in _METHODS:
         raise ValueError(
-            "measure() got no inputs: the iterable is empty. Pass at least one batch, e.g. measure(model, x)."
+            f"measure() got method={method!r}; it knows {', '.join(map(repr, _METHODS))}, e.g. method='auto'."
         )
-    cost = Cost(forwards, products, time.perf_counter() - start)
-    spectrum = Spectrum.pool(spectra)
-    return Report(spectrum, "exact", cost, f"{len(spectrum)} {described}")
-
-
-def _samples_at_once(model: nn.Module, batch: Tensor) -> int:
-    """Return how many samples' Jacobians fit the memory meant for them."""
-    with torch.no_grad():
-        outputs = forward(model, batch[:2])[0]
-    return chunk_size(12 * min(outputs.numel(), batch[0].numel()) * batch[0].numel(), len(batch), 2**29)
-
-
-def _batches(
-    model: nn.Module, inputs: Tensor | Iterable[Any] | None, seed: int
-) -> tuple[str, Iterator[Tensor], int | None]:
-    """Return what the inputs are, the batches of them on the model's device, and how many samples (None: unknown)."""
-    device = next((p.device for p in model.parameters()), None)
-    if inputs is None:
-        shape = input_shape(model, "measure(model, inputs)")
-        drawn = example_inputs(model, _SAMPLES, seed=seed)
-        return f"standard normal inputs of shape {shape}, as none were given", iter([_checked(drawn, device)]), _SAMPLES
-    if isinstance(inputs, Data):
-        inputs = inputs.test
-    if isinstance(inputs, Split) or (
-        isinstance(inputs, tuple)
-        and len(inputs) == 2
-        and all(isinstance(part, Tensor) for part in inputs)
-        and not inputs[1].is_floating_point()
-    ):
-        inputs = inputs[0]
-    if isinstance(inputs, Tensor):
-        return f"inputs of shape {tuple(inputs.shape[1:])}", iter([_checked(inputs, device)]), len(inputs)
-    if isinstance(inputs, Iterable):
-        return "inputs of an iterable", (_checked(_first(batch), device) for batch in inputs), None
-    raise TypeError(
-        f"measure() got inputs of type {type(inputs).__name__}; it takes a tensor [B, ...] or an iterable of batches, "
-        "e.g. measure(model, torch.randn(64, 784))."
-    )
-
-
-def _first(batch: Any) -> Any:
-    return batch[0] if isinstance(batch, list | tuple) and batch else batch
-
-
-def _checked(inputs: Any, device: torch.device | None) -> Tensor:
-    if not isinstance(inputs, Tensor):
-        raise TypeError(
-            f"measure() got a batch of type {type(inputs).__name__}; batches are tensors x or pairs (x, y), e.g. "
-            "measure(model, torch.utils.data.DataLoader(dataset, batch_size=64))."
-        )
-    if inputs.ndim < 2 or not inputs.numel():
+    if rtol is not None and not 0 < rtol < 1:
         raise ValueError(
-            f"measure() got inputs of shape {tuple(inputs.shape)}; it takes a non-empty batch [B, ...], e.g. "
-            "measure(model, torch.randn(64, 784))."
+            f"measure() got rtol={rtol}; it is the half-width of the interval over the mean, e.g. rtol=0.05."
         )
-    if not inputs.is_floating_point():
-        raise TypeError(
-            f"measure() got inputs of dtype {inputs.dtype}, which have no derivative. Pass floating point inputs, e.g. "
-            "measure(model, inputs.float())."
-        )
-    if not bool(torch.isfinite(inputs).all()):
-        count = int((~torch.isfinite(inputs)).sum())
+    if budget is not None and budget < 1:
+        raise ValueError(f"measure() got budget={budget}; it is a number of products, e.g. budget=10_000.")
+    if layers is not False and method == "krylov":
         raise ValueError(
-            f"measure() got inputs with {count} NaN or infinite entries; all must be finite, e.g. "
-            "measure(model, torch.nan_to_num(inputs))."
+            "measure() got layers= with method='krylov'; layers need every row: method='exact' (or 'auto')."
         )
-    return inputs.detach().to(device) if device is not None else inputs.detach()
+
+
+@dataclass
+class _Work:
+    """One measurement under way: what is measured, how, and what has been found."""
+
+    view: View
+    method: str
+    rtol: float | None
+    budget: int | None
+    layers: bool | int | str | Sequence[str]
+    dtype: torch.dtype | None
+    seed: int
+    fast: View | None = None
+    taps: Taps | None = None
+    cut: str | None = None
+    rank: int = 0
+    plan: Allocation | None = None
+    spectra: list[Spectrum] = field(default_factory=list)
+    brackets: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
+    residual: float = 0.0
+    forwards: int = 0
+    products: int = 0
+    notes: list[str] = field(default_factory=list)
+    last: Any = None
+
+    def nonfinite(self) -> str:
+        return self.view.nonfinite(self.last)
+
+    def run(self, given: Inputs, hidden: bool | None) -> None:
+        shape: tuple[int, ...] | None = None
+        enough = False
+        generator = torch.Generator().manual_seed(self.seed)
+        with tqdm(total=given.total, unit="sample", desc="measure", disable=hidden, delay=2) as bar:
+            for batch in given.batches:
+                count = width(batch, self.view.wrt)
+                if not count:
+                    raise ValueError("measure() got an empty batch; every batch must hold at least one sample.")
+                if shape is None:
+                    batch = self._prepare(batch, count)
+                elif self.dtype is not None:
+                    batch = converted(batch, self.dtype)
+                here = self._shape(take(batch, 0, 1, count))
+                if here != (shape := shape or here):
+                    raise ValueError(
+                        f"measure() got samples of different shapes, {shape} and {here}; all must be alike. Measure each "
+                        "kind by itself, or pad them to one shape."
+                    )
+                place = 0
+                while place < count and not enough:
+                    part = take(batch, place, min(place + self._at_once(), count), count)
+                    done = self._one_part(part, generator)
+                    place += done
+                    bar.update(done)
+                    enough = self._enough()
+                if enough:
+                    break
+        if not self.spectra:
+            raise ValueError(
+                "measure() got no inputs: the iterable is empty. Pass at least one batch, e.g. measure(model, x)."
+            )
+        self._say_why_it_ended(enough)
+
+    def _prepare(self, batch: Any, count: int) -> Any:
+        """Check the model at two samples, choose precision, fast copy, layers, cut and method; return the batch."""
+        self.last = take(batch, 0, 1, count)
+        leaf = self._leaf(self.last)
+        if self.dtype is None and leaf.dtype in (torch.float16, torch.bfloat16):
+            self.dtype = torch.float32
+            self.notes.append(f"computed in float32, the model is in {str(leaf.dtype).removeprefix('torch.')}")
+        if self.dtype is not None:
+            self.view = self.view.copied(self.dtype)
+            batch = converted(batch, self.dtype)
+        pair = _twice(batch, count)
+        self.last = pair
+        outputs = self._outputs(pair)
+        if not bool(torch.isfinite(outputs).all()):
+            raise ValueError(self.view.nonfinite(pair))
+        self.view.check(pair)
+        self.forwards += 6
+        self.products += 2
+        if self.layers is not False:
+            self.taps = Taps(chosen_layers(self.view.model, self.layers))
+        self.fast = folded(self.view, pair, frozenset(self.taps.names if self.taps else ()))
+        if self.fast is not None:
+            self.notes.append("on an equivalent copy: BatchNorm folded where possible, channels last")
+        leaf = self.view.leaf(pair)
+        self.rank = min(outputs[0].numel(), leaf[0].numel())
+        if self.rank > 16 and self.layers is False and self.view.at is None:
+            self.cut = self._narrow_cut(pair)
+        self._choose()
+        return batch
+
+    def _leaf(self, batch: Any) -> Tensor:
+        try:
+            return self.view.leaf(batch)
+        except (RuntimeError, IndexError) as error:
+            raise self._refused(batch, error) from error
+
+    def _shape(self, sample: Any) -> tuple[int, ...]:
+        return tuple(self._leaf(sample).shape[1:])
+
+    def _outputs(self, batch: Any) -> Tensor:
+        try:
+            with torch.no_grad():
+                return self.view.function(batch)(self.view.leaf(batch))
+        except (RuntimeError, IndexError) as error:
+            raise self._refused(batch, error) from error
+
+    def _refused(self, batch: Any, error: BaseException) -> Exception:
+        if out_of_memory(error):
+            return RuntimeError(f"measure() ran out of memory at two samples: {error}")
+        told = (
+            f"inputs of shape {tuple(batch.shape)}, dtype {batch.dtype}"
+            if isinstance(batch, Tensor)
+            else f"a batch of {type(batch).__name__}"
+        )
+        return ValueError(
+            f"measure() got {told}, which the model does not accept ({error}). Pass inputs of the shape it was built for, "
+            "e.g. measure(model, torch.randn(64, *shape))."
+        )
+
+    @torch.no_grad()
+    def _narrow_cut(self, pair: Any) -> str | None:
+        """Return the last module narrower than the rank that everything passes through, if there is one."""
+        widths: dict[str, tuple[int, int]] = {}
+        handles = []
+        for name, module in self.view.model.named_modules():
+            if name:
+
+                def note(_: nn.Module, args: object, result: Any, name: str = name) -> None:
+                    if (
+                        isinstance(result, Tensor)
+                        and result.ndim > 1
+                        and len(result) == 2
+                        and result.is_floating_point()
+                    ):
+                        widths[name] = (result[0].numel(), widths[name][1] + 1 if name in widths else 1)
+
+                handles.append(module.register_forward_hook(note))
+        try:
+            self._outputs(pair)
+        finally:
+            for handle in handles:
+                handle.remove()
+        narrow = [name for name, (size, runs) in widths.items() if size <= 0.8 * self.rank and runs == 1]
+        for name in sorted(narrow, key=lambda name: widths[name][0])[:3]:
+            behind = View(self.view.model, output=self.view.output, at=name)
+            # With the module's output held fixed, nothing else may carry the input to the output.
+            moved = behind.function(pair)(behind.leaf(pair))
+            shifted = behind.function(_moved(pair, self.view.wrt))(behind.leaf(pair))
+            if torch.equal(moved, shifted):
+                self.notes.append(f"through the narrow cut at {name} ({widths[name][0]} of {self.rank})")
+                return name
+        return None
+
+    def _choose(self) -> None:
+        price = self._price()
+        if self.method == "auto":
+            if price <= _EXACT_UP_TO or self.layers is not False:
+                self.method = "exact"
+            elif self.rtol is None and self.budget is None:
+                self.method = "krylov"
+        if self.method == "krylov":
+            self.plan = Allocation("krylov", 2 if self.budget is None and self.rtol is None else _PILOT[1])
+
+    def _price(self) -> int:
+        """Return the products that one sample costs exactly."""
+        if self.cut is None:
+            return self.rank
+        return min(self.rank, math.prod(self._cut_width))
+
+    @property
+    def _cut_width(self) -> tuple[int, ...]:
+        assert self.cut is not None
+        behind = View(self.view.model, output=self.view.output, at=self.cut)
+        return tuple(behind.leaf(self.last).shape[1:])
+
+    def _at_once(self) -> int:
+        """Return how many samples the next part should hold."""
+        columns = self._leaf(take(self.last, 0, 1, 2))[0].numel()
+        if self.method == "exact":
+            entries = self._price() * columns * 3
+            if self.taps is not None:
+                entries += self.rank * sum(size for size, _ in self.taps.sizes.values())
+            most = _AT_ONCE if self.rtol is None else 16
+        else:
+            count = self.plan.probes if self.plan else _PILOT[1]
+            entries = count * 2 * 24 * columns
+            most = 16 if self.plan and self.plan.decided else _PILOT[0]
+            if self.plan and self.plan.samples is not None:
+                most = min(most, max(1, self.plan.samples - len(self.sample_means)))
+        if self.budget is not None and self.method == "exact":
+            most = min(most, max(1, (self.budget - self.products) // self._price()))
+        return max(1, min(most, self.limit, _BYTES // (4 * entries)))
+
+    limit: int = 2**20
+
+    def _one_part(self, part: Any, generator: torch.Generator) -> int:
+        """Measure one part of a batch, halved until it fits the memory; return how many samples were done."""
+        while True:
+            count = width(part, self.view.wrt)
+            self.last = part
+            try:
+                if self.method == "exact":
+                    self._exactly(part)
+                else:
+                    self._by_krylov(part, generator)
+                return count
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error) or count == 1:
+                    raise
+                self.limit = count // 2
+                part = take(part, 0, self.limit, count)
+
+    def _exactly(self, part: Any) -> None:
+        view = self.fast or self.view
+        leaf = _arranged(view.leaf(part), self.fast is not None)
+        caught: dict[str, Tensor] = {}
+        handles = self.taps.listen(view.model, caught) if self.taps else []
+        try:
+            if self.cut is not None:
+                spectrum, used = self._through_cut(view, part, leaf)
+            else:
+                jacobian = Jacobian(view.function(part), leaf)
+                if caught:
+                    assert self.taps is not None
+                    spectrum = _with_taps(jacobian, caught, self.taps)
+                else:
+                    spectrum = exact(jacobian)
+                used = [jacobian]
+        finally:
+            for handle in handles:
+                handle.remove()
+        self.spectra.append(spectrum)
+        self._account(len(leaf), used)
+
+    def _through_cut(self, view: View, part: Any, leaf: Tensor) -> tuple[Spectrum, list[Jacobian]]:
+        """Return the spectrum of J = (head) (trunk), with as many rows differentiated as the cut is wide."""
+        assert self.cut is not None
+        trunk = Jacobian(view.to_module(part, self.cut), leaf)
+        behind = View(view.model, output=view.output, at=self.cut)
+        head = Jacobian(behind.function(part), behind.leaf(part))
+        # [B, F, m] by F products, the head being taller than wide; its R factor carries the singular values.
+        mixing = torch.linalg.qr(head.dense().double().mT, mode="r").R
+        values = singular_values(mixing @ trunk.dense().double())
+        padded = values.new_zeros(len(leaf), self.rank)
+        padded[:, : values.shape[1]] = values[:, : self.rank]
+        return Spectrum.of(padded), [trunk, head]
+
+    def _by_krylov(self, part: Any, generator: torch.Generator) -> None:
+        view = self.fast or self.view
+        leaf = _arranged(view.leaf(part), self.fast is not None)
+        count = self.plan.probes if self.plan else _PILOT[1]
+        jacobian = Jacobian(view.function(part), leaf, expected=count * 24)
+        tolerance = _BRACKET if self.rtol is None else min(_BRACKET, 0.15 * self.rtol)
+        start = probes(len(leaf), count, jacobian.rank, generator, leaf)
+        run = bidiagonalise(jacobian, start, steps=_STEPS, rtol=tolerance)
+        lower, upper = run.bracket()
+        middle = (lower + upper) / 2
+        variance = middle.var(1) / count if count > 1 else torch.full_like(middle[:, 0], math.nan)
+        self.brackets.append((lower.mean(1).cpu(), upper.mean(1).cpu(), variance.cpu()))
+        self.spectra.append(_on_cpu(run.spectrum()))
+        self.residual = max(self.residual, float(run.largest()[1].max()))
+        self._account(len(leaf), [jacobian])
+        if self.plan is None or not self.plan.decided:
+            self._decide(run.products)
+
+    def _decide(self, products: int) -> None:
+        """Choose method and probes from what the pilot has shown."""
+        if len(self.sample_means) < 2:
+            return
+        within = torch.cat([variance for _, _, variance in self.brackets]).nanmean()
+        count = self.plan.probes if self.plan else _PILOT[1]
+        probe_variance = float(within) * count if math.isfinite(float(within)) else 0.0
+        total = float(self.sample_means.var())
+        self.plan = allocate(
+            sample_variance=max(total - probe_variance / count, 0.0),
+            probe_variance=probe_variance,
+            exact_price=self._price(),
+            probe_price=products,
+            budget=None if self.budget is None else self.budget - self.products,
+            allowed=("krylov",) if self.method == "krylov" else ("exact", "krylov"),
+        )
+        if self.plan.method == "exact":
+            self.method = "exact"
+            self.spectra, self.brackets, self.residual = [], [], 0.0
+        else:
+            self.method = "krylov"
+
+    def _account(self, samples: int, used: list[Jacobian]) -> None:
+        self.forwards += samples * len(used)
+        self.products += sum(round(jacobian.products * samples) for jacobian in used)
+        routes = sorted({route for jacobian in used for route in jacobian.routes})
+        note = f"derivatives by {', '.join(routes)}" if routes else "constant in the input"
+        if note not in self.notes:
+            self.notes.append(note)
+
+    @property
+    def sample_means(self) -> Tensor:
+        if self.brackets:
+            return torch.cat([(lower + upper) / 2 for lower, upper, _ in self.brackets])
+        return torch.cat([s.sample_means for s in self.spectra]) if self.spectra else torch.zeros(0)
+
+    def _enough(self) -> bool:
+        if self.budget is not None:
+            each = self._price() if self.method == "exact" else (self.plan.price if self.plan else 1)
+            if self.products + each > self.budget:
+                return True
+        if self.rtol is None or len(self.sample_means) < 8:
+            return False
+        low, high = self._found("", 0.0).interval
+        return high - low <= 2 * self.rtol * abs(float(self.sample_means.mean()))
+
+    def _say_why_it_ended(self, enough: bool) -> None:
+        if self.rtol is None and not (self.budget is not None and enough):
+            return
+        found = self._found("", 0.0)
+        half = (found.interval[1] - found.interval[0]) / 2 / abs(found.mean_jsv) if found.mean_jsv else 0.0
+        count = len(found.spectrum)
+        if self.rtol is None:
+            self.notes.append(f"budget of {self.budget} products spent after {count} samples")
+        elif half <= self.rtol:
+            self.notes.append(f"rtol={self.rtol:g} reached after {count} samples, half-width {half:.2%}")
+        else:
+            why = "the budget was spent" if enough else "the inputs ran out"
+            self.notes.append(f"rtol={self.rtol:g} NOT reached: {why} after {count} samples, half-width {half:.2%}")
+
+    def _found(self, described: str, seconds: float, layers: pd.DataFrame | None = None) -> Report:
+        spectrum = Spectrum.pool(self.spectra)
+        brackets = None
+        if self.brackets:
+            lower, upper, variance = (torch.cat(parts) for parts in zip(*self.brackets, strict=True))
+            brackets = Brackets(lower, upper, variance, self.residual)
+        cost = Cost(self.forwards, self.products, seconds)
+        return Report(spectrum, self.method, cost, described, layers, tuple(self.notes), brackets)
+
+    def report(self, described: str, seconds: float) -> Report:
+        table = self.taps.table(self.view.model) if self.taps else None
+        count = sum(len(spectrum) for spectrum in self.spectra)
+        return self._found(f"{count} {described}", seconds, table)
+
+
+def _with_taps(jacobian: Jacobian, caught: dict[str, Tensor], taps: Taps) -> Spectrum:
+    """Return the spectrum, and give `taps` those from every tapped layer: all from the same m backward passes."""
+    names = [name for name in taps.sizes if name in caught]
+    rows = [torch.empty(jacobian.batch, jacobian.rows, jacobian.columns, dtype=jacobian.dtype, device=jacobian.device)]
+    rows += [
+        torch.empty(jacobian.batch, jacobian.rows, caught[n][0].numel(), dtype=jacobian.dtype, device=jacobian.device)
+        for n in names
+    ]
+    cotangent = torch.zeros_like(jacobian.outputs)
+    for row in range(jacobian.rows):
+        cotangent.view(jacobian.batch, -1)[:, row] = 1
+        for store, gradient in zip(rows, jacobian.pullback(cotangent, [caught[n] for n in names]), strict=True):
+            # The order of columns does not matter for singular values: as they lie in memory is fastest.
+            order = sorted(range(1, gradient.ndim), key=gradient.stride, reverse=True)
+            store[:, row] = gradient.permute(0, *order).flatten(1)
+        cotangent.view(jacobian.batch, -1)[:, row] = 0
+    jacobian.products += jacobian.rows
+    jacobian.routes.add("loop")
+    if not all(bool(torch.isfinite(store).all()) for store in rows[:1]):
+        raise FloatingPointError("gradient")
+    for name, store in zip(names, rows[1:], strict=True):
+        taps.add(name, store)
+    return _on_cpu(Spectrum.of(singular_values(rows[0])))
+
+
+def _arranged(leaf: Tensor, fast: bool) -> Tensor:
+    return leaf.contiguous(memory_format=torch.channels_last) if fast and leaf.ndim == 4 else leaf
+
+
+def _on_cpu(spectrum: Spectrum) -> Spectrum:
+    return Spectrum(spectrum.values.cpu(), spectrum.weights.cpu(), spectrum.complete)
+
+
+def _twice(batch: Any, count: int) -> Any:
+    """Return a batch of two samples: the first two, or the only one twice."""
+    pair = take(batch, 0, 2, count)
+    if count > 1:
+        return pair
+
+    def repeat(part: Any) -> Any:
+        return torch.cat([part, part]) if isinstance(part, Tensor) and part.ndim and len(part) == 1 else part
+
+    if isinstance(pair, Tensor):
+        return repeat(pair)
+    return {k: repeat(v) for k, v in pair.items()} if isinstance(pair, Mapping) else tuple(map(repeat, pair))
+
+
+def _moved(batch: Any, wrt: str | int | None) -> Any:
+    """Return a batch whose differentiated input is elsewhere."""
+    if isinstance(batch, Tensor):
+        return batch + 0.5 + 0.5 * batch.flip(0)
+    if isinstance(batch, Mapping):
+        return {k: _moved(v, None) if k == wrt else v for k, v in batch.items()}
+    return tuple(_moved(v, None) if i == wrt else v for i, v in enumerate(batch))
 
 
 def compare(
-    networks: Mapping[str, nn.Module], inputs: Tensor | Iterable[Any] | None = None, *, seed: int = 0
+    networks: Mapping[str, nn.Module], inputs: Any = None, *, oracle: bool = False, seed: int = 0, **options: Any
 ) -> pd.DataFrame:
     """Measure several networks at the same inputs.
 
     Args:
         networks: {name: model}; the first is what the others are compared with.
         inputs: as `measure` takes them; an iterable is read once. None draws inputs for the first network's shape.
-        seed: of the inputs drawn for `inputs=None`.
+        oracle: add to every network its repaired twin: "<name> + oracle" (`recover`, for linear MLPs) or "<name> + OrthP"
+            (`orthogonalize`, with a gain of sqrt(2) where the network holds ReLUs) for the others.
+        seed: of inputs drawn for None, and of probes: the same for all networks.
+        options: further arguments of `measure`, the same for all networks.
 
     Returns:
         A table with a row a network: the statistics of its report, and `difference` from the first network's mean JSV
@@ -320,22 +546,43 @@ def compare(
             "compare() got no networks; it takes {name: model}, e.g. compare({'dense': a, 'pruned': b}, x)."
         )
     if inputs is None:
-        inputs = example_inputs(next(iter(networks.values())), _SAMPLES, seed=seed)
-    elif not isinstance(inputs, Tensor | Data | tuple):
-        inputs = list(inputs)
+        inputs = example_inputs(next(iter(networks.values())), 64, seed=seed)
+    elif hasattr(inputs, "__next__") or isinstance(inputs, torch.utils.data.DataLoader):
+        inputs = list(inputs)  # read once: a shuffling loader would give every network other inputs
+    everything = dict(networks)
+    if oracle:
+        for name, model in networks.items():
+            kind, repaired = _repaired(model)
+            everything[f"{name} + {kind}"] = repaired
     rows, reference = [], None
-    for name, model in networks.items():
-        report = measure(model, inputs, seed=seed)
-        means = report.spectrum.sample_means
+    for name, model in everything.items():
+        report = measure(model, inputs, seed=seed, **options)
+        means = report.sample_means
         reference = means if reference is None else reference
+        if len(means) != len(reference):
+            raise ValueError(
+                f"compare() got {len(means)} samples for {name} and {len(reference)} for {next(iter(everything))}: with "
+                "rtol= or budget= networks stop at different samples, which cannot be paired. Leave them out."
+            )
         gap = mean_with_error(means - reference)
+        low, high = gap.interval
         rows.append(
             {
                 "network": name,
                 **report.statistics(),
                 "difference": gap.value,
-                "difference_low": gap.interval[0],
-                "difference_high": gap.interval[1],
+                "difference_low": low,
+                "difference_high": high,
             }
         )
     return pd.DataFrame(rows)
+
+
+def _repaired(model: nn.Module) -> tuple[str, nn.Module]:
+    from isometry.oracle import orthogonalize, recover
+
+    try:
+        return "oracle", recover(model)
+    except ValueError:
+        rectified = any(isinstance(module, nn.ReLU) for module in model.modules())
+        return "OrthP", orthogonalize(model, gain=math.sqrt(2) if rectified else 1.0)

@@ -13,7 +13,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from isometry.measurement import Report
+from isometry.report import Report
 
 __all__ = ["colour", "comparison", "spectrum", "sweep", "trajectory"]
 

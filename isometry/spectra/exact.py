@@ -8,7 +8,7 @@ from torch import Tensor
 from isometry.spectra.operator import Operator
 from isometry.spectra.spectrum import Spectrum
 
-__all__ = ["exact", "singular_values"]
+__all__ = ["exact", "quick_singular_values", "singular_values"]
 
 
 def singular_values(matrices: Tensor) -> Tensor:
@@ -26,6 +26,21 @@ def singular_values(matrices: Tensor) -> Tensor:
     doubled = wide.double()
     gram = doubled @ doubled.mT
     return torch.linalg.eigvalsh(gram).clamp_min(0).sqrt().flip(-1)
+
+
+def quick_singular_values(matrices: Tensor) -> Tensor:
+    """Return all singular values like `singular_values`, with a Gram matrix in the matrices' own precision first.
+
+    In float32 that resolves values down to about 3e-4 of the largest; samples with a value below 1e-2 of it are done
+    again in float64, so that the error of every value stays below 1e-3 of itself and that of the mean far below.
+    """
+    wide = matrices if matrices.shape[-2] <= matrices.shape[-1] else matrices.mT
+    squares = torch.linalg.eigvalsh((wide @ wide.mT).double())
+    values = squares.clamp_min(0).sqrt().flip(-1)
+    poor = squares[..., 0] < 1e-4 * squares[..., -1]
+    if bool(poor.any()):
+        values[poor] = singular_values(wide[poor])
+    return values
 
 
 def exact(operator: Operator, max_bytes: int = 2**28) -> Spectrum:

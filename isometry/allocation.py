@@ -1,0 +1,75 @@
+"""Allocation: samples, probes and method that give the shortest interval for a number of products."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from scipy import stats
+
+__all__ = ["Allocation", "allocate"]
+
+_FORWARD = 2.0
+_PROBES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """How to spend products.
+
+    Attributes:
+        method: "exact" or "krylov".
+        probes: probes a sample, for krylov.
+        price: products a sample.
+        samples: at most so many samples, None for as many as there are.
+        decided: whether a pilot has informed it.
+    """
+
+    method: str
+    probes: int
+    price: int = 1
+    samples: int | None = None
+    decided: bool = False
+
+
+def allocate(
+    *,
+    sample_variance: float,
+    probe_variance: float,
+    exact_price: int,
+    probe_price: int,
+    budget: int | None,
+    allowed: tuple[str, ...] = ("exact", "krylov"),
+) -> Allocation:
+    """Return the allocation with the shortest interval.
+
+    A sample costs its products and a forward pass with its graph (2 products). Its mean has the variance
+    sample_variance + probe_variance / probes (exact: without the second term), and n samples give an interval of
+    Student's quantile times sqrt(variance / n). Samples that agree make many probes on few samples worth it, samples
+    that vary the reverse.
+
+    Args:
+        sample_variance: of the mean JSV between samples.
+        probe_variance: of one probe within a sample.
+        exact_price: products of an exact sample.
+        probe_price: products of one probe.
+        budget: products to spend; None compares prices for a large number of samples.
+        allowed: the methods to choose from.
+    """
+    options = []
+    if "exact" in allowed:
+        options.append((Allocation("exact", 0, exact_price, decided=True), sample_variance))
+    if "krylov" in allowed:
+        for probes in _PROBES:
+            plan = Allocation("krylov", probes, probes * probe_price, decided=True)
+            options.append((plan, sample_variance + probe_variance / probes))
+    total = budget if budget is not None else 1e9
+
+    def half_width(option: tuple[Allocation, float]) -> float:
+        plan, variance = option
+        samples = math.floor(total / (plan.price + _FORWARD))
+        if samples < 2:
+            return math.inf
+        return float(stats.t.ppf(0.975, samples - 1)) * math.sqrt(max(variance, 1e-300) / samples)
+
+    return min(options, key=half_width)[0]

@@ -1,0 +1,179 @@
+"""Inputs: whatever a user gives to measure a network at, as checked batches on the network's device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from isometry.data import Data, Split
+from isometry.networks import example_inputs, input_shape
+
+__all__ = ["Inputs", "gather", "take", "width"]
+
+Batch = Any
+DRAWN = 64
+
+
+@dataclass
+class Inputs:
+    """Batches to measure at.
+
+    Attributes:
+        batches: an iterator of batches: tensors, or tuples or dicts of all the model's inputs.
+        total: how many samples there are, None where only the end tells.
+        described: what they are, in words.
+        extendable: whether more can be drawn.
+    """
+
+    batches: Iterator[Batch]
+    total: int | None
+    described: str
+    extendable: bool = False
+
+
+def gather(
+    model: nn.Module, inputs: Any, *, whole: bool, integers: bool, shuffle: bool, seed: int, drawn: int = DRAWN
+) -> Inputs:
+    """Return `Inputs` from a tensor, a split, an iterable of batches, or nothing.
+
+    Args:
+        model: where they go; None for `inputs` draws standard normal ones of the shape that its first layer tells.
+        inputs: see `isometry.measure`.
+        whole: whether a tuple or dict is one batch of all the model's inputs, not (x, y).
+        integers: whether integer inputs are accepted (the Jacobian starts later in the network).
+        shuffle: whether to take a tensor's samples in a random order, for only part of them may be used.
+        seed: of drawing and shuffling.
+        drawn: how many to draw for None.
+
+    Raises:
+        TypeError, ValueError: empty, not finite, of the wrong kind; the message shows a call that works.
+    """
+    device = next((p.device for p in model.parameters()), None)
+    if inputs is None:
+        if integers:
+            raise ValueError(
+                "measure() cannot draw inputs for at=; pass some, e.g. measure(model, tokens, at='embedding')."
+            )
+        shape = input_shape(model, "measure(model, inputs)")
+        x = _checked(example_inputs(model, drawn, seed=seed), device, integers)
+        return Inputs(
+            _blocks(x), drawn, f"standard normal inputs of shape {shape}, as none were given", extendable=True
+        )
+    if isinstance(inputs, Data):
+        inputs = inputs.test
+    if isinstance(inputs, Split) or (not whole and _is_pair(inputs)):
+        inputs = inputs[0]
+    if isinstance(inputs, Tensor):
+        x = _checked(inputs, device, integers)
+        if shuffle:
+            x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)).to(x.device)]
+        return Inputs(_blocks(x), len(x), f"inputs of shape {tuple(x.shape[1:])}")
+    if whole and isinstance(inputs, tuple | Mapping) and _holds_tensors(inputs):
+        batch = _each(inputs, lambda part: part.to(device) if isinstance(part, Tensor) else part)
+        return Inputs(iter([batch]), None, "inputs, all of the model's")
+    if isinstance(inputs, Mapping):
+        raise TypeError(
+            f"measure() got a dict of inputs, {', '.join(map(repr, inputs))}; say which of them is differentiated, e.g. "
+            f"measure(model, inputs, wrt={next(iter(inputs), 'x')!r})."
+        )
+    if isinstance(inputs, Iterable) and not isinstance(inputs, str):
+        batches = (_entry(batch, device, whole, integers) for batch in inputs)
+        return Inputs(batches, None, "inputs of an iterable")
+    raise TypeError(
+        f"measure() got inputs of type {type(inputs).__name__}; it takes a tensor [B, ...] or an iterable of batches, "
+        "e.g. measure(model, torch.randn(64, 784))."
+    )
+
+
+def _blocks(x: Tensor) -> Iterator[Tensor]:
+    return iter([x])
+
+
+def _is_pair(inputs: Any) -> bool:
+    return (
+        isinstance(inputs, tuple)
+        and len(inputs) == 2
+        and all(isinstance(part, Tensor) for part in inputs)
+        and not inputs[1].is_floating_point()
+    )
+
+
+def _holds_tensors(inputs: Any) -> bool:
+    parts = inputs.values() if isinstance(inputs, Mapping) else inputs
+    return any(isinstance(part, Tensor) for part in parts)
+
+
+def _entry(batch: Any, device: torch.device | None, whole: bool, integers: bool) -> Batch:
+    if whole:
+        return _each(batch, lambda part: part.to(device) if isinstance(part, Tensor) else part)
+    if isinstance(batch, Mapping):
+        raise TypeError(
+            f"measure() got batches that are dicts, of {', '.join(map(repr, batch))}; say which entry is differentiated, "
+            f"e.g. measure(model, loader, wrt={next(iter(batch), 'x')!r})."
+        )
+    return _checked(batch[0] if isinstance(batch, list | tuple) and batch else batch, device, integers)
+
+
+def _each(batch: Any, change: Any) -> Batch:
+    if isinstance(batch, Mapping):
+        return {key: change(part) for key, part in batch.items()}
+    return tuple(change(part) for part in batch) if isinstance(batch, tuple | list) else change(batch)
+
+
+def _checked(inputs: Any, device: torch.device | None, integers: bool) -> Tensor:
+    if not isinstance(inputs, Tensor):
+        raise TypeError(
+            f"measure() got a batch of type {type(inputs).__name__}; batches are tensors x or pairs (x, y), e.g. "
+            "measure(model, torch.utils.data.DataLoader(dataset, batch_size=64))."
+        )
+    if inputs.ndim < 2 or not inputs.numel():
+        raise ValueError(
+            f"measure() got inputs of shape {tuple(inputs.shape)}; it takes a non-empty batch [B, ...], e.g. "
+            "measure(model, torch.randn(64, 784))."
+        )
+    if not inputs.is_floating_point() and not integers:
+        raise TypeError(
+            f"measure() got inputs of dtype {inputs.dtype}, which have no derivative. Pass floating point inputs, e.g. "
+            "measure(model, inputs.float()), or start at a module behind them, e.g. measure(model, tokens, at='embedding')."
+        )
+    if inputs.is_floating_point() and not bool(torch.isfinite(inputs).all()):
+        count = int((~torch.isfinite(inputs)).sum())
+        raise ValueError(
+            f"measure() got inputs with {count} NaN or infinite entries; all must be finite, e.g. "
+            "measure(model, torch.nan_to_num(inputs))."
+        )
+    return inputs.detach().to(device) if device is not None else inputs.detach()
+
+
+def width(batch: Batch, key: str | int | None = None) -> int:
+    """Return how many samples a batch holds: the length of its differentiated part, else of its first tensor."""
+    if isinstance(batch, Tensor):
+        return len(batch)
+    if key is not None:
+        try:
+            return len(batch[key])
+        except (KeyError, IndexError, TypeError):
+            known = ", ".join(map(repr, batch)) if isinstance(batch, Mapping) else f"0 to {len(batch) - 1}"
+            raise ValueError(
+                f"measure() got wrt={key!r}; the batch holds {known}. E.g. wrt={next(iter(batch)) if isinstance(batch, Mapping) else 0!r}."
+            ) from None
+    parts = batch.values() if isinstance(batch, Mapping) else batch
+    return len(next(part for part in parts if isinstance(part, Tensor)))
+
+
+def take(batch: Batch, start: int, stop: int, count: int) -> Batch:
+    """Return samples `start` to `stop` of a batch of `count`; what is not of that length is for all samples alike."""
+
+    def cut(part: Any) -> Any:
+        return part[start:stop] if isinstance(part, Tensor) and part.ndim and len(part) == count else part
+
+    return _each(batch, cut)
+
+
+def converted(batch: Batch, dtype: torch.dtype) -> Batch:
+    """Return a batch with its floating point tensors in `dtype`."""
+    return _each(batch, lambda part: part.to(dtype) if isinstance(part, Tensor) and part.is_floating_point() else part)

@@ -1,0 +1,145 @@
+"""Golub-Kahan bidiagonalisation: a two-sided bracket of the mean singular value, and Ritz values for the ends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from isometry.spectra.operator import Operator
+from isometry.spectra.spectrum import Spectrum
+
+__all__ = ["Bidiagonal", "bidiagonalise", "probes"]
+
+_MIN_STEPS = 4
+
+
+def probes(batch: int, count: int, size: int, generator: torch.Generator, like: Tensor) -> Tensor:
+    """Return random signs of norm 1, [batch, count, size]; their quadratic form is exact at isometry.
+
+    Every sample has its own probes, so that probe errors are independent between samples.
+    """
+    bits = torch.randint(0, 2, (batch, count, size), generator=generator)
+    return (2.0 * bits - 1.0).div_(size**0.5).to(like)
+
+
+@dataclass
+class Bidiagonal:
+    """k steps of Golub-Kahan for B x P starting vectors: A V = U B with B upper bidiagonal, A the taller way round.
+
+    Attributes:
+        alpha: [B, P, k] float64, the diagonal of B.
+        beta: [B, P, k - 1] float64, above it.
+        residual: [B, P] float64, the next beta: 0 where the run has found an invariant subspace and is exact.
+        products: how many products with J or Jᵀ each starting vector cost.
+    """
+
+    alpha: Tensor
+    beta: Tensor
+    residual: Tensor
+    products: int
+
+    def _matrix(self) -> Tensor:
+        matrix = torch.diag_embed(self.alpha)
+        if self.beta.shape[-1]:
+            matrix += torch.diag_embed(self.beta, offset=1)
+        return matrix
+
+    def nodes(self) -> tuple[Tensor, Tensor]:
+        """Return Gauss nodes and weights, [B, P, k] each: sum of weight x f(node) approximates vᵀ f((AᵀA)^½) v."""
+        _, values, vh = torch.linalg.svd(self._matrix())
+        return values, vh[..., :, 0].square()
+
+    def bracket(self) -> tuple[Tensor, Tensor]:
+        """Return lower and upper bounds [B, P] of vᵀ (AᵀA)^½ v: Gauss-Radau with a node at 0, and Gauss.
+
+        The derivatives of the square root alternate in sign, so that Gauss quadrature can only be too large and
+        Gauss-Radau at the left end too small. The latter comes from the same run: B without its last row.
+        """
+        values, weights = self.nodes()
+        upper = (values * weights).sum(-1)
+        if self.alpha.shape[-1] == 1:
+            lower = torch.zeros_like(upper)
+        else:
+            _, values, vh = torch.linalg.svd(self._matrix()[..., :-1, :])
+            lower = (values * vh[..., :, 0].square()[..., : values.shape[-1]]).sum(-1)
+        return torch.where(self.residual > 0, lower, upper), upper
+
+    def largest(self) -> tuple[Tensor, Tensor]:
+        """Return the largest Ritz value [B, P], a lower bound of the largest singular value, and its residual.
+
+        A singular value of A lies within the residual, beta_k |last entry of the left Ritz vector|, of the Ritz value.
+        """
+        u, values, _ = torch.linalg.svd(self._matrix())
+        return values[..., 0], self.residual * u[..., -1, 0].abs()
+
+    def spectrum(self) -> Spectrum:
+        """Return the Gauss nodes of every sample's probes as an incomplete `Spectrum` [B, P k]."""
+        values, weights = self.nodes()
+        count = values.shape[1]
+        return Spectrum(values.flatten(1), (weights / weights.sum(-1, keepdim=True) / count).flatten(1), complete=False)
+
+
+@torch.no_grad()
+def bidiagonalise(operator: Operator, start: Tensor, *, steps: int, rtol: float = 0.0) -> Bidiagonal:
+    """Run Golub-Kahan from `start`, in the space of the smaller side, with two-pass reorthogonalisation.
+
+    Args:
+        operator: B maps m x n.
+        start: [B, P, min(m, n)] of norm 1.
+        steps: at most so many steps, two products each but the last one.
+        rtol: stop when the half-width of every sample's bracket, averaged over its probes, is at most this share of
+            its middle; 0 runs all steps.
+
+    Returns:
+        `Bidiagonal`; runs that found an invariant subspace early carry zeros from there on.
+    """
+    wide = operator.rows <= operator.columns
+    forward, backward = (operator.rmatvec, operator.matvec) if wide else (operator.matvec, operator.rmatvec)
+    steps = min(steps, operator.rank)
+    floor = 50 * torch.finfo(start.dtype).eps
+    v = start
+    u, alpha = _normalised(forward(v), None, floor)
+    scale = alpha.clone()
+    vs, us, alphas = [v], [u], [alpha]
+    betas: list[Tensor] = []
+    products = 1
+    for step in range(1, steps + 1):
+        v = _orthogonalised(backward(u) - alpha.to(v).unsqueeze(-1) * v, vs)
+        v, beta = _normalised(v, scale, floor)
+        products += 1
+        run = Bidiagonal(torch.stack(alphas, -1), _stacked(betas, alpha), beta, products)
+        if step == steps or not bool((beta > 0).any()):
+            break
+        if rtol and step >= _MIN_STEPS:
+            lower, upper = (end.mean(1) for end in run.bracket())
+            if bool((upper - lower <= rtol * (upper + lower)).all()):
+                break
+        u = _orthogonalised(forward(v) - beta.to(u).unsqueeze(-1) * u, us)
+        u, alpha = _normalised(u, scale, floor)
+        products += 1
+        scale = torch.maximum(scale, alpha)
+        vs.append(v)
+        us.append(u)
+        alphas.append(alpha)
+        betas.append(beta)
+    return run
+
+
+def _stacked(parts: list[Tensor], like: Tensor) -> Tensor:
+    return torch.stack(parts, -1) if parts else like.new_zeros(*like.shape, 0)
+
+
+def _normalised(x: Tensor, scale: Tensor | None, floor: float) -> tuple[Tensor, Tensor]:
+    """Return x / ||x|| and the norm in float64; both zero where the norm is rounding noise, which ends that run."""
+    norm = torch.linalg.vector_norm(x.double(), dim=-1)
+    norm = torch.where(norm > floor * (scale if scale is not None else 0.0), norm, 0.0)
+    return torch.where(norm > 0, 1 / norm, 0.0).to(x).unsqueeze(-1) * x, norm
+
+
+def _orthogonalised(x: Tensor, basis: list[Tensor]) -> Tensor:
+    stacked = torch.stack(basis, -2)
+    for _ in range(2):
+        x = x - (stacked.mT @ (stacked @ x.unsqueeze(-1))).squeeze(-1)
+    return x
