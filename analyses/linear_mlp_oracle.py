@@ -39,7 +39,7 @@ def trials(dataset: str, ratios: list[float], seeds: int, quick: bool) -> list[T
         shape, pretrain, epochs = (1, 8, 8), Recipe(1e-2, 90, 32), 30
         grow = {"delta": 1e-3, "interval": 5, "stabilise": 1000, "zero_out": 100, "batch_size": 128}
     else:
-        shape, pretrain, epochs = (1, 32, 32), Recipe(1e-2, 90), 90
+        shape, pretrain, epochs = (1, 32, 32), Recipe(1e-2, 90), 30
         grow = {"delta": 1e-4, "interval": 10, "stabilise": 10_000, "batch_size": 256}
     grow["weight_decay"] = 1e-4
     pruners = [
@@ -56,6 +56,12 @@ def trials(dataset: str, ratios: list[float], seeds: int, quick: bool) -> list[T
             recipe = Recipe(lr, epochs, pretrain.batch_size)
             repairs = [None, "oracle"] + (["scratch"] if isinstance(pruner, isometry.L1) else [])
             found += [Trial(**base, finetune=recipe, pruner=pruner, ratio=ratio, repair=repair) for repair in repairs]
+        if dataset == "mnist":  # does one-shot pruning only need longer?
+            long = {"pruner": isometry.L1(), "repair": None}
+            found += [
+                Trial(**base, finetune=Recipe(lr, 3 * epochs), ratio=ratio, **long)
+                for ratio, lr in itertools.product(ratios, (1e-2, 1e-3))
+            ]
         # The published curve: mean JSV of the just-pruned network against the ratio.
         found += [Trial(**base, pruner=isometry.L1(), ratio=ratio) for ratio in PUBLISHED]
     return found
@@ -67,6 +73,8 @@ def named(table: pd.DataFrame) -> pd.DataFrame:
     rows["method"] = rows["pruner"].map(NAMES).fillna(rows["pruner"])
     rows.loc[rows["repair"] == "oracle", "method"] += " + oracle"
     rows.loc[rows["repair"] == "scratch", "method"] = "scratch"
+    longer = rows["epochs"] > rows["epochs"].min()
+    rows.loc[longer, "method"] += ", " + rows.loc[longer, "epochs"].astype(int).astype(str) + " epochs"
     return rows[(rows["repair"] == "none") | (rows["phase"] != "pruned")]
 
 
@@ -110,6 +118,7 @@ def _percent(rows: pd.DataFrame) -> str:
 def draw(table: pd.DataFrame, path: Path, dataset: str) -> None:
     """Draw trajectories a ratio and rate, final accuracy against the JSV before fine-tuning, and the published curve."""
     rows = named(table)
+    rows = rows[rows["epochs"] == rows["epochs"].min()]
     ratios, rates = sorted(rows["ratio"].unique()), sorted(rows["lr"].unique(), reverse=True)
     figure = plt.figure(figsize=(4.1 * 2 * len(ratios), 3.1 * len(rates) + 3.9), layout="constrained")
     grid = figure.add_gridspec(len(rates) + 1, 2 * len(ratios), height_ratios=[*([1] * len(rates)), 1.25])

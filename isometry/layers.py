@@ -21,7 +21,6 @@ from isometry.spectra import (
     circular,
     exact,
     probes,
-    quick_singular_values,
     singular_values,
 )
 
@@ -99,7 +98,7 @@ class Taps:
 
     def add(self, name: str, rows: Tensor) -> None:
         """Take the Jacobians [B, r, width] from a layer's output to the network's."""
-        self.spectra.setdefault(name, []).append(Spectrum.of(quick_singular_values(rows)))
+        self.spectra.setdefault(name, []).append(Spectrum.of(singular_values(rows).cpu()))
 
     def table(self, model: nn.Module) -> pd.DataFrame:
         """Return a row a layer, from input to output.

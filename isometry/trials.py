@@ -78,12 +78,12 @@ class Trial:
 
     @property
     def key(self) -> str:
-        """A readable name, e.g. mlp-7-linear/mnist/l1-0.8/oracle/lr0.001/s3."""
+        """A readable name, e.g. mlp-7-linear/mnist/l1-0.8/oracle/lr0.001x90/s3."""
         parts = [self.network, self.dataset]
         if self.pruner is not None:
             parts.append(f"{self.pruner_name}-{self.ratio:g}")
         if self.finetune is not None:
-            parts += [self.repair or "plain", f"lr{self.finetune.lr:g}"]
+            parts += [self.repair or "plain", f"lr{self.finetune.lr:g}x{self.finetune.epochs}"]
         return "/".join([*parts, f"s{self.seed}"])
 
 
@@ -138,6 +138,7 @@ def run(
             "ratio": trial.ratio,
             "repair": trial.repair or "none",
             "lr": trial.finetune.lr if trial.finetune is not None else math.nan,
+            "epochs": trial.finetune.epochs if trial.finetune is not None else math.nan,
             "seed": trial.seed,
         }
         for position, (name, value) in enumerate(facts.items()):
@@ -178,7 +179,9 @@ class _Part:
         t = self.trial
         parts = [t.network, t.dataset]
         parts += [f"{t.pruner_name}-{t.ratio:g}"] if self.level else ["dense"]
-        parts += [t.repair or "plain", f"lr{t.finetune.lr:g}"] if self.level == 2 and t.finetune else []
+        parts += (
+            [t.repair or "plain", f"lr{t.finetune.lr:g}x{t.finetune.epochs}"] if self.level == 2 and t.finetune else []
+        )
         digest = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:8]
         return "/".join([*parts, f"s{t.seed}-{digest}"])
 

@@ -24,7 +24,7 @@ def test_the_same_trials_give_the_same_table_and_are_never_run_twice(tmp_path: P
     wanted = [trial(), trial(repair="oracle"), trial(repair="scratch", seed=1), trial(pruner=grown)]
     table = run(wanted, tmp_path / "a", jobs=2)
     assert list(table[table["trial"] == wanted[1].key]["phase"]) == ["dense", "pruned", "repaired", *["finetune"] * 2]
-    assert wanted[1].key == "mlp-7-linear/digits/l1-0.5/oracle/lr0.01/s0"
+    assert wanted[1].key == "mlp-7-linear/digits/l1-0.5/oracle/lr0.01x2/s0"
     repaired = table[(table["phase"] == "repaired") & (table["repair"] == "oracle")]
     assert repaired["mean_jsv"].iloc[0] == pytest.approx(1, abs=1e-5)
     pd.testing.assert_frame_equal(run(wanted, tmp_path / "b", jobs=1), table)

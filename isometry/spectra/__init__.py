@@ -2,7 +2,7 @@
 
 from isometry.spectra import orthogonal
 from isometry.spectra.convolution import Convolution, circular
-from isometry.spectra.exact import exact, quick_singular_values, singular_values
+from isometry.spectra.exact import exact, singular_values
 from isometry.spectra.krylov import Bidiagonal, bidiagonalise, probes
 from isometry.spectra.operator import Matrices, Operator
 from isometry.spectra.spectrum import Bound, Estimate, Spectrum, mean_with_error
@@ -21,6 +21,5 @@ __all__ = [
     "mean_with_error",
     "orthogonal",
     "probes",
-    "quick_singular_values",
     "singular_values",
 ]
