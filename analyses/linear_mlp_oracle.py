@@ -57,9 +57,8 @@ def trials(dataset: str, ratios: list[float], seeds: int, quick: bool) -> list[T
             repairs = [None, "oracle"] + (["scratch"] if isinstance(pruner, isometry.L1) else [])
             found += [Trial(**base, finetune=recipe, pruner=pruner, ratio=ratio, repair=repair) for repair in repairs]
         if dataset == "mnist":  # does one-shot pruning only need longer?
-            long = {"pruner": isometry.L1(), "repair": None}
             found += [
-                Trial(**base, finetune=Recipe(lr, 3 * epochs), ratio=ratio, **long)
+                Trial(**base, finetune=Recipe(lr, 3 * epochs), pruner=isometry.L1(), ratio=ratio)
                 for ratio, lr in itertools.product(ratios, (1e-2, 1e-3))
             ]
         # The published curve: mean JSV of the just-pruned network against the ratio.

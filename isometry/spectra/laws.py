@@ -486,7 +486,7 @@ class Residual(Law):
         The curve of complex H with a real z > 0 is traced in its real part a: the imaginary part b solves
         2 c b = arg(1 - 1/H) mod 2 pi.
         """
-        a, b, z = self._curve
+        _, b, z = self._curve
         order = np.argsort(z)
         imaginary = np.interp(squares, z[order], b[order], left=0.0, right=0.0)
         return imaginary / (math.pi * squares)
