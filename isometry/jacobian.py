@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 
 from isometry.spectra import Operator
 
-__all__ = ["BACKWARD", "FORWARD", "Jacobian"]
+__all__ = ["BACKWARD", "FORWARD", "AdjointError", "Jacobian"]
 
 BACKWARD = ("batched", "loop", "replicated", "one by one", "differences")
 """Routes to Jᵀu, from the first tried to the last resort."""

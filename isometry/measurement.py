@@ -202,7 +202,7 @@ class _Work:
             raise ValueError(self.view.nonfinite(pair))
         self.view.check(pair)
         self.forwards += 6
-        self.products += 2
+        self.products += 4
         if self.layers is not False:
             self.taps = Taps(chosen_layers(self.view.model, self.layers))
         self.fast = folded(self.view, pair, frozenset(self.taps.names if self.taps else ()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -209,7 +210,9 @@ class View:
         recurrent = any(isinstance(module, _RECURRENT) for module in self.model.modules())
         kernels = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
         cudnn = torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled and not recurrent)
-        with torch.enable_grad(), kernels, cudnn:
+        with warnings.catch_warnings(), torch.enable_grad(), kernels, cudnn:
+            # Re-entrant checkpoints say so in every forward pass that needs no gradient.
+            warnings.filterwarnings("ignore", "None of the inputs have requires_grad")
             yield
 
     def check(self, batch: Batch, call: str = "measure(model, inputs)") -> None:
@@ -241,15 +244,9 @@ class View:
         if not outputs.requires_grad:
             self._refuse_cut(function, value, again)
             return
-        cotangent = torch.zeros_like(outputs)
-        cotangent[0] = torch.randn(outputs[0].shape, generator=torch.Generator().manual_seed(0)).to(outputs)
-        try:
-            (gradient,) = torch.autograd.grad(outputs, leaf, cotangent, materialize_grads=True)
-        except RuntimeError:
-            return  # no reverse mode here: the ladder of routes deals with that
-        if len(gradient) > 1 and bool((gradient[1].nan_to_num(0.0) != 0).any()):
+        if _leaks(outputs, leaf, 0) or _leaks(outputs, leaf, 1):
             raise ValueError(
-                f"measure() found that {self._culprit(batch, _shifted(self, batch))} mixes the samples of a batch, so "
+                f"measure() found that {self._culprit(batch, _shifted(batch))} mixes the samples of a batch, so "
                 "there is no per-sample Jacobian. Make it independent of the batch (running statistics for a BatchNorm, "
                 "batch_first=True for a recurrent or attention layer) or measure one sample at a time: "
                 f"{call.replace('inputs', 'inputs[:1]')}."
@@ -280,12 +277,22 @@ class View:
         )
 
     def _culprit(self, batch: Batch, other: Batch) -> str:
-        """Return the name of the first leaf module whose output for sample 0 is not the same for `other`."""
-        changed = self._leaf_outputs(other)
-        for name, output in self._leaf_outputs(batch).items():
-            same = changed.get(name)
-            if same is not None and output.ndim and (len(output) != 2 or not torch.equal(output[0], same[0])):
-                return name
+        """Return the name of the first leaf module whose output for a sample that `other` shares is not the same there.
+
+        `other` shares sample 0; a second look swaps the two samples, for what only mixes backwards.
+        """
+        for swap in (False, True):
+            one, two = (_swapped(part) if swap else part for part in (batch, other))
+            changed = self._leaf_outputs(two)
+            for name, output in self._leaf_outputs(one).items():
+                same = changed.get(name)
+                shared = 1 if swap else 0
+                if (
+                    same is not None
+                    and output.ndim
+                    and (len(output) != 2 or not torch.equal(output[shared], same[shared]))
+                ):
+                    return name
         return "an operation outside its submodules"
 
     @torch.no_grad()
@@ -308,7 +315,27 @@ class View:
         return seen
 
 
-def _shifted(view: View, batch: Batch) -> Batch:
+def _leaks(outputs: Tensor, leaf: Tensor, sample: int) -> bool:
+    """Return whether one sample's outputs have a gradient at the other sample's leaf."""
+    cotangent = torch.zeros_like(outputs)
+    cotangent[sample] = torch.randn(outputs[0].shape, generator=torch.Generator().manual_seed(0)).to(outputs)
+    try:
+        (gradient,) = torch.autograd.grad(outputs, leaf, cotangent, retain_graph=True, materialize_grads=True)
+    except (RuntimeError, NotImplementedError):
+        return False  # no reverse mode here: the ladder of routes deals with that
+    return len(gradient) > 1 and bool((gradient[1 - sample].nan_to_num(0.0) != 0).any())
+
+
+def _swapped(batch: Batch) -> Batch:
+    def swap(x: Any) -> Any:
+        return x.flip(0) if isinstance(x, Tensor) and x.ndim and len(x) == 2 else x
+
+    if isinstance(batch, Tensor):
+        return swap(batch)
+    return {k: swap(v) for k, v in batch.items()} if isinstance(batch, Mapping) else tuple(map(swap, batch))
+
+
+def _shifted(batch: Batch) -> Batch:
     """Return `batch` with its second sample moved, the first one as it was."""
 
     def move(x: Any) -> Any:

@@ -4,7 +4,7 @@ from conftest import batch_norm_net
 from torch import nn
 
 from isometry import networks
-from isometry.jacobian import BACKWARD, FORWARD, Jacobian
+from isometry.jacobian import BACKWARD, FORWARD, AdjointError, Jacobian
 from isometry.view import frozen
 
 
@@ -149,3 +149,25 @@ def test_a_linear_nets_jacobian_is_the_weight_product_at_any_input() -> None:
         for scale in (0, 1, 100):
             found = Jacobian(net, scale * torch.randn(2, 1, 32, 32).double()).dense()
             torch.testing.assert_close(found, product.expand(2, -1, -1))
+
+
+def test_a_derivative_that_is_no_transpose_is_found() -> None:
+    class Wrong(torch.autograd.Function):
+        @staticmethod
+        def forward(x):
+            return x * 2
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            pass
+
+        @staticmethod
+        def backward(ctx, g):
+            return g.flip(1) * 3
+
+        @staticmethod
+        def jvp(ctx, v):
+            return v * 2
+
+    with pytest.raises(AdjointError):
+        Jacobian(Wrong.apply, torch.randn(3, 6), forward="jvp").matvec(torch.randn(3, 1, 6))

@@ -114,7 +114,7 @@ def test_measuring_in_chunks_changes_nothing(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_the_cost_is_one_forward_and_r_products_a_sample() -> None:
     report = measure(networks.build("lenet-5-relu", seed=0), torch.randn(8, 1, 32, 32))
-    assert report.cost.products == 8 * 10 + 2  # and two for the test that samples are independent
+    assert report.cost.products == 8 * 10 + 4  # and four for the test that samples are independent
     assert report.cost.forwards == 8 + 6  # and the checks at two samples
 
 

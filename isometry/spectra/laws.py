@@ -301,7 +301,8 @@ class _Gated(Law):
     def _turn(self, r: Array, angle: Array) -> Array:
         """Return the argument of lambda(M) at M = r exp(i angle) - p, continuous over the upper half plane."""
         m = r * np.exp(1j * angle) - self.open
-        return sum(n * (angle if a == self.open else np.angle(m + a)) for a, n in self._factors)
+        turned = [n * (angle if a == self.open else np.angle(m + a)) for a, n in self._factors]
+        return np.sum(np.broadcast_arrays(*turned), axis=0)
 
 
 @dataclass(frozen=True)
