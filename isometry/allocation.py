@@ -40,13 +40,14 @@ def allocate(
     probe_price: int,
     budget: int | None,
     allowed: tuple[str, ...] = ("exact", "krylov"),
+    available: int | None = None,
 ) -> Allocation:
     """Return the allocation with the shortest interval.
 
     A sample costs its products and a forward pass with its graph (2 products). Its mean has the variance
     sample_variance + probe_variance / probes (exact: without the second term), and n samples give an interval of
-    Student's quantile times sqrt(variance / n). Samples that agree make many probes on few samples worth it, samples
-    that vary the reverse.
+    Student's quantile times sqrt(variance / n). Samples that vary call for as many samples as the products buy, one
+    probe each; samples that agree, or that run out, for many probes a sample or all of its values.
 
     Args:
         sample_variance: of the mean JSV between samples.
@@ -55,6 +56,7 @@ def allocate(
         probe_price: products of one probe.
         budget: products to spend; None compares prices for a large number of samples.
         allowed: the methods to choose from.
+        available: how many samples there are, None where they can be had as needed.
     """
     options = []
     if "exact" in allowed:
@@ -68,6 +70,8 @@ def allocate(
     def half_width(option: tuple[Allocation, float]) -> float:
         plan, variance = option
         samples = math.floor(total / (plan.price + _FORWARD))
+        if available is not None:
+            samples = min(samples, available)
         if samples < 2:
             return math.inf
         return float(stats.t.ppf(0.975, samples - 1)) * math.sqrt(max(variance, 1e-300) / samples)

@@ -155,6 +155,7 @@ class _Work:
         shape: tuple[int, ...] | None = None
         enough = False
         generator = torch.Generator().manual_seed(self.seed)
+        self.available = given.total
         with tqdm(total=given.total, unit="sample", desc="measure", disable=hidden, delay=2) as bar:
             for batch in given.batches:
                 count = width(batch, self.view.wrt)
@@ -319,6 +320,7 @@ class _Work:
         return max(1, min(most, self.limit, _BYTES // (4 * entries)))
 
     limit: int = 2**20
+    available: int | None = None
 
     def _one_part(self, part: Any, generator: torch.Generator) -> int:
         """Measure one part of a batch, halved until it fits the memory; return how many samples were done."""
@@ -387,7 +389,8 @@ class _Work:
         self.spectra.append(_on_cpu(run.spectrum()))
         self.residual = max(self.residual, float(run.largest()[1].max()))
         self._account(len(leaf), [jacobian])
-        if self.plan is None or not self.plan.decided:
+        guided = self.rtol is not None or self.budget is not None
+        if guided and (self.plan is None or not self.plan.decided):
             self._decide(run.products)
 
     def _decide(self, products: int) -> None:
@@ -405,6 +408,7 @@ class _Work:
             probe_price=products,
             budget=None if self.budget is None else self.budget - self.products,
             allowed=("krylov",) if self.method == "krylov" else ("exact", "krylov"),
+            available=self.available if self.budget is not None else None,
         )
         if self.plan.method == "exact":
             self.method = "exact"

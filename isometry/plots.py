@@ -9,13 +9,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import seaborn as sns
+import torch
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from isometry.report import Report
+from isometry.spectra import Spectrum
+from isometry.spectra.laws import Law
 
-__all__ = ["colour", "comparison", "spectrum", "sweep", "trajectory"]
+__all__ = ["colour", "comparison", "layers", "spectrum", "sweep", "trajectory"]
 
 _COLOURS = {
     "dense": "#222222",
@@ -42,36 +45,57 @@ def _axes(ax: Axes | None) -> Axes:
     return plt.subplots(figsize=(6.4, 4.2), layout="constrained")[1] if ax is None else ax
 
 
-def spectrum(x: Report | Mapping[str, Report], ax: Axes | None = None, *, bins: int = 60) -> Axes:
+def spectrum(
+    x: Report | Spectrum | Mapping[str, Report | Spectrum],
+    ax: Axes | None = None,
+    *,
+    bins: int = 60,
+    law: Law | None = None,
+) -> Axes:
     """Draw the density of the JSVs, a step line a network, with the isometry line at 1.
 
     The axis is logarithmic where the values span more than a factor of 30. Bars of one standard error over samples
     are drawn where a bin holds enough to see them.
 
     Args:
-        x: a report, or {name: report}.
+        x: a report or spectrum, or {name: report or spectrum}.
         ax: where to draw; a new figure when None.
         bins: number of bins.
+        law: a closed-form law drawn over it, with its Kolmogorov-Smirnov distance to the first spectrum.
     """
-    import torch
-
     ax = _axes(ax)
-    reports = {"network": x} if isinstance(x, Report) else dict(x)
-    values = np.concatenate([r.spectrum.values[r.spectrum.weights > 0].numpy() for r in reports.values()])
+    given = {"network": x} if isinstance(x, Report | Spectrum) else dict(x)
+    reports = {name: r.spectrum if isinstance(r, Report) else r for name, r in given.items()}
+    values = np.concatenate([r.values[r.weights > 0].numpy() for r in reports.values()])
     top = max(float(values.max()), 1.0) * 1.05
     positive = values[values > top * 1e-9]
     low = min(float(positive.min()), 1.0) * 0.95 if len(positive) else 0.5
     logarithmic = top / low > 30
     edges = np.geomspace(low, top, bins + 1) if logarithmic else np.linspace(0, top, bins + 1)
     for name, report in reports.items():
-        share, error = (part.numpy() for part in report.spectrum.histogram(torch.from_numpy(edges)))
+        mean = entry.mean_jsv if isinstance(entry := given[name], Report) else report.mean
+        share, error = (part.numpy() for part in report.histogram(torch.from_numpy(edges)))
         width = np.diff(np.log10(edges)) if logarithmic else np.diff(edges)
-        ax.stairs(share / width, edges, color=colour(name), label=f"{name}, mean {report.mean_jsv:.3g}", linewidth=1.6)
+        ax.stairs(
+            share / width,
+            edges,
+            color=colour(name),
+            label=f"{name}, mean {mean:.3g}",
+            linewidth=1.6,
+        )
         if np.isfinite(error).all():
             middle = np.sqrt(edges[1:] * edges[:-1]) if logarithmic else (edges[1:] + edges[:-1]) / 2
             ax.errorbar(
                 middle, share / width, error / width, fmt="none", ecolor=colour(name), elinewidth=0.7, alpha=0.6
             )
+    if law is not None:
+        s = np.geomspace(low, top, 800) if logarithmic else np.linspace(0, top, 800)
+        density = law.pdf(s) * (s * math.log(10) if logarithmic else 1)
+        gap = law.distance(next(iter(reports.values())))
+        name = f"{type(law).__name__}, mean {law.mean_jsv:.3g}, KS distance {gap:.3f}"
+        ax.plot(s, density, color="black", linewidth=1.2, label=name)
+        # A density may diverge at an edge: the histogram sets the scale.
+        ax.set_ylim(top=1.25 * max(float(patch.get_data().values.max()) for patch in ax.patches))  # type: ignore[attr-defined]
     ax.axvline(1, color="#d62728", linewidth=1, linestyle=":", label="isometry")
     if logarithmic:
         ax.set_xscale("log")
@@ -169,6 +193,35 @@ def comparison(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
         ax.set_yscale("log")
     ax.axhline(1, color="#d62728", linewidth=1, linestyle=":", label="isometry")
     ax.set_ylabel("mean JSV (95 % interval over samples)")
+    ax.legend(frameon=False, fontsize="small")
+    return ax
+
+
+def layers(table: Report | pd.DataFrame | Mapping[str, Report], ax: Axes | None = None) -> Axes:
+    """Draw where in the network the JSVs are lost: the mean JSV of the map from each layer to the output.
+
+    Args:
+        table: a report measured with `layers`, its table, or {name: such a report}.
+        ax: where to draw; a new figure when None.
+    """
+    ax = _axes(ax)
+    given: dict[str, Any] = dict(table) if isinstance(table, Mapping) else {"network": table}
+    names: list[str] = []
+    for name, entry in given.items():
+        rows = entry.layers if isinstance(entry, Report) else entry
+        if rows is None:
+            raise ValueError("plots.layers() got a report without layers; measure it with layers=True.")
+        _require(rows, "layers", "layer", "mean_jsv", "sem")
+        names = list(rows["layer"])
+        ax.errorbar(
+            range(len(rows)), rows["mean_jsv"], 1.96 * rows["sem"].fillna(0), marker="o", markersize=3, capsize=2,
+            color=colour(name), label=name, linewidth=1.3,
+        )  # fmt: skip
+    ax.set_xticks(range(len(names)), names, rotation=90, fontsize="x-small")
+    ax.set_yscale("log")
+    ax.axhline(1, color="#d62728", linewidth=1, linestyle=":", label="isometry")
+    ax.set_xlabel("layer, from input to output")
+    ax.set_ylabel("mean JSV from the layer's output\nto the network's (95 % interval)")
     ax.legend(frameon=False, fontsize="small")
     return ax
 

@@ -1,6 +1,6 @@
 """Matrices in, spectra out; nothing here knows a neural network."""
 
-from isometry.spectra import orthogonal
+from isometry.spectra import laws, orthogonal
 from isometry.spectra.convolution import Convolution, circular
 from isometry.spectra.exact import exact, singular_values
 from isometry.spectra.krylov import Bidiagonal, bidiagonalise, probes
@@ -18,6 +18,7 @@ __all__ = [
     "bidiagonalise",
     "circular",
     "exact",
+    "laws",
     "mean_with_error",
     "orthogonal",
     "probes",

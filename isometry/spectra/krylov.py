@@ -21,7 +21,7 @@ def probes(batch: int, count: int, size: int, generator: torch.Generator, like: 
     Every sample has its own probes, so that probe errors are independent between samples.
     """
     bits = torch.randint(0, 2, (batch, count, size), generator=generator)
-    return (2.0 * bits - 1.0).div_(size**0.5).to(like)
+    return (2 * bits.double() - 1).div_(size**0.5).to(like)
 
 
 @dataclass
