@@ -102,6 +102,11 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines).fillna("")
 
 
+def readme(table: pd.DataFrame) -> str:
+    """Return the table of the README."""
+    return markdown(summary(table))
+
+
 def _spread(values: pd.Series, digits: int) -> str:
     return (
         f"{values.mean():.{digits}f} ± {values.std(ddof=1):.{digits}f}"
@@ -216,7 +221,7 @@ def main() -> None:
         parser.error(f"--redraw found no {stem.with_suffix('.csv')}; run without it first")
     table = pd.read_csv(stem.with_suffix(".csv"), keep_default_na=False, na_values=[""])
     draw(table, stem.with_suffix(".png"), options.dataset)
-    print(markdown(summary(table)))
+    print(readme(table))
     print(f"\nwrote {stem}.csv, .json, .png")
 
 

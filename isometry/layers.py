@@ -143,9 +143,9 @@ def own_operator(module: nn.Module, size: tuple[int, ...]) -> dict[str, Any]:
         return {"operator_mean": float(values.mean()), **ends, "distance": gap, "operator": "exact"}
     run = bidiagonalise(
         values,
-        probes(1, 8, values.rank, torch.Generator().manual_seed(0), values.kernel),
-        steps=40,
-        rtol=0.01,
+        probes(1, 2, values.rank, torch.Generator().manual_seed(0), values.kernel),
+        steps=24,
+        rtol=0.02,
     )
     lower, upper = run.bracket()
     spectrum = run.spectrum()

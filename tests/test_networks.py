@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from isometry import networks
+from isometry import data, evaluate, networks
 
 
 @pytest.mark.parametrize(
@@ -40,3 +40,28 @@ def test_bad_names_and_options_are_refused() -> None:
         networks.build("mlp-7-relu", width=3)
     with pytest.raises(ValueError, match=r"input_shape=\(1, 28, 28\)"):
         networks.build("lenet-5-relu", input_shape=(1, 28, 28))
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "parameters"),
+    [
+        ("resnet-20", 10, 269_722),
+        ("resnet-56", 10, 853_018),
+        ("resnet-110", 10, 1_727_962),
+        ("resnet-50", 1000, 25_557_032),
+    ],
+)
+def test_residual_networks_have_the_published_size(name: str, classes: int, parameters: int) -> None:
+    net = networks.build(name, classes, input_shape=(3, 32, 32)).eval()
+    assert sum(p.numel() for p in net.parameters()) == parameters
+    assert net(torch.zeros(2, 3, 32, 32)).shape == (2, classes)
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(("depth", "accuracy"), [(20, 0.9173), (56, 0.9339)])
+def test_the_given_weights_have_the_given_accuracy(real_data, depth: int, accuracy: float) -> None:
+    net = networks.build(f"resnet-{depth}", weights=real_data / "weights" / f"resnet{depth}_cifar10.safetensors")
+    cifar = data.load("cifar10", real_data, normalisation=data.IMAGENET)
+    assert evaluate(net, cifar.test).accuracy == pytest.approx(accuracy, abs=1e-9)
+    with pytest.raises(ValueError, match="the weights of another network"):
+        networks.build("resnet-32", weights=real_data / "weights" / f"resnet{depth}_cifar10.safetensors")

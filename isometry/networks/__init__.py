@@ -13,7 +13,7 @@ from torch import nn
 from isometry.networks.inputs import example_inputs, input_shape
 from isometry.networks.lenet import LeNet5
 from isometry.networks.mlp import MLP
-from isometry.networks.resnet import CifarResNet
+from isometry.networks.resnet import CifarResNet, ResNet50
 
 __all__ = ["build", "example_inputs", "input_shape", "names"]
 
@@ -30,6 +30,10 @@ def _resnet(depth: int, classes: int, input_shape: Sequence[int]) -> nn.Module:
     return CifarResNet(depth, classes, tuple(input_shape))
 
 
+def _resnet_50(classes: int, input_shape: Sequence[int]) -> nn.Module:
+    return ResNet50(classes, tuple(input_shape))
+
+
 _IMAGE = (1, 32, 32)
 _WIDTHS = (100,) * 6
 _BUILDERS: dict[str, tuple[Callable[..., nn.Module], dict[str, object]]] = {
@@ -38,6 +42,7 @@ _BUILDERS: dict[str, tuple[Callable[..., nn.Module], dict[str, object]]] = {
     "lenet-5-linear": (partial(_lenet, nn.Identity), {"input_shape": _IMAGE}),
     "lenet-5-relu": (partial(_lenet, nn.ReLU), {"input_shape": _IMAGE}),
     **{f"resnet-{n}": (partial(_resnet, n), {"input_shape": (3, 32, 32)}) for n in (20, 32, 44, 56, 110)},
+    "resnet-50": (_resnet_50, {"input_shape": (3, 224, 224)}),
 }
 
 
