@@ -118,7 +118,7 @@ def backward_per_class(net: nn.Module, x: Tensor) -> Tensor:
     """Return them by what the research code does: `.backward()` per class, then a full SVD."""
     z = x.clone().requires_grad_(True)
     outputs = net(z)
-    rows: list[Row] = []
+    rows: list[Tensor] = []
     for k in range(outputs.shape[1]):
         z.grad = None
         one_hot = torch.zeros_like(outputs)

@@ -143,7 +143,7 @@ def own_operator(module: nn.Module, size: tuple[int, ...]) -> dict[str, Any]:
         return {"operator_mean": float(values.mean()), **ends, "distance": gap, "operator": "exact"}
     run = bidiagonalise(
         values,
-        probes(1, 2, values.rank, torch.Generator().manual_seed(0), values.kernel),
+        probes(1, 4, values.rank, torch.Generator().manual_seed(0), values.kernel),
         steps=24,
         rtol=0.02,
     )

@@ -6,8 +6,8 @@ from pathlib import Path
 import isometry
 
 FLOORS = {
-    "trials": 5, "plots": 5,
-    "measurement": 4,
+    "trials": 6, "plots": 6,
+    "measurement": 5, "survey": 4,
     "oracle": 3, "pruners": 3, "layers": 3,
     "jacobian": 2, "folding": 2, "training": 2, "surgery": 2, "inputs": 2, "report": 2, "allocation": 2,
     "networks": 1, "data": 1, "view": 1,

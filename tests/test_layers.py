@@ -76,7 +76,7 @@ def test_a_layers_own_operator_is_measured() -> None:
         torch.autograd.functional.jacobian(lambda z: plain(z[None]).flatten(), x).reshape(-1, x.numel())
     )
     assert row["operator"] == "krylov"
-    assert row["operator_mean"] == pytest.approx(float(values.mean()), rel=0.03)
+    assert row["operator_mean"] == pytest.approx(float(values.mean()), rel=0.08)  # four probes
     assert row["operator_max"] <= float(values.max()) * (1 + 1e-5)
     assert row["operator_min"] >= float(values.min()) * (1 - 1e-5)
     assert math.isnan(own_operator(nn.ReLU(), ())["distance"])
@@ -217,9 +217,9 @@ def test_the_smaller_side_is_differentiated() -> None:
 
 
 def test_memory_running_out_halves_the_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    from isometry import measurement
+    from isometry import survey
 
-    original, sizes = measurement.exact, []
+    original, sizes = survey.exact, []
 
     def exact(operator):  # type: ignore[no-untyped-def]
         sizes.append(operator.batch)
@@ -229,6 +229,6 @@ def test_memory_running_out_halves_the_samples(monkeypatch: pytest.MonkeyPatch) 
 
     net, x = networks.build("mlp-7-relu", seed=0), torch.randn(18, 1, 32, 32)
     expected = measure(net, x).spectrum.values
-    monkeypatch.setattr(measurement, "exact", exact)
+    monkeypatch.setattr(survey, "exact", exact)
     torch.testing.assert_close(measure(net, x).spectrum.values, expected, rtol=1e-5, atol=1e-8)
     assert sizes[:3] == [18, 9, 4]

@@ -108,7 +108,7 @@ def test_every_kind_of_inputs_gives_the_same_numbers(digits: isometry.data.Data)
 def test_measuring_in_chunks_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     net, x = batch_norm_net(), torch.randn(7, 3, 8, 8)
     whole = measure(net, x).spectrum.values
-    monkeypatch.setattr("isometry.measurement._AT_ONCE", 2)
+    monkeypatch.setattr("isometry.survey._AT_ONCE", 2)
     torch.testing.assert_close(measure(net, x).spectrum.values, whole, rtol=1e-6, atol=1e-9)
 
 
