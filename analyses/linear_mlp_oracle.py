@@ -1,6 +1,17 @@
 """Does recovering or preserving dynamical isometry explain what fine-tuning recovers after pruning?
 
-FINDING
+Yes, on MNIST at the published recipe (3 seeds, mean ± standard deviation; dense 92.62 ± 0.03 %, mean JSV 2.503 ± 0.004,
+published 2.499). With 90 % of the units removed and 30 epochs of fine-tuning at lr 0.01 / 0.001:
+
+- L1 falls to a mean JSV of 0.0002 and ends at 85.7 ± 3.3 / 43.2 ± 10.9 %; three times the epochs give 87.8 ± 0.1 / 80.2 ± 2.7 %.
+- L1 with every JSV set back to 1 ends at 92.54 ± 0.02 / 92.56 ± 0.04 %, the dense accuracy: nothing was lost but
+  trainability. So does randomly pruned with the oracle, 92.49 ± 0.03 / 92.46 ± 0.08 %.
+- TPP keeps a mean JSV of 3.56 ± 0.05 and 92.05 ± 0.09 % before any fine-tuning, and ends at 92.21 ± 0.03 / 92.17 ± 0.05 %.
+- GReg, the growing penalty without TPP's Gram term, keeps as much (3.17 ± 0.12; 92.24 ± 0.08 / 92.30 ± 0.14 %) but is 3 points
+  behind just after pruning (89.02 ± 0.88 %): on this net most of the preservation is the slow penalty's.
+- The larger rate masks broken trainability: it closes most of the gap that the smaller one leaves open.
+
+TPP trained for 110,000 steps before removal and GReg for 82,360 to 110,000; the one-shot pruners and the oracle for none.
 
 Run `python analyses/linear_mlp_oracle.py` for the bundled digits (a shortened schedule, minutes), with
 `--dataset mnist --out figures` for the published recipe on MNIST (hours of one core). `--redraw` draws from the
@@ -215,7 +226,7 @@ def main() -> None:
     if not options.redraw:
         check_writable(stem.parent)
         wanted = trials(options.dataset, options.ratios, 1 if options.quick else options.seeds, options.quick)
-        table = run(wanted, options.runs, jobs=options.jobs)
+        table = run(wanted, options.runs, jobs=options.jobs, progress=True)
         write_table(table, provenance(wanted, options.runs), stem)
     elif not stem.with_suffix(".csv").exists():
         parser.error(f"--redraw found no {stem.with_suffix('.csv')}; run without it first")
