@@ -13,7 +13,7 @@ import argparse
 import math
 import multiprocessing
 import os
-import resource
+import re
 import statistics
 import tempfile
 import time
@@ -179,12 +179,17 @@ ROUTES: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
 
 def peak(route: str, file: str, queue: Any) -> None:
     """Put the growth of this process's peak memory over one call, in MiB, into `queue`."""
+
+    def high_water() -> float:
+        # Not getrusage: its maximum starts from the parent's size.
+        return float(re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[0]) / 1024
+
     net, x = torch.load(file, weights_only=False)
     with torch.no_grad():
         net(x[:2])
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = high_water()
     ROUTES[route](net, x)
-    queue.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    queue.put(high_water() - before)
 
 
 def memory(route: str, net: nn.Module, x: Tensor) -> float:
@@ -229,10 +234,23 @@ def routes(quick: bool) -> list[Row]:
         if name in ROUTES:
             found = ROUTES[name](net, x[:4]).detach().double()
             row["error"] = float((found - reference[:4]).abs().max() / reference.abs().max())
-            if not quick and name != "autograd.functional.jacobian":
-                row["peak_mib"] = memory(name, net, x)
-                row["peak_mib_4x"] = memory(name, net, images[: 4 * count]) if ROUTES[name] is ours else math.nan
         rows.append(row)
+    return rows
+
+
+def footprints(quick: bool) -> list[Row]:
+    """Return the growth of peak memory of every route, and of this one at four times the inputs (Linux only)."""
+    if not Path("/proc/self/status").exists():
+        return []
+    net, images, described = resnet_56(quick)
+    count = 4 if quick else 64
+    rows: list[Row] = []
+    for name in ROUTES if not quick else ["isometry.measure"]:
+        for times in (1, 4) if ROUTES[name] is ours else (1,):
+            found = memory(name, net, images[: times * count])
+            rows.append(
+                {"part": "memory", "case": f"{described}, {times * count} inputs", "method": name, "peak_mib": found}
+            )
     return rows
 
 
@@ -264,7 +282,7 @@ def large(quick: bool) -> list[Row]:
         for method, report in (("exact", exact), ("krylov", found))
     ]
     rows[1] |= {"half_width": float(half.max()), "low": float(inside[0].min()), "high": float(inside[1].max())}
-    budgets = (600, 1200) if quick else (300, 1000, 2500)
+    budgets = (600, 1200) if quick else (400, 1000, 2500)
     for budget in budgets:
         # Two exact samples are the least that give an interval.
         for method in (
@@ -422,8 +440,8 @@ def readme(table: pd.DataFrame) -> str:
         "seconds": "seconds",
         "ratio": "ratio",
         "error": "largest difference",
-        "peak_mib": "peak MiB",
     }
+    memory_columns = {"case": "case", "method": "route", "peak_mib": "peak MiB"}
     large_columns = {
         "case": "network",
         "method": "method",
@@ -432,7 +450,25 @@ def readme(table: pd.DataFrame) -> str:
         "half_width": "half-width",
     }
     coverage = {"case": "case", "method": "method", "coverage": "coverage", "seeds": "seeds"}
-    return "\n\n".join([shown("routes", ratios), shown("large", large_columns), shown("coverage", coverage)])
+    return "\n\n".join(
+        [
+            shown("routes", ratios),
+            shown("memory", memory_columns),
+            shown("large", large_columns),
+            shown("coverage", coverage),
+            shown("net coverage", coverage),
+        ]
+    )
+
+
+PARTS: dict[str, Callable[[bool], list[Row]]] = {
+    "routes": routes,
+    "memory": footprints,
+    "large": large,
+    "prescribed": prescribed,
+    "laws": closed_forms,
+    "coverage": net_coverage,
+}
 
 
 def main() -> None:
@@ -440,6 +476,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="small versions of everything")
     parser.add_argument("--redraw", action="store_true", help="draw from the written table, without computing")
+    parser.add_argument("--only", nargs="+", choices=list(PARTS), help="do these parts again, keep the table's others")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where results go unless --out is given")
     parser.add_argument("--out", type=Path, help="where table and figure go; default: a folder under --runs")
     options = parser.parse_args()
@@ -448,17 +485,21 @@ def main() -> None:
     if not options.redraw:
         check_writable(stem.parent)
         start = time.perf_counter()
+        chosen = options.only or list(PARTS)
+        kept = pd.read_csv(stem.with_suffix(".csv")) if options.only and stem.with_suffix(".csv").exists() else None
         rows: list[Row] = []
-        parts = (routes, large, prescribed, closed_forms, net_coverage)
-        for part in tqdm(parts, desc="parts", unit="part"):
-            rows += part(options.quick)
+        for name in tqdm(chosen, desc="parts", unit="part"):
+            rows += PARTS[name](options.quick)
             origin = {
                 "software": [software()],
                 "seeds": [0],
                 "computing_seconds": round(time.perf_counter() - start, 1),
                 "threads": torch.get_num_threads(),
             }
-            write_table(pd.DataFrame(rows), origin, stem)  # after every part: what is done is not lost
+            table = pd.DataFrame(rows)
+            if kept is not None:
+                table = pd.concat([kept[~kept["part"].isin(table["part"].unique())], table], ignore_index=True)
+            write_table(table, origin, stem)  # after every part: what is done is not lost
     elif not stem.with_suffix(".csv").exists():
         parser.error(f"--redraw found no {stem.with_suffix('.csv')}; run without it first")
     table = pd.read_csv(stem.with_suffix(".csv"))

@@ -76,4 +76,7 @@ def allocate(
             return math.inf
         return float(stats.t.ppf(0.975, samples - 1)) * math.sqrt(max(variance, 1e-300) / samples)
 
-    return min(options, key=half_width)[0]
+    best = min(options, key=half_width)
+    if half_width(best) == math.inf:  # not even two samples of anything: the cheapest
+        return min(options, key=lambda option: option[0].price)[0]
+    return best[0]

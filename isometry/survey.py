@@ -235,7 +235,8 @@ class Survey:
                     self._exactly(part)
                 else:
                     self._by_krylov(part, generator)
-                return count
+                # A pilot after which everything is to be exact is forgotten, its samples are taken again.
+                return count if self.spectra else 0
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error) or count == 1:
                     raise
@@ -335,6 +336,8 @@ class Survey:
         return torch.cat([s.sample_means for s in self.spectra]) if self.spectra else torch.zeros(0)
 
     def _enough(self) -> bool:
+        if not self.spectra:
+            return False
         if self.budget is not None:
             each = self._price() if self.method == "exact" else (self.plan.price if self.plan else 1)
             if self.products + each > self.budget:

@@ -143,6 +143,9 @@ def test_a_budget_is_kept_and_spent_where_it_shortens_the_interval() -> None:
         report = measure(net, x, budget=budget)
         assert report.cost.products <= 1.35 * budget
         assert any("budget" in note for note in report.notes)
+    for few_inputs, budget in ((x[:6], 3000), (x[:3], 400), (x, 150)):  # whatever a pilot says, something is measured
+        for method in ("auto", "krylov"):
+            assert measure(net, few_inputs, budget=budget, method=method).mean_jsv > 0
     prices = {"exact_price": 1000, "probe_price": 48, "budget": 5000}
     # Samples that agree: few of them, all of their values; samples that vary: many of them, one probe each.
     assert allocate(sample_variance=1e-6, probe_variance=1e-2, **prices).method == "exact"
