@@ -10,6 +10,7 @@ the README); without them a random ResNet-56 on random images stands in. `--quic
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import multiprocessing
 import os
@@ -486,12 +487,15 @@ def main() -> None:
         check_writable(stem.parent)
         start = time.perf_counter()
         chosen = options.only or list(PARTS)
-        kept = pd.read_csv(stem.with_suffix(".csv")) if options.only and stem.with_suffix(".csv").exists() else None
+        kept, before = None, []
+        if options.only and stem.with_suffix(".csv").exists():
+            kept = pd.read_csv(stem.with_suffix(".csv"))
+            before = json.loads(stem.with_suffix(".json").read_text())["software"]
         rows: list[Row] = []
         for name in tqdm(chosen, desc="parts", unit="part"):
             rows += PARTS[name](options.quick)
             origin = {
-                "software": [software()],
+                "software": [entry for entry in before if entry != software()] + [software()],
                 "seeds": [0],
                 "computing_seconds": round(time.perf_counter() - start, 1),
                 "threads": torch.get_num_threads(),
