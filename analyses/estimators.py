@@ -400,10 +400,8 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     )
     ax.axvline(1, color="black", linewidth=0.8)
     ax.invert_yaxis()
-    ax.set_xlabel("seconds over those of isometry.measure (median, bars: range of paired runs)")
-    ax.set_title(
-        f"ResNet, {rows['case'].iloc[0]}: the floor is one forward and a backward pass a class", fontsize="medium"
-    )
+    ax.set_xlabel("seconds over those of isometry.measure\n(median of paired runs, bars: their range)")
+    ax.set_title(f"ResNet-56, {rows['case'].iloc[0]}", fontsize="medium")
     ax = axes[1, 0]
     for (case, method), rows in table[table["part"] == "budget"].groupby(["case", "method"], sort=False):
         style = {"exact": "-", "krylov": "--", "auto": ":"}[str(method)]
@@ -462,7 +460,6 @@ def readme(table: pd.DataFrame) -> str:
             shown("memory", memory_columns),
             shown("large", large_columns),
             shown("coverage", coverage),
-            shown("net coverage", coverage),
         ]
     )
 
