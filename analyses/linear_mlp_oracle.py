@@ -47,8 +47,8 @@ def trials(dataset: str, ratios: list[float], seeds: int, quick: bool) -> list[T
         shape, pretrain, epochs = (1, 8, 8), Recipe(1e-2, 10, 32), 2
         grow = {"delta": 2e-2, "interval": 2, "stabilise": 60, "zero_out": 10, "batch_size": 128}
     elif dataset == "digits":
-        shape, pretrain, epochs = (1, 8, 8), Recipe(1e-2, 90, 32), 30
-        grow = {"delta": 1e-3, "interval": 5, "stabilise": 1000, "zero_out": 100, "batch_size": 128}
+        shape, pretrain, epochs = (1, 8, 8), Recipe(1e-2, 90, 32), 15
+        grow = {"delta": 2.5e-3, "interval": 5, "stabilise": 700, "zero_out": 100, "batch_size": 128}
     else:
         shape, pretrain, epochs = (1, 32, 32), Recipe(1e-2, 90), 30
         grow = {"delta": 1e-4, "interval": 10, "stabilise": 10_000, "batch_size": 256}
