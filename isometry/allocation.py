@@ -21,14 +21,12 @@ class Allocation:
         method: "exact" or "krylov".
         probes: probes a sample, for krylov.
         price: products a sample.
-        samples: at most so many samples, None for as many as there are.
         decided: whether a pilot has informed it.
     """
 
     method: str
     probes: int
     price: int = 1
-    samples: int | None = None
     decided: bool = False
 
 
@@ -41,6 +39,7 @@ def allocate(
     budget: int | None,
     allowed: tuple[str, ...] = ("exact", "krylov"),
     available: int | None = None,
+    pilot: tuple[int, int] = (0, 1),
 ) -> Allocation:
     """Return the allocation with the shortest interval.
 
@@ -57,6 +56,8 @@ def allocate(
         budget: products to spend; None compares prices for a large number of samples.
         allowed: the methods to choose from.
         available: how many samples there are, None where they can be had as needed.
+        pilot: (samples, probes each) that a krylov pilot has taken; they count with its further samples, exact starts
+            anew.
     """
     options = []
     if "exact" in allowed:
@@ -69,12 +70,15 @@ def allocate(
 
     def half_width(option: tuple[Allocation, float]) -> float:
         plan, variance = option
+        kept, probes = pilot if plan.method == "krylov" else (0, 1)
         samples = math.floor(total / (plan.price + _FORWARD))
         if available is not None:
-            samples = min(samples, available)
-        if samples < 2:
+            samples = min(samples, available - kept)
+        count = kept + samples
+        if count < 2:
             return math.inf
-        return float(stats.t.ppf(0.975, samples - 1)) * math.sqrt(max(variance, 1e-300) / samples)
+        spread = kept * (sample_variance + probe_variance / probes) + samples * variance
+        return float(stats.t.ppf(0.975, count - 1)) * math.sqrt(max(spread, 1e-300)) / count
 
     best = min(options, key=half_width)
     if half_width(best) == math.inf:  # not even two samples of anything: the cheapest

@@ -24,11 +24,12 @@ from isometry.view import View
 __all__ = ["Survey"]
 
 _EXACT_UP_TO = 128
-_BRACKET = 0.02
+_BRACKET = 0.03
 _STEPS = 96
 _AT_ONCE = 64
 _BYTES = 2**29
-_PILOT = (8, 2)
+_PILOT = (8, 2)  # samples and probes before anything is known; of a budget, half at most
+_GUESS = 24  # steps of a probe, likewise
 
 
 @dataclass
@@ -217,10 +218,12 @@ class Survey:
             most = _AT_ONCE if self.rtol is None else 16
         else:
             count = self.plan.probes if self.plan else _PILOT[1]
-            entries = count * 2 * 24 * self.columns
-            most = 16 if self.plan and self.plan.decided else _PILOT[0]
-            if self.plan and self.plan.samples is not None:
-                most = min(most, max(1, self.plan.samples - len(self.sample_means)))
+            entries = count * 2 * _GUESS * self.columns
+            most = 16
+            if self.plan is None or not self.plan.decided:
+                most = _PILOT[0] if self.budget is None else min(_PILOT[0], max(2, self.budget // (4 * count * _GUESS)))
+            elif self.budget is not None:
+                most = max(1, (self.budget - self.products) // self.plan.price)
         if self.budget is not None and self.method == "exact":
             most = min(most, max(1, (self.budget - self.products) // self._price()))
         return max(1, min(most, self.limit, _BYTES // (4 * entries)))
@@ -282,7 +285,7 @@ class Survey:
         view = self.fast or self.view
         leaf = _arranged(view.leaf(part), self.fast is not None)
         count = self.plan.probes if self.plan else _PILOT[1]
-        jacobian = Jacobian(view.function(part), leaf, expected=count * 24)
+        jacobian = Jacobian(view.function(part), leaf, expected=count * _GUESS)
         tolerance = _BRACKET if self.rtol is None else min(_BRACKET, 0.15 * self.rtol)
         start = probes(len(leaf), count, jacobian.rank, generator, leaf)
         run = bidiagonalise(jacobian, start, steps=_STEPS, rtol=tolerance)
@@ -313,6 +316,7 @@ class Survey:
             budget=None if self.budget is None else self.budget - self.products,
             allowed=("krylov",) if self.method == "krylov" else ("exact", "krylov"),
             available=self.available if self.budget is not None else None,
+            pilot=(len(self.sample_means), count),
         )
         if self.plan.method == "exact":
             self.method = "exact"
