@@ -15,6 +15,7 @@ the README); without them a random ResNet-56 on random images stands in. `--quic
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import math
 import multiprocessing
@@ -23,7 +24,7 @@ import re
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,43 @@ def functional_jacobian(net: nn.Module, x: Tensor) -> Tensor:
     return torch.stack(means)
 
 
+class _At(nn.Module):
+    """The network with its input as the one parameter, which is how curvlinops sees an input Jacobian."""
+
+    def __init__(self, net: nn.Module, sample: Tensor) -> None:
+        super().__init__()
+        self.net, self.sample = net, nn.Parameter(sample.clone())
+
+    def forward(self, _: Tensor) -> Tensor:
+        return self.net(self.sample)
+
+
+def _operators(net: nn.Module, x: Tensor) -> Iterator[Any]:
+    from curvlinops import JacobianLinearOperator
+
+    unused = [(torch.zeros(1, 1), torch.zeros(1))]
+    flags = [p.requires_grad for p in net.parameters()]
+    net.requires_grad_(False)
+    for sample in x:
+        at = _At(net, sample[None])
+        yield JacobianLinearOperator(at, [at.sample], unused, check_deterministic=False)
+    for p, flag in zip(net.parameters(), flags, strict=True):
+        p.requires_grad_(flag)
+
+
+def curvlinops_svd(net: nn.Module, x: Tensor) -> Tensor:
+    """Return them by curvlinops' operator made dense by its own products with the unit vectors, then singular values."""
+    rows = [operator.adjoint() @ torch.eye(operator.shape[0]) for operator in _operators(net, x)]
+    return torch.linalg.svdvals(torch.stack(rows)).mean(1)
+
+
+def curvlinops_svds(net: nn.Module, x: Tensor) -> Tensor:
+    """Return them by scipy's svds on curvlinops' operator, which cannot have the smallest one: the sum of r - 1 over r."""
+    sizes = [min(operator.shape) for operator in _operators(net, x[:1])]
+    sums = [svds(o.to_scipy(), k=sizes[0] - 1, return_singular_vectors=False).sum() for o in _operators(net, x)]
+    return torch.tensor(sums) / sizes[0]
+
+
 def floor(net: nn.Module, x: Tensor) -> Callable[[], None]:
     """Return what cannot be saved: one forward pass and an input-gradient pass a class, of the folded network."""
     from isometry.folding import folded
@@ -181,6 +219,10 @@ ROUTES: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
     "vmap(jacrev) + SVD": vmap_jacrev,
     "autograd.functional.jacobian": functional_jacobian,
 }
+if importlib.util.find_spec("curvlinops"):  # an optional peer: pip install curvlinops-for-pytorch
+    ROUTES |= {"curvlinops + SVD": curvlinops_svd, "curvlinops + scipy svds": curvlinops_svds}
+# One sample at a time whatever their number: timed on the first few.
+SINGLY = ("autograd.functional.jacobian", "curvlinops + SVD", "curvlinops + scipy svds")
 
 
 def peak(route: str, file: str, queue: Any) -> None:
@@ -222,8 +264,7 @@ def routes(quick: bool) -> list[Row]:
     times: dict[str, list[float]] = {name: [] for name in ("floor", *ROUTES)}
     for _ in range(repeats):
         for name in times:
-            # One sample at a time whatever their number: timed on the first few.
-            some = x[: 2 if quick else 4] if name == "autograd.functional.jacobian" else x
+            some = x[: 2 if quick else 4] if name in SINGLY else x
             start = time.perf_counter()
             lowest() if name == "floor" else ROUTES[name](net, some)
             times[name].append((time.perf_counter() - start) * len(x) / len(some))
