@@ -26,30 +26,42 @@ from types import ModuleType
 
 from isometry import data, networks, spectra
 from isometry.measurement import compare, measure
+from isometry.networks import convert, fold
 from isometry.oracle import orthogonalize, recover
-from isometry.pruners import L1, TPP, GReg, Pruner, Random, prune
+from isometry.pruners import L1, TPP, GReg, GReg2, Polarization, Pruner, Random, RecedingBN, Slimming, prune
+from isometry.regularisers import KernOrth, OrthConv
 from isometry.report import Report
 from isometry.surgery import Plan, load, save
-from isometry.training import Recipe, Steps, evaluate, train
+from isometry.training import Cosine, Recipe, Steps, evaluate, recalibrate, train
 
 __all__ = [
     "L1",
     "TPP",
+    "Cosine",
     "GReg",
+    "GReg2",
+    "KernOrth",
+    "OrthConv",
     "Plan",
+    "Polarization",
     "Pruner",
     "Random",
+    "RecedingBN",
     "Recipe",
     "Report",
+    "Slimming",
     "Steps",
     "compare",
+    "convert",
     "data",
     "evaluate",
+    "fold",
     "load",
     "measure",
     "networks",
     "orthogonalize",
     "prune",
+    "recalibrate",
     "recover",
     "save",
     "spectra",

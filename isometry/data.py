@@ -6,7 +6,7 @@ import gzip
 import lzma
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["Data", "Split", "load", "names"]
+__all__ = ["CropFlip", "Data", "Split", "load", "names"]
 
 
 class Split(NamedTuple):
@@ -25,6 +25,32 @@ class Split(NamedTuple):
 
     inputs: Tensor
     targets: Tensor
+
+
+@dataclass(frozen=True)
+class CropFlip:
+    """Random crops and mirror images of a batch, on its device, by torch's global generator.
+
+    Every image is padded with `padding` zeros on each side, of which a window of its own size is cut at a random
+    place, and mirrored left to right with probability 1/2. Padding comes after normalisation: it has the mean colour.
+
+    Attributes:
+        padding: pixels; 4 is the common choice for CIFAR (He et al., CVPR 2016, section 4.2).
+    """
+
+    padding: int = 4
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, C, H, W]."""
+        count, channels, height, width = images.shape
+        device, p = images.device, self.padding
+        padded = F.pad(images, (p, p, p, p))
+        down, right = (torch.randint(0, 2 * p + 1, (count, 1), device=device) for _ in range(2))
+        rows = down + torch.arange(height, device=device)
+        columns = right + torch.arange(width, device=device)
+        columns = torch.where(torch.rand(count, 1, device=device) < 0.5, columns.flip(1), columns)
+        picked = (rows[:, :, None] * (width + 2 * p) + columns[:, None, :]).view(count, 1, -1)
+        return padded.flatten(2).gather(2, picked.expand(-1, channels, -1)).view_as(images)
 
 
 @dataclass(frozen=True)
@@ -36,6 +62,7 @@ class Data:
         train, validation, test: `Split`s; `validation` is cut from the published training part.
         classes: the number of classes.
         input_shape: (C, H, W).
+        augment: what `train` does to every batch [B, C, H, W] of training images; None leaves them as they are.
     """
 
     name: str
@@ -44,6 +71,7 @@ class Data:
     test: Split
     classes: int
     input_shape: tuple[int, ...]
+    augment: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -143,6 +171,7 @@ def load(
     *,
     validation: int | None = None,
     normalisation: tuple[Sequence[float], Sequence[float]] | None = None,
+    augment: bool = True,
 ) -> Data:
     """Load an image set into memory.
 
@@ -159,6 +188,7 @@ def load(
             Defaults to a tenth of digits' and 5,000 of the others'; 0 trains on all of the published training part.
         normalisation: (mean, standard deviation) of each channel to divide CIFAR's pixels in [0, 1] by, where weights
             need another than the set's own: `data.IMAGENET` for instance.
+        augment: whether `train` is to crop and mirror CIFAR's images at random; the other sets are never changed.
 
     Returns:
         `Data` with `train`, `validation` and `test`.
@@ -193,7 +223,8 @@ def load(
     if not count:
         parts[1] = Split(train.inputs[:0], train.targets[:0])
     classes = _CIFAR[name].classes if name in _CIFAR else 10
-    return Data(name, parts[0], parts[1], test, classes, tuple(train.inputs.shape[1:]))
+    change = CropFlip() if augment and name in _CIFAR else None
+    return Data(name, parts[0], parts[1], test, classes, tuple(train.inputs.shape[1:]), change)
 
 
 def _digits() -> tuple[Split, Split]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from isometry.networks.batchnorm import BOUNDED, followed, plain
 from isometry.view import Batch, View
 
 __all__ = ["folded"]
@@ -45,7 +46,7 @@ def folded(view: View, batch: Batch, keep: frozenset[str] = frozenset()) -> View
         for first, norm in pairs:
             layer = model.get_submodule(first)
             fuse: Any = fuse_conv_bn_eval if isinstance(layer, _CONVS) else fuse_linear_bn_eval
-            model.set_submodule(first, fuse(layer, model.get_submodule(norm)))
+            model.set_submodule(first, fuse(layer, plain(model.get_submodule(norm))))
             model.set_submodule(norm, nn.Identity())
         if flat:
             _channels_last(model)
@@ -59,38 +60,14 @@ def folded(view: View, batch: Batch, keep: frozenset[str] = frozenset()) -> View
     return copied if bool((found - expected).abs().max() <= _TOLERANCE * scale) else None
 
 
+_FOLDABLE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, *BOUNDED)
+
+
 def _pairs(view: View, batch: Batch) -> tuple[list[tuple[str, str]], Tensor]:
-    """Return (layer, BatchNorm) names where the BatchNorm's input is the layer's output, and the model's outputs."""
-    made: dict[int, tuple[str, Tensor]] = {}
-    runs: dict[str, int] = {}
-    pairs: list[tuple[str, str]] = []
-    handles = []
-    for name, module in view.model.named_modules():
-        if type(module) in (*_CONVS, nn.Linear):
-
-            def remember(_: nn.Module, args: object, result: Tensor, name: str = name) -> None:
-                made[id(result)] = (name, result)
-                runs[name] = runs.get(name, 0) + 1
-
-            handles.append(module.register_forward_hook(remember))
-        elif type(module) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d) and module.running_mean is not None:
-
-            def match(norm: nn.Module, args: tuple[Tensor, ...], result: object, name: str = name) -> None:
-                source = made.get(id(args[0]))
-                runs[name] = runs.get(name, 0) + 1
-                # A linear layer's features are the last dimension, a BatchNorm1d's the second: they agree in 2-D only.
-                if source is not None and (
-                    args[0].ndim == 2 or isinstance(view.model.get_submodule(source[0]), _CONVS)
-                ):
-                    pairs.append((source[0], name))
-
-            handles.append(module.register_forward_hook(match))
-    try:
-        outputs = view.function(batch)(view.leaf(batch))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [pair for pair in pairs if runs[pair[0]] == 1 == runs[pair[1]] and view.at not in pair], outputs
+    """Return the (layer, BatchNorm) names to fold, and the model's outputs."""
+    pairs, outputs = followed(view.model, lambda: view.function(batch)(view.leaf(batch)))
+    kinds = [(pair, type(view.model.get_submodule(pair[1]))) for pair in pairs]
+    return [pair for pair, kind in kinds if kind in _FOLDABLE and view.at not in pair], outputs
 
 
 def _channels_last(model: nn.Module) -> None:

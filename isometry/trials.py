@@ -12,7 +12,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,17 @@ from tqdm.auto import tqdm
 
 from isometry import data, networks
 from isometry.measurement import measure
-from isometry.oracle import recover
-from isometry.pruners import Pruner, prune
+from isometry.networks.batchnorm import BOUNDED
+from isometry.oracle import orthogonalize, recover
+from isometry.pruners import Pruner, RecedingBN, prune
+from isometry.pruners.sparsifying import Sparsifying
 from isometry.surgery import Loaded, Plan, load, save
-from isometry.training import Recipe, evaluate, train
+from isometry.training import Recipe, evaluate, recalibrate, train
 
 __all__ = ["Trial", "markdown", "provenance", "run", "write_table"]
 
 _MEASURED = 64
+_REPAIRS = ("oracle", "scratch", "orthp", "recalibrate")
 
 
 @dataclass(frozen=True)
@@ -41,31 +44,37 @@ class Trial:
     Attributes:
         dataset: a name that `data.load` knows.
         network: a name that `networks.build` knows.
-        pretrain: how the dense network is trained.
+        pretrain: how the dense network is trained; or the name of weights that `networks.build` knows.
         finetune: how the pruned network is trained; None stops after pruning.
-        pruner: how units leave; None trains the dense network only.
-        ratio: the fraction of units removed from every hidden layer.
-        repair: None, "oracle" (`recover`), or "scratch" (the pruned architecture with fresh weights, the control that
-            owes nothing to the dense network).
+        pruner: how units leave; None trains the dense network only. A network with ordinary BatchNorm is converted for
+            RecedingBN.
+        ratio: the fraction of units removed from every layer that may lose some.
+        layers: name pattern of those layers; None means all that can.
+        repair: None, "oracle" (`recover`), "orthp" (`orthogonalize` with a gain of sqrt(2)), "recalibrate", or "scratch"
+            (the pruned MLP with fresh weights, the control that owes nothing to the dense network).
         seed: of initialisation, shuffling and the pruner.
         options: further arguments of `networks.build`.
         validation: how many training images are held out.
+        autocast: whether pruners that train, and evaluation, run in bfloat16; fine-tuning has its own in its recipe.
     """
 
     dataset: str
     network: str
-    pretrain: Recipe
+    pretrain: Recipe | str
     finetune: Recipe | None = None
     pruner: Pruner | None = None
     ratio: float = 0.0
+    layers: str | None = None
     repair: str | None = None
     seed: int = 0
     options: dict[str, Any] = field(default_factory=dict)
     validation: int = 0
+    autocast: bool = False
 
     def __post_init__(self) -> None:
-        if self.repair not in (None, "oracle", "scratch"):
-            raise ValueError(f"Trial() got repair={self.repair!r}; it knows None, 'oracle' and 'scratch'.")
+        if self.repair not in (None, *_REPAIRS):
+            known = ", ".join(map(repr, _REPAIRS))
+            raise ValueError(f"Trial() got repair={self.repair!r}; it knows None, {known}, e.g. repair='recalibrate'.")
         if (self.pruner is None and (self.finetune or self.repair)) or (self.finetune is None and self.repair):
             raise ValueError(
                 "Trial() got a repair or a fine-tuning with nothing before it: pass pruner=, then finetune=."
@@ -103,8 +112,8 @@ def run(
         progress: False silences the progress bar, None shows it in terminals and notebooks.
 
     Returns:
-        A row a (trial, phase, epoch). Phases: "dense" and "pruned" (epoch 0), "repaired" (epoch 0), "finetune" (from
-        epoch 1). Columns: what the trial is, `accuracy` and `loss` on the test part, JSV statistics, `diverged`,
+        A row a (trial, phase, epoch). Phases: "dense", "sparse" (trained with a regulariser on its scales, before
+        removal), "pruned" and "repaired" (epoch 0), "finetune" (from epoch 1). Columns: what the trial is, `accuracy` and `loss` on the test part, JSV statistics, `diverged`,
         `parameters`.
 
     Raises:
@@ -112,7 +121,7 @@ def run(
     """
     folder = Path(folder)
     check_writable(folder)
-    waves: list[dict[str, _Part]] = [{}, {}, {}]
+    waves: list[dict[str, _Part]] = [{}, {}, {}, {}]
     chains = []
     for trial in trials:
         chain = _parts(trial)
@@ -149,7 +158,7 @@ def run(
 
 @dataclass(frozen=True)
 class _Part:
-    """A piece of work that trials may share: level 0 trains dense, 1 prunes, 2 repairs and fine-tunes."""
+    """A piece of work that trials may share: level 0 trains dense, 1 sparsifies, 2 prunes, 3 repairs and fine-tunes."""
 
     trial: Trial
     level: int
@@ -164,13 +173,15 @@ class _Part:
             "dataset": t.dataset,
             "options": t.options,
             "validation": t.validation,
-            "pretrain": asdict(t.pretrain),
+            "pretrain": _told(t.pretrain),
             "seed": t.seed,
         }
         if self.level >= 1:
-            settings |= {"pruner": {"name": t.pruner_name, **asdict(t.pruner)}, "ratio": t.ratio}  # type: ignore[arg-type]
+            settings |= {"pruner": {"name": t.pruner_name, **_told(t.pruner)}, "autocast": t.autocast}
         if self.level >= 2:
-            settings |= {"repair": t.repair, "finetune": asdict(t.finetune)}  # type: ignore[arg-type]
+            settings |= {"ratio": t.ratio, "layers": t.layers}
+        if self.level >= 3:
+            settings |= {"repair": t.repair, "finetune": _told(t.finetune)}
         return json.loads(json.dumps(settings))
 
     @property
@@ -178,9 +189,9 @@ class _Part:
         """The part's folder: readable, and a digest of its settings."""
         t = self.trial
         parts = [t.network, t.dataset]
-        parts += [f"{t.pruner_name}-{t.ratio:g}"] if self.level else ["dense"]
+        parts += [("dense", f"{t.pruner_name}-sparse", f"{t.pruner_name}-{t.ratio:g}")[min(self.level, 2)]]
         parts += (
-            [t.repair or "plain", f"lr{t.finetune.lr:g}x{t.finetune.epochs}"] if self.level == 2 and t.finetune else []
+            [t.repair or "plain", f"lr{t.finetune.lr:g}x{t.finetune.epochs}"] if self.level == 3 and t.finetune else []
         )
         digest = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:8]
         return "/".join([*parts, f"s{t.seed}-{digest}"])
@@ -188,20 +199,36 @@ class _Part:
     @property
     def weight(self) -> float:
         """A rough measure of duration, to start long parts first."""
-        return float(self.trial.pruner.trains) if self.level == 1 and self.trial.pruner else self.trial.ratio * -1.0
+        return float(self.trial.pruner.trains) if self.level == 2 and self.trial.pruner else self.trial.ratio * -1.0
+
+
+def _told(value: Any) -> Any:
+    """Return a dataclass as what JSON can hold; regularisers and schedules by their names and numbers."""
+    if value is None or isinstance(value, str):
+        return value
+    fields = {name: getattr(value, name) for name in value.__dataclass_fields__}
+    return {name: asdict(v) | {"name": type(v).__name__} if is_dataclass(v) else v for name, v in fields.items()}  # type: ignore[arg-type]
 
 
 def _parts(trial: Trial) -> list[_Part]:
-    dense = _Part(trial, 0, None)
+    chain = [_Part(trial, 0, None)]
     if trial.pruner is None:
-        return [dense]
-    pruned = _Part(trial, 1, dense)
-    return [dense, pruned, _Part(trial, 2, pruned)] if trial.finetune is not None else [dense, pruned]
+        return chain
+    if isinstance(trial.pruner, Sparsifying) and trial.pruner.epochs:
+        chain.append(_Part(trial, 1, chain[-1]))
+    chain.append(_Part(trial, 2, chain[-1]))
+    return [*chain, _Part(trial, 3, chain[-1])] if trial.finetune is not None else chain
 
 
 @functools.lru_cache(maxsize=1)
-def _load(dataset: str, validation: int) -> data.Data:
-    return data.load(dataset, validation=validation)
+def _loaded(dataset: str, validation: int, network: str, weights: str | None) -> data.Data:
+    known = networks.PRETRAINED.get((network, weights or ""))
+    return data.load(dataset, validation=validation, normalisation=known.normalisation if known else None)
+
+
+def _load(trial: Trial) -> data.Data:
+    weights = trial.pretrain if isinstance(trial.pretrain, str) else None
+    return _loaded(trial.dataset, trial.validation, trial.network, weights)
 
 
 def _execute(part: _Part, folder: Path) -> str:
@@ -214,46 +241,84 @@ def _execute(part: _Part, folder: Path) -> str:
     place.mkdir(parents=True, exist_ok=True)
     _write(place / "settings.json", json.dumps(part.settings, indent=1))
     start = time.perf_counter()
-    work = (_train_dense, _prune_dense, _finetune)[part.level]
+    work = (_train_dense, _sparsify, _prune, _finetune)[part.level]
     rows = work(part, folder, place)
     _write(place / "rows.csv", pd.DataFrame(rows).to_csv(index=False))
-    (place / "training.safetensors").unlink(missing_ok=True)
-    (place / "rows.jsonl").unlink(missing_ok=True)
+    for file in (*place.glob("training.safetensors*"), *place.glob("rows.jsonl")):
+        file.unlink()
     _write(done, json.dumps({"seconds": round(time.perf_counter() - start, 1), **software()}))
     return part.name
 
 
-def _network(trial: Trial, classes: int) -> nn.Module:
-    return networks.build(trial.network, classes, seed=trial.seed, **trial.options)
+def _network(trial: Trial, classes: int, *, level: int = 0) -> nn.Module:
+    """Return the architecture that a part of `level` leaves behind, before surgery."""
+    model = networks.build(trial.network, classes, seed=trial.seed, **trial.options)
+    bounded = any(isinstance(module, BOUNDED) for module in model.modules())
+    return networks.convert(model) if level and isinstance(trial.pruner, RecedingBN) and not bounded else model
+
+
+def _parent(part: _Part, folder: Path, classes: int) -> nn.Module | None:
+    """Return the network that the part before left, None where that diverged."""
+    assert part.parent is not None
+    place = folder / part.parent.name
+    if bool(pd.read_csv(place / "rows.csv")["diverged"].any()):
+        return None
+    model = load(place / "model.safetensors", _network(part.trial, classes, level=part.parent.level)).model
+    if part.parent.level == 0 and isinstance(part.trial.pruner, RecedingBN):
+        bounded = any(isinstance(module, BOUNDED) for module in model.modules())
+        return model if bounded else networks.convert(model)
+    return model
 
 
 def _train_dense(part: _Part, folder: Path, place: Path) -> list[dict[str, Any]]:
     trial = part.trial
-    dataset = _load(trial.dataset, trial.validation)
-    model = _network(trial, dataset.classes)
-    last = None
-    for epoch in train(
-        model, dataset, **_arguments(trial.pretrain), seed=trial.seed, checkpoint=place / "training.safetensors"
-    ):
-        last = epoch
-    diverged = last is not None and last.diverged
+    dataset = _load(trial)
+    diverged, epochs = False, 0
+    if isinstance(trial.pretrain, str):
+        model = networks.build(trial.network, dataset.classes, weights=trial.pretrain, **trial.options).eval()
+    else:
+        model, epochs = _network(trial, dataset.classes), trial.pretrain.epochs
+        diverged = _trained(model, dataset, trial.pretrain, trial.seed, place)
     save(Loaded(model, Plan({}, {})), place / "model.safetensors")
-    return [_row(model, dataset, "dense", trial.pretrain.epochs, diverged)]
+    return [_row(trial, model, dataset, "dense", epochs, diverged)]
 
 
-def _prune_dense(part: _Part, folder: Path, place: Path) -> list[dict[str, Any]]:
+def _trained(model: nn.Module, dataset: data.Data, recipe: Recipe, seed: int, place: Path) -> bool:
+    """Train in place, resumably; return whether training diverged."""
+    last = None
+    for epoch in train(model, dataset, **recipe.arguments(), seed=seed, checkpoint=place / "training.safetensors"):
+        last = epoch
+    return last is not None and last.diverged
+
+
+def _sparsify(part: _Part, folder: Path, place: Path) -> list[dict[str, Any]]:
     trial = part.trial
-    assert part.parent is not None
+    assert isinstance(trial.pruner, Sparsifying)
+    dataset = _load(trial)
+    if (model := _parent(part, folder, dataset.classes)) is None:
+        return [{"phase": "sparse", "epoch": 0, "diverged": True}]
+    recipe = replace(trial.pruner.recipe(), autocast=trial.autocast)
+    diverged = _trained(model, dataset, recipe, trial.seed, place)
+    save(Loaded(model, Plan({}, {})), place / "model.safetensors")
+    return [_row(trial, model, dataset, "sparse", 0, diverged)]
+
+
+def _prune(part: _Part, folder: Path, place: Path) -> list[dict[str, Any]]:
+    trial = part.trial
     assert trial.pruner is not None
-    dataset = _load(trial.dataset, trial.validation)
-    if _diverged(folder / part.parent.name):
+    dataset = _load(trial)
+    if (model := _parent(part, folder, dataset.classes)) is None:
         return [{"phase": "pruned", "epoch": 0, "diverged": True}]
-    dense = load(folder / part.parent.name / "model.safetensors", _network(trial, dataset.classes)).model
+    # What a sparsifying pruner does before the choice is a part of its own, shared by all ratios.
+    sparsifying = isinstance(trial.pruner, Sparsifying)
+    pruner: Pruner = replace(trial.pruner, epochs=0) if sparsifying else trial.pruner  # type: ignore[call-arg]
     result = prune(
-        dense,
-        trial.pruner,
+        model,
+        pruner,
         trial.ratio,
         data=dataset,
+        layers=trial.layers,
+        autocast=trial.autocast,
         seed=trial.seed,
         progress=False,
         checkpoint=place / "training.safetensors",
@@ -261,33 +326,39 @@ def _prune_dense(part: _Part, folder: Path, place: Path) -> list[dict[str, Any]]
     save(result, place / "model.safetensors")
     _write(place / "history.csv", result.history.to_csv(index=False))
     diverged = bool(result.history["diverged"].any()) if len(result.history) else False
-    return [_row(result.model, dataset, "pruned", 0, diverged)]
+    row = _row(trial, result.model, dataset, "pruned", 0, diverged)
+    return [row | {"realised_ratio": result.ratio, "flops": result.after.flops}]
 
 
 def _finetune(part: _Part, folder: Path, place: Path) -> list[dict[str, Any]]:
     trial = part.trial
-    assert part.parent is not None
     assert trial.finetune is not None
-    dataset = _load(trial.dataset, trial.validation)
-    if _diverged(folder / part.parent.name):
+    dataset = _load(trial)
+    if (model := _parent(part, folder, dataset.classes)) is None:
         return [{"phase": "finetune", "epoch": 1, "diverged": True}]
-    model = load(folder / part.parent.name / "model.safetensors", _network(trial, dataset.classes)).model
     rows = []
-    if trial.repair == "oracle":
-        model = recover(model)
-        rows = [_row(model, dataset, "repaired", 0, False)]
-    elif trial.repair == "scratch":
-        model = _scratch(trial, model, dataset)
-        rows = [_row(model, dataset, "repaired", 0, False)]
+    if trial.repair is not None:
+        model = _repaired(trial, model, dataset)
+        rows = [_row(trial, model, dataset, "repaired", 0, False)]
     log = place / "rows.jsonl"
     kept = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-    for epoch in train(
-        model, dataset, **_arguments(trial.finetune), seed=trial.seed + 1, checkpoint=place / "training.safetensors"
-    ):
+    recipe = trial.finetune
+    checkpoint = place / "training.safetensors"
+    for epoch in train(model, dataset, **recipe.arguments(), seed=trial.seed + 1, checkpoint=checkpoint):
         kept = [row for row in kept if row["epoch"] < epoch.number]
-        kept.append(_row(model, dataset, "finetune", epoch.number, epoch.diverged))
+        kept.append(_row(trial, model, dataset, "finetune", epoch.number, epoch.diverged) | {"steps": epoch.steps})
         _write(log, "".join(json.dumps(row) + "\n" for row in kept))
     return rows + kept
+
+
+def _repaired(trial: Trial, model: nn.Module, dataset: data.Data) -> nn.Module:
+    if trial.repair == "oracle":
+        return recover(model)
+    if trial.repair == "orthp":
+        return orthogonalize(model, gain=math.sqrt(2))
+    if trial.repair == "recalibrate":
+        return recalibrate(model, dataset, seed=trial.seed)
+    return _scratch(trial, model, dataset)
 
 
 def _scratch(trial: Trial, pruned: nn.Module, dataset: data.Data) -> nn.Module:
@@ -298,19 +369,11 @@ def _scratch(trial: Trial, pruned: nn.Module, dataset: data.Data) -> nn.Module:
     )
 
 
-def _arguments(recipe: Recipe) -> dict[str, Any]:
-    return {name: getattr(recipe, name) for name in recipe.__dataclass_fields__}
-
-
-def _diverged(place: Path) -> bool:
-    return bool(pd.read_csv(place / "rows.csv")["diverged"].any())
-
-
-def _row(model: nn.Module, dataset: data.Data, phase: str, epoch: int, diverged: bool) -> dict[str, Any]:
+def _row(trial: Trial, model: nn.Module, dataset: data.Data, phase: str, epoch: int, diverged: bool) -> dict[str, Any]:
     row: dict[str, Any] = {"phase": phase, "epoch": epoch, "diverged": diverged}
     if diverged:
         return row
-    result = evaluate(model, dataset.test)
+    result = evaluate(model, dataset.test, autocast=trial.autocast)
     report = measure(model, dataset.train.inputs[:_MEASURED], progress=False)
     names = ("mean_jsv", "sem", "std_jsv", "max_jsv", "min_jsv", "condition_number", "isometry_gap")
     row |= {"accuracy": result.accuracy, "loss": result.loss, **{name: getattr(report, name) for name in names}}

@@ -8,10 +8,10 @@ import isometry
 FLOORS = {
     "trials": 6, "plots": 6,
     "measurement": 5, "survey": 4,
-    "oracle": 3, "pruners": 3, "layers": 3,
+    "oracle": 3, "pruners": 3, "regularisers": 3, "layers": 3,
     "jacobian": 2, "folding": 2, "training": 2, "surgery": 2, "inputs": 2, "report": 2, "allocation": 2,
-    "networks": 1, "data": 1, "view": 1,
-    "spectra": 0,
+    "networks": 1, "view": 1,
+    "spectra": 0, "data": 0,
 }  # fmt: skip
 
 

@@ -159,5 +159,7 @@ def test_a_cut_that_cannot_be_exact_is_refused() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.head(self.two(nn.functional.pixel_shuffle(self.one(x), 2)).mean((2, 3)))
 
-    with pytest.raises(RuntimeError, match=r"cannot be cut exactly\. Leave the layer out"):
+    with pytest.raises(ValueError, match="nothing that can be cut exactly: The units of one cannot leave"):
         prune(Shuffle(), L1(), {"one": 0.5}, inputs=torch.randn(2, 3, 4, 4))
+    with pytest.raises(RuntimeError, match=r"cannot be cut exactly there\. Leave the layer out"):
+        remove(Shuffle(), Plan({"one": (0, 1)}, {"one": 8}), torch.randn(2, 3, 4, 4))

@@ -10,12 +10,26 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from isometry.networks.batchnorm import BoundedBatchNorm1d, BoundedBatchNorm2d, convert, fold, importances
 from isometry.networks.inputs import example_inputs, input_shape
 from isometry.networks.lenet import LeNet5
 from isometry.networks.mlp import MLP
+from isometry.networks.pretrained import PRETRAINED, located
 from isometry.networks.resnet import CifarResNet, ResNet50
+from isometry.networks.vgg import VGG
 
-__all__ = ["build", "example_inputs", "input_shape", "names"]
+__all__ = [
+    "PRETRAINED",
+    "BoundedBatchNorm1d",
+    "BoundedBatchNorm2d",
+    "build",
+    "convert",
+    "example_inputs",
+    "fold",
+    "importances",
+    "input_shape",
+    "names",
+]
 
 
 def _mlp(activation: type[nn.Module], classes: int, input_shape: Sequence[int], widths: Sequence[int]) -> nn.Module:
@@ -26,8 +40,30 @@ def _lenet(activation: type[nn.Module], classes: int, input_shape: Sequence[int]
     return LeNet5(input_shape, classes, activation)
 
 
-def _resnet(depth: int, classes: int, input_shape: Sequence[int]) -> nn.Module:
-    return CifarResNet(depth, classes, tuple(input_shape))
+def _resnet(depth: int, classes: int, input_shape: Sequence[int], norm: str) -> nn.Module:
+    return CifarResNet(depth, classes, tuple(input_shape), _norm(norm))
+
+
+def _vgg(depth: int, classes: int, input_shape: Sequence[int], norm: str) -> nn.Module:
+    return VGG(depth, classes, tuple(input_shape), _norm(norm), bias=depth == 16)
+
+
+def _bounded(channels: int) -> nn.Module:
+    # Its draws are taken last, in `build`, so that the other layers start alike with either norm.
+    with torch.random.fork_rng(devices=[]):
+        return BoundedBatchNorm2d(channels)
+
+
+_NORMS: dict[str, Callable[[int], nn.Module]] = {"batch": nn.BatchNorm2d, "bounded": _bounded}
+
+
+def _norm(name: str) -> Callable[[int], nn.Module]:
+    if name not in _NORMS:
+        raise ValueError(
+            f"networks.build() got norm={name!r}; it knows {', '.join(map(repr, _NORMS))}, e.g. "
+            "networks.build('resnet-56', norm='bounded')."
+        )
+    return _NORMS[name]
 
 
 def _resnet_50(classes: int, input_shape: Sequence[int]) -> nn.Module:
@@ -41,7 +77,11 @@ _BUILDERS: dict[str, tuple[Callable[..., nn.Module], dict[str, object]]] = {
     "mlp-7-relu": (partial(_mlp, nn.ReLU), {"input_shape": _IMAGE, "widths": _WIDTHS}),
     "lenet-5-linear": (partial(_lenet, nn.Identity), {"input_shape": _IMAGE}),
     "lenet-5-relu": (partial(_lenet, nn.ReLU), {"input_shape": _IMAGE}),
-    **{f"resnet-{n}": (partial(_resnet, n), {"input_shape": (3, 32, 32)}) for n in (20, 32, 44, 56, 110)},
+    **{
+        f"resnet-{n}": (partial(_resnet, n), {"input_shape": (3, 32, 32), "norm": "batch"})
+        for n in (20, 32, 44, 56, 110)
+    },
+    **{f"vgg-{n}": (partial(_vgg, n), {"input_shape": (3, 32, 32), "norm": "batch"}) for n in (16, 19)},
     "resnet-50": (_resnet_50, {"input_shape": (3, 224, 224)}),
 }
 
@@ -66,9 +106,10 @@ def build(
         classes: number of outputs.
         seed: seed of the initialisation; None draws from torch's global generator.
         weights: a safetensors file with the network's parameters and buffers by name; BatchNorm counters may be
-            missing from it.
+            missing from it. Or the name of weights that are known, "cifar10" for resnet-20 and resnet-56; their file is
+            looked for in $ISOMETRY_DATA/weights, and `networks.PRETRAINED` says how inputs must be normalised.
         options: what the network lets choose, with the papers' values as defaults: `input_shape` for all of them,
-            `widths` for the MLPs.
+            `widths` for the MLPs, `norm` ("batch" or "bounded") for the CIFAR ResNets and VGGs.
 
     Returns:
         A module that carries `input_shape`, the shape of one input.
@@ -76,6 +117,7 @@ def build(
     Raises:
         ValueError: the name or an option is not known; the message lists the known ones. Or the file's weights are
             not those of this network.
+        FileNotFoundError: no such weights.
     """
     if name not in _BUILDERS:
         raise ValueError(f"networks.build() got the name {name!r}; it knows {', '.join(names())}.")
@@ -89,8 +131,11 @@ def build(
         if seed is not None:
             torch.manual_seed(seed)
         network = builder(classes=classes, **{**defaults, **options})
+        for module in network.modules():
+            if isinstance(module, BoundedBatchNorm2d):
+                module.reset_gamma()
     if weights is not None:
-        _fill(network, name, weights)
+        _fill(network, name, located(name, weights))
     return network
 
 

@@ -1,9 +1,27 @@
 """How units are chosen and how they leave, one pruner a file."""
 
-from isometry.pruners.growing import GReg
+from isometry.pruners.growing import GReg, GReg2
 from isometry.pruners.l1 import L1
+from isometry.pruners.polarization import Polarization
 from isometry.pruners.pruner import Pruned, Pruner, Run, Size, prune
 from isometry.pruners.random import Random
+from isometry.pruners.receding import RecedingBN, receding_penalty
+from isometry.pruners.slimming import Slimming
 from isometry.pruners.tpp import TPP
 
-__all__ = ["L1", "TPP", "GReg", "Pruned", "Pruner", "Random", "Run", "Size", "prune"]
+__all__ = [
+    "L1",
+    "TPP",
+    "GReg",
+    "GReg2",
+    "Polarization",
+    "Pruned",
+    "Pruner",
+    "Random",
+    "RecedingBN",
+    "Run",
+    "Size",
+    "Slimming",
+    "prune",
+    "receding_penalty",
+]

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
+from isometry.networks.batchnorm import BOUNDED
 from isometry.pruners.pruner import Pruner, Run
+from isometry.pruners.selection import Chosen
 from isometry.surgery import Family
 from isometry.training import train
 
-__all__ = ["GReg", "Growing", "GrowingPenalty"]
+__all__ = ["GReg", "GReg2", "Growing", "GrowingPenalty"]
 
 
 @dataclass(frozen=True)
@@ -54,21 +55,23 @@ class Growing(Pruner):
     weight_decay: float = 5e-4
     trains: ClassVar[bool] = True
 
-    def penalty(self, run: Run, chosen: list[tuple[Family, tuple[int, ...]]]) -> GrowingPenalty:
+    def penalty(self, run: Run, chosen: Chosen) -> GrowingPenalty:
         """Return the penalty that drives the chosen units to zero."""
         return GrowingPenalty(self, run.model, chosen)
 
-    def recede(self, run: Run, chosen: list[tuple[Family, tuple[int, ...]]]) -> None:
+    def recede(self, run: Run, chosen: Chosen) -> None:
         """Train until the chosen units have receded."""
-        assert run.data is not None
         if not any(units for _, units in chosen):
             return
-        penalty = self.penalty(run, chosen)
+        self.grow(run, self.penalty(run, chosen), "recede")
+
+    def grow(self, run: Run, penalty: GrowingPenalty, stage: str) -> None:
+        """Train with a penalty until it is finished."""
         longest = penalty.growth + self.stabilise
-        batches = math.ceil(len(run.data.inputs) / self.batch_size)
+        batches = math.ceil(len(run.split.inputs) / self.batch_size)
         epochs = train(
             run.model,
-            run.data,
+            run.data,  # type: ignore[arg-type]
             lr=self.lr,
             epochs=math.ceil(longest / batches),
             batch_size=self.batch_size,
@@ -76,19 +79,11 @@ class Growing(Pruner):
             weight_decay=self.weight_decay,
             schedule=None,
             penalty=penalty,
+            autocast=run.autocast,
             seed=run.seed,
-            checkpoint=run.checkpoint,
+            checkpoint=run.stage(stage),
         )
-        with tqdm(total=longest, unit="step", desc=type(self).__name__, disable=_hidden(run.progress)) as bar:
-            for epoch in epochs:
-                run.records.append({**asdict(epoch), **penalty.log()})
-                bar.update(epoch.steps - bar.n)
-                bar.set_postfix(loss=f"{epoch.loss:.3f}", strength=f"{run.records[-1]['strength']:.3g}")
-
-
-def _hidden(progress: bool | None) -> bool | None:
-    """Translate `progress` to tqdm's `disable`: None lets tqdm ask whether anyone is looking."""
-    return None if progress is None else not progress
+        run.follow(epochs, stage, longest, penalty.log)
 
 
 @dataclass(frozen=True)
@@ -104,13 +99,42 @@ class GReg(Growing):
     zero_out: int | None = None
 
 
+@dataclass(frozen=True)
+class GReg2(GReg):
+    """GReg-2: a small L2 penalty that grows on all units first and tells them apart; then GReg-1 on the lowest.
+
+    The first stage grows by `pick_delta` every `interval` steps up to `pick`, on all units alike. Then the units of the
+    smallest magnitude are chosen; their strength grows on by `delta` while that of the units that stay falls by as much,
+    down to 0.
+
+    Attributes:
+        pick_delta: increment of the first stage. 1e-5.
+        pick: the strength at which units are chosen. 1e-2.
+
+    Source: Wang et al., ICLR 2021, "Neural pruning via growing regularization", section 3.3.
+    """
+
+    pick_delta: float = 1e-5
+    pick: float = 1e-2
+
+    def condition(self, run: Run) -> None:
+        """Train with the penalty on all units."""
+        every = [(family, tuple(range(family.units))) for family in run.families]
+        first = replace(self, delta=self.pick_delta, ceiling=self.pick, stabilise=0, magnitude_ratio=None)
+        first.grow(run, GrowingPenalty(first, run.model, every), "condition")
+
+    def penalty(self, run: Run, chosen: Chosen) -> GrowingPenalty:
+        """Return the penalty that goes on from `pick`, with the opposite course for the units that stay."""
+        return _ContrastingPenalty(self, run.model, chosen)
+
+
 class GrowingPenalty:
     """The penalty of `Growing` on a model's leaving units, as `train` takes it.
 
     It works on the gradients: + strength x w for every leaving weight w, the gradient of (strength / 2) ||w||².
     """
 
-    def __init__(self, pruner: Growing, model: nn.Module, chosen: list[tuple[Family, tuple[int, ...]]]) -> None:
+    def __init__(self, pruner: Growing, model: nn.Module, chosen: Chosen) -> None:
         self.pruner = pruner
         order = {name: index for index, name in enumerate(_unit_layers(model))}
         members = [
@@ -147,8 +171,12 @@ class GrowingPenalty:
             self._grow(step)
         return None
 
+    def level(self, step: int) -> float:
+        """Return the strength that a layer not yet finished has at `step`."""
+        return self.pruner.delta * (step // self.pruner.interval)
+
     def _grow(self, step: int) -> None:
-        level = self.pruner.delta * (step // self.pruner.interval)
+        level = self.level(step)
         for i, layer in enumerate(self.layers):
             if self.done[i]:
                 continue
@@ -208,6 +236,32 @@ class GrowingPenalty:
         self.switch = None if int(state["switch"]) < 0 else int(state["switch"])
 
 
+class _ContrastingPenalty(GrowingPenalty):
+    """GReg-2's second stage: leaving units start at `pick` and grow, staying ones start there and are let go."""
+
+    pruner: GReg2
+
+    @property
+    def growth(self) -> int:
+        """How many steps the growth takes at most."""
+        return math.ceil((self.pruner.ceiling - self.pruner.pick) / self.pruner.delta - 1e-9) * self.pruner.interval
+
+    def level(self, step: int) -> float:
+        """Return the strength that a layer not yet finished has at `step`."""
+        return self.pruner.pick + super().level(step)
+
+    @torch.no_grad()
+    def gradients(self, step: int) -> None:
+        """Add the gradients on leaving and staying units."""
+        super().gradients(step)
+        fading = self.pruner.pick - self.pruner.delta * (step // self.pruner.interval)
+        if fading > 0:
+            for layer in self.layers:
+                for tensor, leaving in layer.penalised:
+                    assert tensor.grad is not None
+                    tensor.grad.addcmul_(tensor, 1 - leaving, value=fading)
+
+
 class _Layer:
     """One layer with leaving units: its weight, and the tensors that the L2 term and the zeroing act on."""
 
@@ -221,12 +275,12 @@ class _Layer:
         biases: bool,
     ) -> None:
         layer = model.get_submodule(name)
-        self.index, self.name, self.units = index, name, units
+        self.index, self.name = index, name
         self.weight = layer.get_parameter("weight")
-        dim = 1 if isinstance(layer, nn.modules.conv._ConvTransposeNd) else 0
+        self.dim = dim = 1 if isinstance(layer, nn.modules.conv._ConvTransposeNd) else 0
         flags = torch.zeros(self.weight.shape[dim], device=self.weight.device, dtype=self.weight.dtype)
         flags[units] = 1
-        self.leaving = flags
+        self.units, self.stay = flags.nonzero()[:, 0], (flags == 0).nonzero()[:, 0]
         shape = [1] * self.weight.ndim
         shape[dim] = -1
         weight = (self.weight, flags.view(shape))
@@ -237,10 +291,9 @@ class _Layer:
     @torch.no_grad()
     def magnitude_ratio(self) -> float:
         """Return the mean |weight| of the kept units over that of the leaving ones; inf where those are zero."""
-        flags = self.penalised[0][1]
-        sizes = self.weight.abs()
-        gone = float((sizes * flags).sum() / flags.sum())
-        kept = float((sizes * (1 - flags)).sum() / (1 - flags).sum())
+        sizes = self.weight.abs().movedim(self.dim, 0).flatten(1).mean(1)
+        gone = float(sizes[self.units].mean())
+        kept = float(sizes[self.stay].mean()) if len(self.stay) else math.nan  # where every unit is penalised
         return kept / gone if gone else math.inf
 
 
@@ -253,6 +306,11 @@ def _scales(model: nn.Module, family: Family, units: tuple[int, ...]) -> list[tu
     found = []
     for member in family.of("norm"):
         norm = model.get_submodule(member.layer)
+        if isinstance(norm, BOUNDED):
+            raise ValueError(
+                f"{member.layer} ({type(norm).__name__}) is a bounded BatchNorm, whose scale is not 0 where its parameter is. "
+                "Make it an ordinary one first: isometry.prune(isometry.fold(model), ...)."
+            )
         for tensor in (norm.weight, norm.bias):
             if isinstance(tensor, Tensor):
                 flags = torch.zeros_like(tensor)

@@ -5,19 +5,24 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+from tqdm.auto import tqdm
 
 from isometry.data import Data, Split
 from isometry.networks import example_inputs
-from isometry.surgery import Family, Graph, Plan, refuse, remove, trace
+from isometry.pruners.selection import Chosen, asked, select
+from isometry.surgery import Family, Graph, Plan, inexact, refuse, remove, to_plan, trace
+from isometry.training import Epoch
 
 __all__ = ["Pruned", "Pruner", "Run", "Size", "magnitude", "prune"]
 
@@ -41,6 +46,8 @@ class Pruned:
         history: what the pruner logged while it trained, a row an epoch; empty for one-shot pruners.
         before, after: `Size` of the network given and of `model`.
         left_alone: {layer: why none of its units left}.
+        inexact: layers that normalise over channels (LayerNorm, GroupNorm) of which some left: their statistics change,
+            so that this removal is not exact.
     """
 
     model: nn.Module
@@ -49,12 +56,25 @@ class Pruned:
     before: Size
     after: Size
     left_alone: dict[str, str]
+    inexact: tuple[str, ...] = ()
+
+    @property
+    def ratio(self) -> float:
+        """The fraction of units removed over the layers of the plan; a floor or rounding may keep it below the one asked."""
+        return self.plan.ratio
 
     def __str__(self) -> str:
-        return (
-            f"{self.plan}\nparameters {self.before.parameters:,} -> {self.after.parameters:,}, "
-            f"FLOPs {self.before.flops:,} -> {self.after.flops:,}, bytes {self.before.bytes:,} -> {self.after.bytes:,}"
+        reasons = {
+            why: [layer for layer, other in self.left_alone.items() if other == why] for why in self.left_alone.values()
+        }
+        lines = [str(self.plan), *(f"left alone: {', '.join(layers)}: {why}" for why, layers in reasons.items())]
+        if self.inexact:
+            lines.append(f"not exact: {', '.join(self.inexact)} normalise over channels of which some left")
+        sizes = (
+            f"{name} {getattr(self.before, key):,} -> {getattr(self.after, key):,}"
+            for name, key in (("parameters", "parameters"), ("FLOPs", "flops"), ("bytes", "bytes"))
         )
+        return "\n".join([*lines, f"{self.ratio:.1%} of the units left; {', '.join(sizes)}"])
 
 
 @dataclass
@@ -63,21 +83,42 @@ class Run:
 
     Attributes:
         model: a copy of the user's network, to be trained in place.
-        graph: the traced families of `model`.
-        data: the training split; None unless the caller gave one.
+        families: those families of `model` that are to lose units.
+        data: what to train on; None unless the caller gave some.
         seed: of everything random.
         progress: False silences the progress bar, None shows it in terminals and notebooks.
         checkpoint: file that lets an interrupted training go on, or None.
+        autocast: whether to train in bfloat16.
         records: rows for the history.
     """
 
     model: nn.Module
-    graph: Graph
-    data: Split | None
+    families: list[Family]
+    data: Data | Split | None
     seed: int
     progress: bool | None
     checkpoint: str | os.PathLike[str] | None
+    autocast: bool = False
     records: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def split(self) -> Split:
+        """The training part of the data."""
+        assert self.data is not None
+        return self.data.train if isinstance(self.data, Data) else self.data
+
+    def stage(self, name: str) -> Path | None:
+        """Return the checkpoint file of one of several trainings of a pruner, None where none was asked for."""
+        return None if self.checkpoint is None else Path(f"{os.fspath(self.checkpoint)}.{name}")
+
+    def follow(self, epochs: Iterator[Epoch], name: str, steps: int, log: Callable[[], dict[str, Any]] = dict) -> None:
+        """Run a training to its end, with a progress bar and a row of the history for every epoch."""
+        hidden = None if self.progress is None else not self.progress
+        with tqdm(total=steps, unit="step", desc=name, disable=hidden) as bar:
+            for epoch in epochs:
+                self.records.append({"stage": name, **asdict(epoch), **log()})
+                bar.update(epoch.steps - bar.n)
+                bar.set_postfix(loss=f"{epoch.loss:.3f}", accuracy=f"{epoch.accuracy:.3f}")
 
 
 @dataclass(frozen=True)
@@ -86,9 +127,22 @@ class Pruner:
 
     A pruner is a frozen dataclass of hyperparameters. Write a new one by overriding `importance`, or `condition` and
     `recede` where units are to be trained towards leaving.
+
+    Attributes:
+        scope: "layer" removes the same fraction of every layer, "global" ranks the units of all layers together.
+        floor: so many units stay in every layer, whatever the ratio.
     """
 
+    scope: str = field(default="layer", kw_only=True)
+    floor: int = field(default=1, kw_only=True)
     trains: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.scope not in ("layer", "global") or self.floor < 1:
+            raise ValueError(
+                f"{type(self).__name__}() got scope={self.scope!r}, floor={self.floor}; it takes 'layer' or 'global' and at "
+                f"least 1, e.g. {type(self).__name__}(scope='global', floor=3)."
+            )
 
     def condition(self, run: Run) -> None:
         """Train `run.model` in place before units are chosen; nothing by default."""
@@ -97,7 +151,7 @@ class Pruner:
         """Return a score for every unit of `family`: [units]; the lowest leave. Magnitude by default."""
         return magnitude(run.model, family)
 
-    def recede(self, run: Run, chosen: list[tuple[Family, tuple[int, ...]]]) -> None:
+    def recede(self, run: Run, chosen: Chosen) -> None:
         """Train `run.model` in place after the choice, before removal; nothing by default."""
 
 
@@ -123,28 +177,39 @@ def magnitude(model: nn.Module, family: Family) -> Tensor:
 def prune(
     model: nn.Module,
     pruner: Pruner,
-    ratio: float | Mapping[str, float],
+    ratio: float | Mapping[str, float] | None = None,
     *,
+    flops: float | None = None,
     data: Data | Split | tuple[Tensor, Tensor] | None = None,
     inputs: Tensor | None = None,
     layers: str | Sequence[str] | None = None,
+    skip: str | Sequence[str] | None = None,
+    round_to: int = 1,
+    autocast: bool = False,
     seed: int = 0,
     progress: bool | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
 ) -> Pruned:
     """Return a physically smaller copy of `model`, pruned by `pruner`; `model` is left alone.
 
-    In every layer that may lose units, ceil(ratio x units) of them leave, at least one stays. The output layer keeps
-    its units always. Afterwards the pruned network's outputs are compared with the masked network's.
+    In every layer that may lose units, ceil(ratio x units) of them leave (of all layers together where the pruner's
+    scope is global), at least the pruner's floor stays. The output layer keeps its units always. Before any training
+    it is tried whether the layers can be cut exactly; those that cannot are left alone, with a warning. Afterwards the
+    pruned network's outputs are compared with the masked network's.
 
     Args:
         model: any network that Torch-Pruning can trace.
         pruner: for instance `isometry.L1()`.
         ratio: the fraction of units removed, in [0, 1); or {layer name pattern: fraction}, in which later patterns
             win and layers that match none keep their units.
+        flops: in place of a ratio, the fraction of FLOPs removed, in (0, 1): the smallest ratio that removes as much is
+            found by bisection.
         data: what a pruner that trains is to train on: a `Data` (its training part), a `Split`, or (inputs, targets).
         inputs: [B, ...], a batch for tracing; taken from `data` or from the first layer's shape when None.
         layers: name patterns (fnmatch) of the layers that may lose units; None means all that can.
+        skip: name patterns of layers that keep their units, and so do all that are coupled with them.
+        round_to: the units kept in a layer are rounded up to a multiple of it (8 for instance, for speed).
+        autocast: whether pruners that train do so in bfloat16.
         seed: of everything random.
         progress: False silences the progress bar; None shows it in terminals and notebooks.
         checkpoint: a file that lets an interrupted training go on where it was.
@@ -153,13 +218,19 @@ def prune(
         `Pruned`: model, plan, history, before, after.
 
     Raises:
-        ValueError: a ratio outside [0, 1) or so high that a layer would be left empty, a pattern that matches
-            nothing, two ratios in one family, a pruner that needs data without data, a model in which nothing can be
-            pruned, and whatever the trace refuses (tied weights, masks, parametrisations).
+        ValueError: a ratio outside [0, 1) or so high that a layer would be left empty, FLOPs that cannot be removed, a
+            pattern that matches nothing, two ratios in one family, a pruner that needs data without data, a model in
+            which nothing can be pruned, and whatever the trace refuses (tied weights, masks, parametrisations).
     """
     if not isinstance(pruner, Pruner):
         raise TypeError(f"prune() got {pruner!r} as pruner; it takes a Pruner, e.g. prune(model, isometry.L1(), 0.8).")
-    split = data.train if isinstance(data, Data) else None if data is None else Split(*data)
+    if (ratio is None) == (flops is None) or (flops is not None and not 0 < flops < 1) or round_to < 1:
+        raise ValueError(
+            f"prune() got ratio={ratio}, flops={flops}, round_to={round_to}; it takes either a ratio in [0, 1) or a fraction "
+            "of FLOPs removed in (0, 1), and a positive round_to, e.g. prune(model, isometry.L1(), flops=0.5)."
+        )
+    held = data if data is None or isinstance(data, Data) else Split(*data)
+    split = held.train if isinstance(held, Data) else held
     if pruner.trains and split is None:
         name = type(pruner).__name__
         raise ValueError(
@@ -173,30 +244,70 @@ def prune(
         inputs = split.inputs[:2] if split is not None else example_inputs(model, 2, call=call)
     inputs = inputs.to(next((p.device for p in model.parameters()), inputs.device))
     graph = trace(work, inputs)
-    ratios = _ratios(graph, ratio, layers)
-    run = Run(work, graph, split, seed, progress, checkpoint)
+    ratios = asked(graph, 0.5 if ratio is None else ratio, layers, skip)
+    uncut = inexact(work, _trial(graph, ratios), inputs)
+    if uncut:
+        ratios = {root: value for root, value in ratios.items() if root not in uncut}
+        if not ratios:
+            raise ValueError(f"prune() found nothing that can be cut exactly: {'; '.join(uncut.values())}.")
+        warnings.warn(f"prune() leaves alone what cannot be cut exactly: {'; '.join(uncut.values())}", stacklevel=2)
+    families = [family for family in graph.families if family.root in ratios]
+    run = Run(work, families, held, seed, progress, checkpoint, autocast)
     pruner.condition(run)
-    chosen = []
-    for family in graph.families:
-        if family.root in ratios:
-            count = _count(family, ratios[family.root])
-            order = pruner.importance(run, family).argsort(stable=True)
-            chosen.append((family, tuple(sorted(order[:count].tolist()))))
+    scores = {family.root: pruner.importance(run, family) for family in families}
+    choose = partial(select, families, scores=scores, scope=pruner.scope, floor=pruner.floor, round_to=round_to)
+    if flops is not None:
+        chosen = _lighter(work, flops, inputs, lambda r: choose(dict.fromkeys(ratios, r), clamp=True))
+    else:
+        chosen = choose(ratios)
     pruner.recede(run, chosen)
-    plan = _plan(chosen)
+    plan = to_plan(chosen)
     pruned = remove(work, plan, inputs).eval()
     alone = graph.fixed | {
-        layer: "not asked for" for family in graph.families if family.root not in ratios for layer in family.layers
+        layer: uncut.get(family.root, "not asked for")
+        for family in graph.families
+        if family.root not in ratios
+        for layer in family.layers
     }
-    return Pruned(pruned, plan, pd.DataFrame(run.records), size(model, inputs), size(pruned, inputs), alone)
+    mixed = tuple(sorted({name for family, units in chosen if units for name in family.mixes}))
+    history = pd.DataFrame(run.records)
+    return Pruned(pruned, plan, history, size(model, inputs), size(pruned, inputs), alone, mixed)
+
+
+def _trial(graph: Graph, ratios: Mapping[str, float]) -> Chosen:
+    """Return units to try the surgery with: as many of every family as will leave, evenly spread."""
+    found: Chosen = []
+    for family in graph.families:
+        if count := min(math.ceil(ratios.get(family.root, 0.0) * family.units - 1e-9), family.units - 1):
+            found.append((family, tuple(sorted({i * family.units // count for i in range(count)}))))
+    return found
+
+
+def _lighter(model: nn.Module, flops: float, inputs: Tensor, choose: Callable[[float], Chosen]) -> Chosen:
+    """Return what the smallest ratio chooses that removes the fraction `flops`, to a thousandth of a ratio."""
+    before = size(model, inputs).flops
+
+    def removed(ratio: float) -> float:
+        return 1 - size(remove(model, to_plan(choose(ratio)), inputs), inputs).flops / before
+
+    low, high = 0.0, 0.999
+    if (most := removed(high)) < flops:
+        raise ValueError(
+            f"prune() got flops={flops}, but at most {most:.3f} of the FLOPs can be removed from the layers that may lose "
+            f"units. Ask for less, e.g. prune(model, pruner, flops={most * 0.9:.2f})."
+        )
+    while high - low > 1e-3:
+        middle = (low + high) / 2
+        low, high = (low, middle) if removed(middle) >= flops else (middle, high)
+    return choose(high)
 
 
 def size(model: nn.Module, inputs: Tensor) -> Size:
     """Return the `Size` of a network; FLOPs are counted on the first of `inputs` [B, ...]."""
+    # With gradients enabled: fused attention would hide its FLOPs from the counter otherwise.
     modes = {module: module.training for module in model.modules()}
     with FlopCounterMode(display=False) as counter:
         try:
-            # With gradients enabled: fused attention would hide its FLOPs from the counter otherwise.
             model.eval()(inputs[:1])
         finally:
             for module, mode in modes.items():
@@ -207,68 +318,3 @@ def size(model: nn.Module, inputs: Tensor) -> Size:
         counter.get_total_flops(),
         sum(tensor.numel() * tensor.element_size() for tensor in tensors),
     )
-
-
-def _ratios(graph: Graph, ratio: float | Mapping[str, float], layers: str | Sequence[str] | None) -> dict[str, float]:
-    """Return {root layer: ratio} of the families that are to lose units."""
-    if not graph.families:
-        reasons = "; ".join(f"{layer}: {reason}" for layer, reason in graph.fixed.items()) or "it has no layers"
-        raise ValueError(
-            f"prune() found nothing to prune ({reasons}). It needs a layer whose units another layer consumes, e.g. "
-            "isometry.networks.build('mlp-7-relu')."
-        )
-    wanted = {"*": ratio} if not isinstance(ratio, Mapping) else dict(ratio)
-    for value in wanted.values():
-        if not 0 <= value < 1:
-            raise ValueError(
-                f"prune() got the ratio {value}; it is the fraction of units removed, at least 0 and below 1, e.g. "
-                "prune(model, isometry.L1(), 0.8)."
-            )
-    known = [layer for family in graph.families for layer in family.layers]
-    only = [layers] if isinstance(layers, str) else None if layers is None else list(layers)
-    for pattern in [*wanted, *(only or [])]:
-        if not any(fnmatchcase(layer, pattern) for layer in known):
-            fixed = {layer: why for layer, why in graph.fixed.items() if fnmatchcase(layer, pattern)}
-            because = "".join(f" {layer} matches, but {why}." for layer, why in fixed.items())
-            raise ValueError(
-                f"prune() got the layer pattern {pattern!r}, which matches none of the layers that can lose units: "
-                f"{', '.join(known)}.{because} E.g. prune(model, pruner, {{{known[0]!r}: 0.5}})."
-            )
-    found: dict[str, float] = {}
-    for family in graph.families:
-        given: dict[str, float] = {}
-        for layer in family.layers:
-            if only is not None and not any(fnmatchcase(layer, pattern) for pattern in only):
-                continue
-            matches = [value for pattern, value in wanted.items() if fnmatchcase(layer, pattern)]
-            if matches:
-                given[layer] = matches[-1]
-        if len(set(given.values())) > 1:
-            (one, first), (other, second) = sorted(given.items(), key=lambda item: item[1])[:: len(given) - 1][:2]
-            raise ValueError(
-                f"prune() got the ratio {first} for {one} and {second} for {other}, but their units can only leave "
-                f"together. Give both the same, e.g. {{{one!r}: {first}, {other!r}: {first}}}."
-            )
-        if given:
-            found[family.root] = next(iter(given.values()))
-    return found
-
-
-def _count(family: Family, ratio: float) -> int:
-    """Return how many units of a family leave: ceil(ratio x units), but all of them never."""
-    count = math.ceil(ratio * family.units - 1e-9)
-    if ratio * family.units > family.units - 0.5:
-        raise ValueError(
-            f"prune() got the ratio {ratio} for {', '.join(family.layers)}, which would leave none of its "
-            f"{family.units} units. At most {family.units - 1} can leave: ratio={(family.units - 1) / family.units:.4g}."
-        )
-    return min(count, family.units - 1)
-
-
-def _plan(chosen: list[tuple[Family, tuple[int, ...]]]) -> Plan:
-    removed, widths = {}, {}
-    for family, units in chosen:
-        for member in family.of("units"):
-            removed[member.layer] = tuple(member.take(units))
-            widths[member.layer] = sum(map(len, member.indices.values()))
-    return Plan(removed, widths)

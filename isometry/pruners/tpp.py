@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from isometry.pruners.growing import Growing, GrowingPenalty
 from isometry.pruners.pruner import Run
-from isometry.surgery import Family
+from isometry.pruners.selection import Chosen
 
-__all__ = ["TPP", "add_gram_gradient", "gram_penalty"]
+__all__ = ["TPP", "gram_gradient", "gram_penalty"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class TPP(Growing):
 
     gram: float = 1000.0
 
-    def penalty(self, run: Run, chosen: list[tuple[Family, tuple[int, ...]]]) -> GrowingPenalty:
+    def penalty(self, run: Run, chosen: Chosen) -> GrowingPenalty:
         """Return the growing L2 penalty with the Gram term."""
         return _GramPenalty(self, run.model, chosen)
 
@@ -42,21 +42,22 @@ class _GramPenalty(GrowingPenalty):
 
     pruner: TPP
 
-    def __init__(self, pruner: TPP, model: nn.Module, chosen: list[tuple[Family, tuple[int, ...]]]) -> None:
-        super().__init__(pruner, model, chosen)
-        self.masks = [1 - torch.outer(1 - layer.leaving, 1 - layer.leaving) for layer in self.layers]
-
     @torch.no_grad()
     def gradients(self, step: int) -> None:
         """Add the gradients of both terms."""
         super().gradients(step)
         if not self.pruner.gram:
             return
-        for layer, mask, strength in zip(self.layers, self.masks, self.strengths, strict=True):
+        for layer, strength in zip(self.layers, self.strengths, strict=True):
             if strength:
                 assert layer.weight.grad is not None
-                rows = layer.weight.flatten(1)
-                add_gram_gradient(layer.weight.grad.view_as(rows), rows, mask, self.pruner.gram * strength)
+                weight = layer.weight.movedim(layer.dim, 0)
+                # Any order of a row's entries will do: the one in memory needs no copy.
+                order = sorted(range(1, weight.ndim), key=weight.stride, reverse=True)
+                rows = weight.permute(0, *order)
+                gradient = layer.weight.grad.movedim(layer.dim, 0).permute(0, *order)
+                added = gram_gradient(rows.flatten(1), layer.units, layer.stay)
+                gradient.add_(added.view(rows.shape), alpha=self.pruner.gram * strength)
 
 
 def gram_penalty(weight: Tensor, leaving: Tensor) -> Tensor:
@@ -75,16 +76,20 @@ def gram_penalty(weight: Tensor, leaving: Tensor) -> Tensor:
     return ((1 - torch.outer(kept, kept)) * gram).square().sum() / len(weight) ** 2
 
 
-def add_gram_gradient(gradient: Tensor, weight: Tensor, mask: Tensor, strength: float) -> None:
-    """Add strength x the gradient of `gram_penalty`, (4/N²) (mask o (W Wᵀ)) W, to `gradient` in place.
+def gram_gradient(weight: Tensor, leaving: Tensor, staying: Tensor) -> Tensor:
+    """Return the gradient of `gram_penalty`, (4/N²) ((1 - m mᵀ) o (W Wᵀ)) W, [N, D].
 
-    Two matrix products, 4 N² D FLOPs, and no temporary of the weight's size.
+    Only entries in leaving rows and columns are computed: with p of N units leaving, (4 p N + 2 p (N - p)) D FLOPs
+    against 4 N² D of the formula as it stands.
 
     Args:
-        gradient: [N, D].
         weight: W [N, D], a row a unit.
-        mask: 1 - m mᵀ [N, N], 0 where both units stay.
-        strength: multiplier.
+        leaving: indices of the units that leave.
+        staying: indices of the others.
     """
-    gram = (weight @ weight.T).mul_(mask)
-    gradient.addmm_(gram, weight, alpha=4 * strength / len(weight) ** 2)
+    gone = weight[leaving]
+    gram = gone @ weight.T  # [p, N]
+    result = torch.empty_like(weight)
+    result[leaving] = gram @ weight
+    result[staying] = gram[:, staying].T @ gone
+    return result.mul_(4 / len(weight) ** 2)

@@ -3,6 +3,20 @@
 from isometry.surgery.archive import Loaded, load, save
 from isometry.surgery.families import Family, Graph, Member, refuse, trace
 from isometry.surgery.plan import Plan
-from isometry.surgery.removal import mask, remove
+from isometry.surgery.removal import inexact, mask, remove, to_plan
 
-__all__ = ["Family", "Graph", "Loaded", "Member", "Plan", "load", "mask", "refuse", "remove", "save", "trace"]
+__all__ = [
+    "Family",
+    "Graph",
+    "Loaded",
+    "Member",
+    "Plan",
+    "inexact",
+    "load",
+    "mask",
+    "refuse",
+    "remove",
+    "save",
+    "to_plan",
+    "trace",
+]

@@ -13,7 +13,28 @@ import torch_pruning as tp
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from isometry.networks.batchnorm import BOUNDED
+
 __all__ = ["Family", "Graph", "Member", "refuse", "trace"]
+
+
+class _BoundedPruner(tp.pruner.function.BatchnormPruner):
+    """How Torch-Pruning is to cut a bounded BatchNorm, which may have no shift."""
+
+    def prune_out_channels(self, layer: Any, idxs: list[int]) -> nn.Module:
+        """Take channels out of a layer, in place."""
+        gone = set(idxs)
+        kept = [channel for channel in range(layer.num_features) if channel not in gone]
+        layer.num_features = len(kept)
+        if layer.running_mean is not None:
+            layer.running_mean, layer.running_var = layer.running_mean[kept], layer.running_var[kept]
+        for name in ("weight", "bias"):
+            if isinstance(parameter := getattr(layer, name), nn.Parameter):
+                setattr(layer, name, self._prune_parameter_and_grad(parameter, kept, 0))
+        return layer
+
+    prune_in_channels = prune_out_channels
+
 
 _UNIT_LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 _NORMS = (nn.modules.batchnorm._BatchNorm,)
@@ -103,7 +124,9 @@ def trace(model: nn.Module, inputs: Tensor) -> Graph:
     graph = tp.DependencyGraph()
     with _traceable(model), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        graph.build_dependency(model, inputs, verbose=False)
+        graph.build_dependency(
+            model, inputs, customized_pruners={kind: _BoundedPruner() for kind in BOUNDED}, verbose=False
+        )
         groups = list(graph.get_all_groups())
     families: list[Family] = []
     fixed: dict[str, str] = {}
@@ -202,6 +225,14 @@ def _reason_fixed(group: Any, graph: tp.DependencyGraph, names: dict[nn.Module, 
             return f"its units meet {graph._param_to_name.get(node.module, 'a parameter')} outside any layer"
         if isinstance(node.module, nn.LSTM | nn.MultiheadAttention):
             return f"its units meet {names.get(node.module, 'a layer')} ({type(node.module).__name__})"
+        if _pads_channels(node.grad_fn):
+            return "its units pass through a shortcut that pads channels with zeros"
     if not any(_role(i.dep.target.module, i.dep.handler) == "inputs" for i in group if i.dep.target.module in names):
         return "its units are outputs of the network"
     return None
+
+
+def _pads_channels(grad_fn: Any) -> bool:
+    """Whether an operation pads the channels of [B, C, H, W]; other paddings of channels are left to the self-check."""
+    pad = getattr(grad_fn, "_saved_pad", None)
+    return pad is not None and len(pad) >= 6 and any(pad[4:6])

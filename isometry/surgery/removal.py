@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from isometry.surgery.families import Family, Graph, trace
 from isometry.surgery.plan import Plan
 
-__all__ = ["mask", "remove"]
+__all__ = ["inexact", "mask", "remove"]
 
 _TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 
@@ -32,17 +32,64 @@ def remove(model: nn.Module, plan: Plan, inputs: Tensor) -> nn.Module:
     """
     pruned = copy.deepcopy(model)
     graph = trace(pruned, inputs)
-    chosen = _units(graph, plan)
-    masked = copy.deepcopy(model)
-    for family, units in chosen:
-        try:
-            _ignore(masked, family, units)
-            graph.cut(family, units)
-        except (IndexError, RuntimeError, ValueError) as error:
-            raise RuntimeError(_inexact(f"The units of {', '.join(family.layers)} cannot leave ({error})")) from error
-    if not any(family.mixes for family, _ in chosen):
-        _same(pruned, masked, inputs, plan)
+    _cut(model, graph, _units(graph, plan), inputs)
     return pruned
+
+
+def inexact(model: nn.Module, chosen: list[tuple[Family, tuple[int, ...]]], inputs: Tensor) -> dict[str, str]:
+    """Return {root of a family: why it cannot be cut} for those of `chosen` whose units cannot leave exactly.
+
+    All are tried at once; where that fails, halves are tried until the culprits stand alone.
+
+    Args:
+        model: left alone.
+        chosen: families of a trace of `model`, with units to try.
+        inputs: [B, ...], a batch that it accepts.
+    """
+    if not chosen:
+        return {}
+    graph = trace(copy.deepcopy(model), inputs)
+    fresh = {family.root: family for family in graph.families}
+    try:
+        _cut(model, graph, [(fresh[family.root], units) for family, units in chosen], inputs)
+    except RuntimeError as error:
+        if len(chosen) == 1:
+            return {chosen[0][0].root: str(error).split("; ")[0]}
+        half = len(chosen) // 2
+        return inexact(model, chosen[:half], inputs) | inexact(model, chosen[half:], inputs)
+    return {}
+
+
+def to_plan(chosen: list[tuple[Family, tuple[int, ...]]]) -> Plan:
+    """Return the plan that takes the chosen units out of every layer of their families."""
+    removed, widths = {}, {}
+    for family, units in chosen:
+        for member in family.of("units"):
+            removed[member.layer] = tuple(member.take(units))
+            widths[member.layer] = sum(map(len, member.indices.values()))
+    return Plan(removed, widths)
+
+
+def _cut(model: nn.Module, graph: Graph, chosen: list[tuple[Family, tuple[int, ...]]], inputs: Tensor) -> None:
+    """Cut the traced copy of `model` in place and compare it with the masked network.
+
+    Families that normalise over channels are cut last, for the others to be compared before.
+    """
+    exact = [(family, units) for family, units in chosen if not family.mixes]
+    mixing = [(family, units) for family, units in chosen if family.mixes]
+    for part, masked in ((exact, True), (mixing, False)):
+        if not part:
+            continue
+        layers = ", ".join(layer for family, units in part if units for layer in family.layers)
+        try:
+            for family, units in part:
+                graph.cut(family, units)
+            _check(graph.model, mask(model, part) if masked else None, inputs, layers)
+        except (IndexError, RuntimeError, ValueError) as error:
+            raise RuntimeError(
+                f"The units of {layers} cannot leave ({error}); this network cannot be cut exactly there. Leave the "
+                "layer out, e.g. prune(..., skip=['pattern'])."
+            ) from error
 
 
 def mask(model: nn.Module, chosen: list[tuple[Family, tuple[int, ...]]]) -> nn.Module:
@@ -101,25 +148,18 @@ def _units(graph: Graph, plan: Plan) -> list[tuple[Family, tuple[int, ...]]]:
 
 
 @torch.no_grad()
-def _same(pruned: nn.Module, masked: nn.Module, inputs: Tensor, plan: Plan) -> None:
-    modes = {module: module.training for module in (*pruned.modules(), *masked.modules())}
+def _check(pruned: nn.Module, masked: nn.Module | None, inputs: Tensor, layers: str) -> None:
+    """Raise a RuntimeError unless the pruned network runs and equals the masked one, where there is one."""
+    nets = [pruned] if masked is None else [pruned, masked]
+    modes = {module: module.training for net in nets for module in net.modules()}
     try:
-        try:
-            outputs = [net.eval()(inputs) for net in (pruned, masked)]
-        except RuntimeError as error:
-            raise RuntimeError(_inexact(f"The pruned network does not run ({error})")) from error
+        outputs = [net.eval()(inputs) for net in nets]
     finally:
         for module, mode in modes.items():
             module.training = mode
+    if masked is None:
+        return
     small, large = (output if isinstance(output, Tensor) else output[0] for output in outputs)
     gap = float((small - large).abs().max() / large.abs().max().clamp_min(torch.finfo(large.dtype).tiny))
     if not gap <= _TOLERANCE.get(large.dtype, 2e-2):
-        cut = ", ".join(layer for layer, units in plan.removed.items() if units)
-        raise RuntimeError(_inexact(f"The pruned network differs from the masked one by {gap:.1e} (relative): {cut}"))
-
-
-def _inexact(what: str) -> str:
-    return (
-        f"{what}; this network cannot be cut exactly. Leave the layer out by naming the others: prune(..., "
-        "layers=['pattern', ...])."
-    )
+        raise RuntimeError(f"the pruned network differs from the masked one by {gap:.1e} (relative) at {layers}")

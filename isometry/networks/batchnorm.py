@@ -1,0 +1,278 @@
+"""Bounded BatchNorm, whose scales are importances in (0, 1); conversion of ordinary BatchNorm to it and back."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from isometry.networks.inputs import example_inputs
+
+__all__ = ["BOUNDED", "BoundedBatchNorm1d", "BoundedBatchNorm2d", "convert", "fold", "followed", "importances", "plain"]
+
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_SMALLEST = 1e-6
+
+
+class _Bounded(nn.modules.batchnorm._BatchNorm):
+    """What both bounded BatchNorms are; documented there."""
+
+    bound: Tensor
+
+    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1, *, shift: bool = False):
+        super().__init__(num_features, eps, momentum)
+        if not shift:
+            self.register_parameter("bias", None)
+        self.register_buffer("bound", torch.ones(()))
+        self.reset_gamma()
+
+    def reset_parameters(self) -> None:
+        """Reset statistics and beta; gamma is drawn by `reset_gamma`, once the layer is whole."""
+        self.reset_running_stats()
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def reset_gamma(self) -> None:
+        """Draw gamma from the standard normal distribution, as published: importances of 0.16 to 0.84 (5 to 95 %)."""
+        nn.init.normal_(self.weight)
+
+    @property
+    def scale(self) -> Tensor:
+        """[C]: what the normalised channels are multiplied by."""
+        return self.bound * torch.sigmoid(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, ...] -> [N, C, ...], with the statistics of the batch in train mode and the running ones else."""
+        self._check_input_dim(x)
+        batch = self.training or self.running_mean is None
+        factor = 0.0 if self.momentum is None else self.momentum
+        if self.training and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            if self.momentum is None:
+                factor = 1.0 / float(self.num_batches_tracked)
+        return F.batch_norm(
+            x, self.running_mean, self.running_var, self.scale, self.bias, training=batch, momentum=factor, eps=self.eps
+        )
+
+
+class BoundedBatchNorm1d(_Bounded):
+    """Bounded BatchNorm over [N, C] or [N, C, L]: y = bound x sigmoid(gamma) x x_hat (+ beta).
+
+    sigmoid(gamma), with gamma [C] the parameter `weight`, is a channel's importance, in (0, 1). gamma starts standard
+    normal. beta [C], the parameter `bias`, is left out unless `shift` asks for it: a channel whose importance goes to 0
+    then carries nothing. `bound` is a constant of the layer, 1 unless `isometry.convert` set it.
+
+    Args:
+        num_features: C.
+        eps: added to the variance.
+        momentum: of the running statistics.
+        shift: whether there is a beta.
+
+    Source: Suteu & Guo 2022 (arXiv 2204.06404), SigBN; `bound` and the option of a beta are this library's.
+    """
+
+    _check_input_dim = nn.BatchNorm1d._check_input_dim
+
+
+class BoundedBatchNorm2d(_Bounded):
+    """Bounded BatchNorm over [N, C, H, W]; see `BoundedBatchNorm1d`."""
+
+    _check_input_dim = nn.BatchNorm2d._check_input_dim
+
+
+BOUNDED = (BoundedBatchNorm1d, BoundedBatchNorm2d)
+_KINDS: dict[type[nn.Module], type[_Bounded]] = {
+    nn.BatchNorm1d: BoundedBatchNorm1d,
+    nn.BatchNorm2d: BoundedBatchNorm2d,
+}
+
+
+def importances(model: nn.Module) -> dict[str, Tensor]:
+    """Return {layer name: sigmoid(gamma) [C] in (0, 1)} of every bounded BatchNorm.
+
+    Raises:
+        ValueError: the model has none.
+    """
+    found = {n: m.weight.detach().sigmoid() for n, m in model.named_modules() if isinstance(m, BOUNDED)}
+    if not found:
+        raise ValueError(
+            "importances() found no bounded BatchNorm; convert the network first, e.g. "
+            "importances(isometry.convert(model))."
+        )
+    return found
+
+
+@torch.no_grad()
+def convert(
+    model: nn.Module,
+    inputs: Tensor | None = None,
+    *,
+    headroom: float = 1.5,
+    skip: str | Sequence[str] = (),
+) -> nn.Module:
+    """Return a copy whose ordinary BatchNorms are bounded ones with the same outputs; `model` is left alone.
+
+    A layer's bound is `headroom` times its largest |scale|, gamma = logit(|scale| / bound), and beta stays. Where a
+    scale is negative, the sign goes into the convolution or linear layer before: its filter, bias and running mean are
+    negated. A scale of 0 becomes an importance of 1e-6.
+
+    Args:
+        model: a network with BatchNorm1d or BatchNorm2d layers.
+        inputs: [B, ...], a batch to follow the forward pass with; None asks the first layer for the shape.
+        headroom: above 1: how far the largest scale of a layer lies below its bound. At the bound a sigmoid is flat
+            and the unit could hardly recede.
+        skip: name patterns (fnmatch) of the BatchNorms to leave as they are.
+
+    Raises:
+        ValueError: no BatchNorm; headroom of at most 1; or a BatchNorm with negative scales that no layer alone feeds.
+    """
+    if not headroom > 1:
+        raise ValueError(
+            f"convert() got headroom={headroom}; it takes a number above 1, e.g. convert(model, headroom=1.5)."
+        )
+    result = copy.deepcopy(model)
+    patterns = [skip] if isinstance(skip, str) else list(skip)
+    norms = {
+        name: module
+        for name, module in result.named_modules()
+        if type(module) in _KINDS and module.affine and not any(fnmatchcase(name, pattern) for pattern in patterns)
+    }
+    if not norms:
+        raise ValueError(
+            "convert() found no BatchNorm to convert; it takes a network with some, e.g. "
+            "convert(isometry.networks.build('resnet-20'))."
+        )
+    feeders: dict[str, str] = {}
+    before: Any = None
+    if any(bool((norm.weight < 0).any()) for norm in norms.values()):
+        x = example_inputs(result, 2, call="convert(model, inputs)") if inputs is None else inputs
+        pairs, before = followed(result, lambda: result.eval()(x))
+        feeders = {norm: layer for layer, norm in pairs}
+    for name, norm in norms.items():
+        flipped = norm.weight < 0
+        if bool(flipped.any()):
+            if name not in feeders:
+                raise ValueError(
+                    f"convert() found {int(flipped.sum())} negative scales in {name} ({type(norm).__name__}), which no "
+                    "convolution or linear layer alone feeds, so their sign has no place to go. Leave it as it is: "
+                    f"convert(model, skip={name!r})."
+                )
+            _negate(result.get_submodule(feeders[name]), flipped)
+            if norm.running_mean is not None:
+                norm.running_mean[flipped] *= -1
+        result.set_submodule(name, _bounded(norm, headroom))
+    if feeders:
+        after = result.eval()(x)
+        if isinstance(after, Tensor) and not torch.allclose(
+            after, before, rtol=1e-2, atol=1e-2 * float(before.abs().max())
+        ):
+            raise ValueError(
+                "convert() found that the outputs change: a layer before a BatchNorm with negative scales is read elsewhere "
+                f"too. Leave those out: convert(model, skip=[...]) of {', '.join(feeders)}."
+            )
+        for name, module in result.named_modules():
+            module.training = model.get_submodule(name).training
+    return result
+
+
+def _negate(layer: nn.Module, units: Tensor) -> None:
+    layer.get_parameter("weight")[units] *= -1
+    if isinstance(layer.bias, Tensor):
+        layer.bias[units] *= -1
+
+
+def _bounded(norm: Any, headroom: float) -> _Bounded:
+    made = _KINDS[type(norm)](norm.num_features, norm.eps, norm.momentum, shift=norm.bias is not None)
+    made.to(norm.weight)
+    sizes = norm.weight.abs().double()
+    bound = headroom * float(sizes.max()) or 1.0
+    made.bound.fill_(bound)
+    made.weight.copy_(torch.logit((sizes / bound).clamp_min(_SMALLEST)))
+    return _alike(made, norm)
+
+
+def _alike(made: Any, norm: Any) -> Any:
+    """Give `made` the statistics, shift, mode and trainability of `norm`."""
+    if norm.bias is not None:
+        made.bias.copy_(norm.bias)
+    for key in ("running_mean", "running_var", "num_batches_tracked"):
+        setattr(made, key, getattr(norm, key))
+    made.track_running_stats = norm.track_running_stats
+    made.weight.requires_grad_(norm.weight.requires_grad)
+    if made.bias is not None and norm.bias is not None:
+        made.bias.requires_grad_(norm.bias.requires_grad)
+    return made.train(norm.training)
+
+
+@torch.no_grad()
+def fold(model: nn.Module) -> nn.Module:
+    """Return a copy whose bounded BatchNorms are ordinary ones with the same outputs; `model` is left alone.
+
+    weight = bound x sigmoid(gamma), bias = beta or 0, statistics as they are: the numbers of the forward pass are the
+    same, bit for bit.
+
+    Raises:
+        ValueError: the model has no bounded BatchNorm.
+    """
+    importances(model)
+    result = copy.deepcopy(model)
+    for name, module in list(result.named_modules()):
+        if isinstance(module, BOUNDED):
+            result.set_submodule(name, plain(module))
+    return result
+
+
+@torch.no_grad()
+def plain(norm: nn.Module) -> nn.Module:
+    """Return the ordinary BatchNorm that equals a bounded one; any other module as it is."""
+    if not isinstance(norm, BOUNDED):
+        return norm
+    kind = nn.BatchNorm1d if isinstance(norm, BoundedBatchNorm1d) else nn.BatchNorm2d
+    made = kind(norm.num_features, norm.eps, norm.momentum).to(norm.weight)
+    made.weight.copy_(norm.scale)
+    return _alike(made, norm)
+
+
+def followed(model: nn.Module, forward: Callable[[], Any]) -> tuple[list[tuple[str, str]], Any]:
+    """Return (layer, BatchNorm) names where the BatchNorm's input is the layer's very output, and what `forward` gave.
+
+    Layers and BatchNorms that run more than once are left out. Whether the layer's output goes elsewhere too is not
+    looked at.
+
+    Args:
+        model: in eval mode.
+        forward: runs it.
+    """
+    made: dict[int, tuple[str, Tensor]] = {}
+    runs: dict[str, int] = {}
+    pairs: list[tuple[str, str]] = []
+    handles = []
+    for name, module in model.named_modules():
+        if type(module) in (*_CONVS, nn.Linear):
+
+            def remember(_: nn.Module, args: object, result: Tensor, name: str = name) -> None:
+                made[id(result)] = (name, result)
+                runs[name] = runs.get(name, 0) + 1
+
+            handles.append(module.register_forward_hook(remember))
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
+
+            def match(norm: nn.Module, args: tuple[Tensor, ...], result: object, name: str = name) -> None:
+                source = made.get(id(args[0]))
+                runs[name] = runs.get(name, 0) + 1
+                # A linear layer's features are the last dimension, a BatchNorm1d's the second: they agree in 2-D only.
+                if source is not None and (args[0].ndim == 2 or isinstance(model.get_submodule(source[0]), _CONVS)):
+                    pairs.append((source[0], name))
+
+            handles.append(module.register_forward_hook(match))
+    try:
+        result = forward()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [pair for pair in pairs if runs[pair[0]] == 1 == runs[pair[1]]], result

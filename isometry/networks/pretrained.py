@@ -1,0 +1,59 @@
+"""Weights that are known by name: their file, what they were trained on, and how their inputs must be normalised."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from isometry.data import IMAGENET
+
+__all__ = ["PRETRAINED", "Pretrained", "located"]
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """Weights of a network.
+
+    Attributes:
+        file: their name in the folder weights/ of the data folder.
+        dataset: the set they were trained on.
+        accuracy: on its test part.
+        normalisation: (mean, standard deviation) of the pixels, for `isometry.data.load(normalisation=...)`.
+        source: where they come from.
+    """
+
+    file: str
+    dataset: str
+    accuracy: float
+    normalisation: tuple[Sequence[float], Sequence[float]]
+    source: str
+
+
+_AKAMASTER = "github.com/akamaster/pytorch_resnet_cifar10, BSD-2-Clause"
+PRETRAINED = {
+    ("resnet-20", "cifar10"): Pretrained("resnet20_cifar10.safetensors", "cifar10", 0.9173, IMAGENET, _AKAMASTER),
+    ("resnet-56", "cifar10"): Pretrained("resnet56_cifar10.safetensors", "cifar10", 0.9339, IMAGENET, _AKAMASTER),
+}
+"""{(network, name): weights}, for `networks.build(network, weights=name)`."""
+
+
+def located(network: str, weights: str | os.PathLike[str]) -> Path:
+    """Return the file of weights given by path or by name.
+
+    Raises:
+        FileNotFoundError: neither a file nor a known name whose file is in $ISOMETRY_DATA/weights.
+    """
+    if Path(weights).is_file():
+        return Path(weights)
+    known = PRETRAINED.get((network, os.fspath(weights)))
+    root = os.environ.get("ISOMETRY_DATA")
+    if known is not None and root is not None and (path := Path(root) / "weights" / known.file).is_file():
+        return path
+    names = ", ".join(repr(name) for net, name in PRETRAINED if net == network) or "none"
+    where = f"; {known.file} is looked for in $ISOMETRY_DATA/weights, ISOMETRY_DATA being {root!r}" if known else ""
+    raise FileNotFoundError(
+        f"networks.build({network!r}) found no weights {os.fspath(weights)!r}{where}. It takes a safetensors file or a known "
+        f"name ({names}), e.g. networks.build({network!r}, weights='weights.safetensors')."
+    )

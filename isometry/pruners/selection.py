@@ -1,0 +1,144 @@
+"""Selection: how many units leave which family, and which ones, given a score for each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor
+
+from isometry.surgery import Family, Graph
+
+__all__ = ["Chosen", "asked", "select"]
+
+Chosen = list[tuple[Family, tuple[int, ...]]]
+
+
+def asked(
+    graph: Graph,
+    ratio: float | Mapping[str, float],
+    layers: str | Sequence[str] | None,
+    skip: str | Sequence[str] | None,
+) -> dict[str, float]:
+    """Return {root layer: ratio} of the families that are to lose units; see `prune` for the arguments."""
+    if not graph.families:
+        reasons = "; ".join(f"{layer}: {reason}" for layer, reason in graph.fixed.items()) or "it has no layers"
+        raise ValueError(
+            f"prune() found nothing to prune ({reasons}). It needs a layer whose units another layer consumes, e.g. "
+            "isometry.networks.build('mlp-7-relu')."
+        )
+    wanted = {"*": ratio} if not isinstance(ratio, Mapping) else dict(ratio)
+    for value in wanted.values():
+        if not 0 <= value < 1:
+            raise ValueError(
+                f"prune() got the ratio {value}; it is the fraction of units removed, at least 0 and below 1, e.g. "
+                "prune(model, isometry.L1(), 0.8)."
+            )
+    only, without = _patterns(layers), _patterns(skip)
+    _require_matches(graph, [*wanted, *(only or []), *(without or [])])
+    found: dict[str, float] = {}
+    for family in graph.families:
+        if any(fnmatchcase(layer, pattern) for layer in family.layers for pattern in without or []):
+            continue
+        given: dict[str, float] = {}
+        for layer in family.layers:
+            if only is not None and not any(fnmatchcase(layer, pattern) for pattern in only):
+                continue
+            matches = [value for pattern, value in wanted.items() if fnmatchcase(layer, pattern)]
+            if matches:
+                given[layer] = matches[-1]
+        if len(set(given.values())) > 1:
+            (one, first), (other, second) = sorted(given.items(), key=lambda item: item[1])[:: len(given) - 1][:2]
+            raise ValueError(
+                f"prune() got the ratio {first} for {one} and {second} for {other}, but their units can only leave "
+                f"together. Give both the same, e.g. {{{one!r}: {first}, {other!r}: {first}}}."
+            )
+        if given:
+            found[family.root] = next(iter(given.values()))
+    return found
+
+
+def _patterns(given: str | Sequence[str] | None) -> list[str] | None:
+    return [given] if isinstance(given, str) else None if given is None else list(given)
+
+
+def _require_matches(graph: Graph, patterns: list[str]) -> None:
+    known = [layer for family in graph.families for layer in family.layers]
+    for pattern in patterns:
+        if any(fnmatchcase(layer, pattern) for layer in known):
+            continue
+        fixed = {layer: why for layer, why in graph.fixed.items() if fnmatchcase(layer, pattern)}
+        because = "".join(f" {layer} matches, but {why}." for layer, why in fixed.items())
+        raise ValueError(
+            f"prune() got the layer pattern {pattern!r}, which matches none of the layers that can lose units: "
+            f"{', '.join(known)}.{because} E.g. prune(model, pruner, {{{known[0]!r}: 0.5}})."
+        )
+
+
+def select(
+    families: Sequence[Family],
+    ratios: Mapping[str, float],
+    scores: Mapping[str, Tensor],
+    *,
+    scope: str = "layer",
+    floor: int = 1,
+    round_to: int = 1,
+    clamp: bool = False,
+) -> Chosen:
+    """Return the units that leave: the lowest scores, ties by the order of layers and units.
+
+    Args:
+        families: of one trace.
+        ratios: {root: fraction of units removed}; families that are not named keep all.
+        scores: {root: [units]}.
+        scope: "layer": ceil(ratio x units) of every family; "global": so many of all families of one ratio together.
+        floor: so many units with the highest scores stay in every family.
+        round_to: kept units are rounded up to a multiple of it.
+        clamp: cut a ratio that would empty a family down to what its floor allows, in place of an error.
+
+    Raises:
+        ValueError: scores that are NaN, a ratio that would leave a family empty, a family narrower than `round_to`.
+    """
+    concerned = [family for family in families if family.root in ratios]
+    for family in concerned:
+        if bool(torch.isnan(scores[family.root]).any()):
+            raise ValueError(
+                f"prune() got NaN as importance of units of {', '.join(family.layers)}: the weights are not finite. "
+                "Prune a network whose weights are."
+            )
+        if family.units < round_to and ratios[family.root]:
+            raise ValueError(
+                f"prune() got round_to={round_to} for {', '.join(family.layers)}, which has {family.units} units only. "
+                f"Leave it out: prune(..., skip={family.root!r})."
+            )
+    counts = {
+        family.root: _count(family, ratios[family.root], clamp) if scope == "layer" else 0 for family in concerned
+    }
+    if scope == "global":
+        for ratio in sorted({ratios[family.root] for family in concerned}):
+            group = [family for family in concerned if ratios[family.root] == ratio]
+            every = torch.cat([scores[family.root] for family in group])
+            owners = torch.cat([torch.full((family.units,), index) for index, family in enumerate(group)])
+            leaving = owners[every.argsort(stable=True)[: math.ceil(ratio * len(every) - 1e-9)]]
+            for index, family in enumerate(group):
+                counts[family.root] = int((leaving == index).sum())
+    chosen: Chosen = []
+    for family in concerned:
+        kept = max(family.units - counts[family.root], min(floor, family.units))
+        kept = min(-(-kept // round_to) * round_to, family.units)
+        order = scores[family.root].argsort(stable=True)
+        chosen.append((family, tuple(sorted(order[: family.units - kept].tolist()))))
+    return chosen
+
+
+def _count(family: Family, ratio: float, clamp: bool) -> int:
+    """Return how many units of a family leave: ceil(ratio x units), but all of them never."""
+    count = math.ceil(ratio * family.units - 1e-9)
+    if ratio * family.units > family.units - 0.5 and not clamp:
+        raise ValueError(
+            f"prune() got the ratio {ratio} for {', '.join(family.layers)}, which would leave none of its "
+            f"{family.units} units. At most {family.units - 1} can leave: ratio={(family.units - 1) / family.units:.4g}."
+        )
+    return min(count, family.units - 1)

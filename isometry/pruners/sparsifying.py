@@ -1,0 +1,102 @@
+"""Pruning by BatchNorm scales that a regulariser has made sparse: the base of Slimming, Polarization and RecedingBN."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from isometry.networks.batchnorm import BOUNDED
+from isometry.pruners.pruner import Pruner, Run
+from isometry.surgery import Family
+from isometry.training import Recipe, Regulariser, Schedule, Steps, train
+
+__all__ = ["Sparsifying", "scales"]
+
+_SCHEDULE = Steps((0.5, 0.75))
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+@dataclass(frozen=True)
+class Sparsifying(Pruner):
+    """Train with a regulariser on the BatchNorm scales, then remove the units whose scales are smallest.
+
+    Attributes:
+        strength: weight of the regulariser, which is a sum over channels; 0 trains without.
+        epochs: how long to train before removal; 0 takes the network as it is.
+        lr, batch_size, momentum, nesterov, weight_decay, schedule: of that training.
+        epoch_steps: end every epoch after so many steps.
+        scope, floor: see `Pruner`.
+    """
+
+    strength: float = 1e-4
+    epochs: int = 160
+    lr: float = 0.1
+    batch_size: int = 64
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = 1e-4
+    schedule: Schedule | None = _SCHEDULE
+    epoch_steps: int | None = None
+    scope: str = field(default="global", kw_only=True)
+    trains: ClassVar[bool] = True
+    kinds: ClassVar[tuple[type[nn.Module], ...]] = _NORMS
+
+    def regulariser(self) -> Regulariser | None:
+        """Return the term that is added to the loss, or None."""
+        raise NotImplementedError(f"{type(self).__name__} defines no regulariser()")
+
+    def recipe(self) -> Recipe:
+        """Return how the network is trained before units are removed."""
+        names = Recipe.__dataclass_fields__.keys() & self.__dataclass_fields__.keys()
+        return Recipe(**{name: getattr(self, name) for name in names}, regulariser=self.regulariser())
+
+    def score(self, scale: Tensor) -> Tensor:
+        """Return the importance of channels from the parameters [C] of their BatchNorm."""
+        return scale.abs()
+
+    def condition(self, run: Run) -> None:
+        """Train with the regulariser."""
+        if not any(isinstance(module, self.kinds) for module in run.model.modules()):
+            self._refuse("The network has none")
+        if not self.epochs:
+            return
+        recipe = replace(self.recipe(), autocast=run.autocast)
+        epochs = train(
+            run.model,
+            run.data,  # type: ignore[arg-type]
+            **recipe.arguments(),
+            seed=run.seed,
+            checkpoint=run.stage("condition"),
+        )
+        batches = self.epoch_steps or -(-len(run.split.inputs) // self.batch_size)
+        run.follow(epochs, "condition", self.epochs * batches)
+
+    def importance(self, run: Run, family: Family) -> Tensor:
+        """Return the score of every unit, the mean over the family's BatchNorms: [units] float64."""
+        norms = [m for m in family.of("norm") if isinstance(run.model.get_submodule(m.layer), self.kinds)]
+        if not norms:
+            self._refuse(f"No such layer follows {', '.join(family.layers)}; leave it out with skip={family.root!r}")
+        total = torch.zeros(family.units, dtype=torch.float64)
+        for member in norms:
+            scores = self.score(run.model.get_submodule(member.layer).get_parameter("weight").detach().double().cpu())
+            for unit, indices in member.indices.items():
+                total[unit] += scores[list(indices)].mean()
+        return total / len(norms)
+
+    def _refuse(self, why: str) -> None:
+        wanted = "bounded BatchNorm" if self.kinds is BOUNDED else "BatchNorm"
+        call = (
+            "prune(isometry.convert(model), ...)" if self.kinds is BOUNDED else "isometry.networks.build('resnet-20')"
+        )
+        raise ValueError(f"{type(self).__name__} scores units by the scales of their {wanted}. {why}. E.g. {call}.")
+
+
+def scales(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> Iterator[Tensor]:
+    """Yield the scale parameters [C] of every BatchNorm of the given kinds."""
+    for module in model.modules():
+        if isinstance(module, kinds) and isinstance(module.weight, nn.Parameter):
+            yield module.weight
