@@ -28,6 +28,12 @@ _COLOURS = {
     "tpp": "#2ca02c",
     "scratch": "#9467bd",
     "oracle": "#d62728",
+    "l1 + orthp": "#d62728",
+    "l1 + recalibrate": "#17becf",
+    "slimming": "#bcbd22",
+    "ucs": "#7f7f4f",
+    "rni": "#e377c2",
+    "polarization": "#8c564b",
 }
 _SPARE = sns.color_palette("husl", 9).as_hex()
 

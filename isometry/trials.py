@@ -12,7 +12,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,12 @@ class Trial:
 
 
 def run(
-    trials: Sequence[Trial], folder: str | os.PathLike[str], *, jobs: int | None = None, progress: bool | None = None
+    trials: Sequence[Trial],
+    folder: str | os.PathLike[str],
+    *,
+    jobs: int | None = None,
+    device: str = "cpu",
+    progress: bool | None = None,
 ) -> pd.DataFrame:
     """Run trials, each part of them once, and return all their rows.
 
@@ -108,7 +113,8 @@ def run(
     Args:
         trials: what to run.
         folder: where parts are kept, a subfolder each, named by what they are and a digest of every setting.
-        jobs: processes, one thread each; None takes the number of cores.
+        jobs: processes, one thread each; None takes the number of cores, 1 on a GPU.
+        device: where networks live, "cpu" or "cuda".
         progress: False silences the progress bar, None shows it in terminals and notebooks.
 
     Returns:
@@ -128,12 +134,13 @@ def run(
         chains.append(chain)
         for part in chain:
             waves[part.level].setdefault(part.name, part)
-    workers = joblib.Parallel(n_jobs=jobs or os.cpu_count() or 1, return_as="generator_unordered")
+    jobs = jobs or (os.cpu_count() if device == "cpu" else 1) or 1
+    workers = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")
     total = sum(map(len, waves))
     with tqdm(total=total, unit="part", desc="trials", disable=None if progress is None else not progress) as bar:
         for wave in waves:
             slowest_first = sorted(wave.values(), key=lambda part: -part.weight)
-            for name in workers(joblib.delayed(_execute)(part, folder) for part in slowest_first):
+            for name in workers(joblib.delayed(_execute)(part, folder, device) for part in slowest_first):
                 bar.update()
                 bar.set_postfix_str(name)
     tables = []
@@ -206,8 +213,8 @@ def _told(value: Any) -> Any:
     """Return a dataclass as what JSON can hold; regularisers and schedules by their names and numbers."""
     if value is None or isinstance(value, str):
         return value
-    fields = {name: getattr(value, name) for name in value.__dataclass_fields__}
-    return {name: asdict(v) | {"name": type(v).__name__} if is_dataclass(v) else v for name, v in fields.items()}  # type: ignore[arg-type]
+    given = {entry.name: getattr(value, entry.name) for entry in fields(value)}
+    return {name: asdict(v) | {"name": type(v).__name__} if is_dataclass(v) else v for name, v in given.items()}  # type: ignore[arg-type]
 
 
 def _parts(trial: Trial) -> list[_Part]:
@@ -231,7 +238,7 @@ def _load(trial: Trial) -> data.Data:
     return _loaded(trial.dataset, trial.validation, trial.network, weights)
 
 
-def _execute(part: _Part, folder: Path) -> str:
+def _execute(part: _Part, folder: Path, device: str) -> str:
     """Do one part unless it is done; return its name."""
     torch.set_num_threads(1)
     place = folder / part.name
@@ -242,7 +249,7 @@ def _execute(part: _Part, folder: Path) -> str:
     _write(place / "settings.json", json.dumps(part.settings, indent=1))
     start = time.perf_counter()
     work = (_train_dense, _sparsify, _prune, _finetune)[part.level]
-    rows = work(part, folder, place)
+    rows = work(part, folder, place, device)
     _write(place / "rows.csv", pd.DataFrame(rows).to_csv(index=False))
     for file in (*place.glob("training.safetensors*"), *place.glob("rows.jsonl")):
         file.unlink()
@@ -257,7 +264,7 @@ def _network(trial: Trial, classes: int, *, level: int = 0) -> nn.Module:
     return networks.convert(model) if level and isinstance(trial.pruner, RecedingBN) and not bounded else model
 
 
-def _parent(part: _Part, folder: Path, classes: int) -> nn.Module | None:
+def _parent(part: _Part, folder: Path, classes: int, device: str) -> nn.Module | None:
     """Return the network that the part before left, None where that diverged."""
     assert part.parent is not None
     place = folder / part.parent.name
@@ -266,18 +273,20 @@ def _parent(part: _Part, folder: Path, classes: int) -> nn.Module | None:
     model = load(place / "model.safetensors", _network(part.trial, classes, level=part.parent.level)).model
     if part.parent.level == 0 and isinstance(part.trial.pruner, RecedingBN):
         bounded = any(isinstance(module, BOUNDED) for module in model.modules())
-        return model if bounded else networks.convert(model)
-    return model
+        model = model if bounded else networks.convert(model)
+    return model.to(device)
 
 
-def _train_dense(part: _Part, folder: Path, place: Path) -> list[dict[str, Any]]:
+def _train_dense(part: _Part, folder: Path, place: Path, device: str) -> list[dict[str, Any]]:
     trial = part.trial
     dataset = _load(trial)
     diverged, epochs = False, 0
     if isinstance(trial.pretrain, str):
-        model = networks.build(trial.network, dataset.classes, weights=trial.pretrain, **trial.options).eval()
+        model = (
+            networks.build(trial.network, dataset.classes, weights=trial.pretrain, **trial.options).to(device).eval()
+        )
     else:
-        model, epochs = _network(trial, dataset.classes), trial.pretrain.epochs
+        model, epochs = _network(trial, dataset.classes).to(device), trial.pretrain.epochs
         diverged = _trained(model, dataset, trial.pretrain, trial.seed, place)
     save(Loaded(model, Plan({}, {})), place / "model.safetensors")
     return [_row(trial, model, dataset, "dense", epochs, diverged)]
@@ -291,11 +300,11 @@ def _trained(model: nn.Module, dataset: data.Data, recipe: Recipe, seed: int, pl
     return last is not None and last.diverged
 
 
-def _sparsify(part: _Part, folder: Path, place: Path) -> list[dict[str, Any]]:
+def _sparsify(part: _Part, folder: Path, place: Path, device: str) -> list[dict[str, Any]]:
     trial = part.trial
     assert isinstance(trial.pruner, Sparsifying)
     dataset = _load(trial)
-    if (model := _parent(part, folder, dataset.classes)) is None:
+    if (model := _parent(part, folder, dataset.classes, device)) is None:
         return [{"phase": "sparse", "epoch": 0, "diverged": True}]
     recipe = replace(trial.pruner.recipe(), autocast=trial.autocast)
     diverged = _trained(model, dataset, recipe, trial.seed, place)
@@ -303,11 +312,11 @@ def _sparsify(part: _Part, folder: Path, place: Path) -> list[dict[str, Any]]:
     return [_row(trial, model, dataset, "sparse", 0, diverged)]
 
 
-def _prune(part: _Part, folder: Path, place: Path) -> list[dict[str, Any]]:
+def _prune(part: _Part, folder: Path, place: Path, device: str) -> list[dict[str, Any]]:
     trial = part.trial
     assert trial.pruner is not None
     dataset = _load(trial)
-    if (model := _parent(part, folder, dataset.classes)) is None:
+    if (model := _parent(part, folder, dataset.classes, device)) is None:
         return [{"phase": "pruned", "epoch": 0, "diverged": True}]
     # What a sparsifying pruner does before the choice is a part of its own, shared by all ratios.
     sparsifying = isinstance(trial.pruner, Sparsifying)
@@ -330,11 +339,11 @@ def _prune(part: _Part, folder: Path, place: Path) -> list[dict[str, Any]]:
     return [row | {"realised_ratio": result.ratio, "flops": result.after.flops}]
 
 
-def _finetune(part: _Part, folder: Path, place: Path) -> list[dict[str, Any]]:
+def _finetune(part: _Part, folder: Path, place: Path, device: str) -> list[dict[str, Any]]:
     trial = part.trial
     assert trial.finetune is not None
     dataset = _load(trial)
-    if (model := _parent(part, folder, dataset.classes)) is None:
+    if (model := _parent(part, folder, dataset.classes, device)) is None:
         return [{"phase": "finetune", "epoch": 1, "diverged": True}]
     rows = []
     if trial.repair is not None:
@@ -358,7 +367,8 @@ def _repaired(trial: Trial, model: nn.Module, dataset: data.Data) -> nn.Module:
         return orthogonalize(model, gain=math.sqrt(2))
     if trial.repair == "recalibrate":
         return recalibrate(model, dataset, seed=trial.seed)
-    return _scratch(trial, model, dataset)
+    device = next(model.parameters()).device
+    return _scratch(trial, model, dataset).to(device)
 
 
 def _scratch(trial: Trial, pruned: nn.Module, dataset: data.Data) -> nn.Module:
@@ -427,7 +437,7 @@ def provenance(trials: Sequence[Trial], folder: str | os.PathLike[str]) -> dict[
         "seeds": sorted({trial.seed for trial in trials}),
         "trials": len(trials),
         "computing_seconds": round(seconds, 1),
-        "machine": f"{platform.machine()}, {platform.system()}, 1 thread a process",
+        "machine": f"{platform.machine()}, {platform.system()}",
         "settings": {trial.key: part.settings for trial, part in zip(trials, last, strict=True)},
     }
 

@@ -46,11 +46,11 @@ def test_a_killed_run_loses_at_most_the_epoch_under_way(tmp_path: Path, monkeypa
     table = run(wanted, tmp_path / "whole", jobs=1)
     original, calls = trials.evaluate, []
 
-    def dies(*arguments: object) -> object:
+    def dies(*arguments: object, **options: object) -> object:
         calls.append(1)
         if len(calls) == 5:  # dense, pruned, two epochs, and killed in the third
             raise KeyboardInterrupt
-        return original(*arguments)  # type: ignore[arg-type]
+        return original(*arguments, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(trials, "evaluate", dies)
     with pytest.raises(KeyboardInterrupt):

@@ -1,0 +1,244 @@
+"""Which pruner leaves a residual network trainable, and does its mean JSV just after pruning tell?
+
+FINDING
+
+Every method has the same budget of training steps, those before removal included; nothing is chosen on the test part.
+Run `python analyses/cifar_pruners.py --out figures` with $ISOMETRY_DATA pointing at the CIFAR-10 files and the pretrained
+weights (see the README). `--schedule published` has the papers' schedules instead (TPP: 100,000 + 10,000 steps, 120 epochs
+of fine-tuning), for a GPU; `--quick` runs a tiny version on the bundled digits; `--redraw` draws from the written table;
+an interrupted run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib import pyplot as plt
+
+import isometry
+from isometry import plots
+from isometry.training import Recipe, Steps
+from isometry.trials import Trial, check_writable, markdown, provenance, run, write_table
+
+RATIOS = (0.5, 0.7, 0.9)
+BUDGET = 400
+# (paper, ratio, network, final accuracy, its standard deviation where known): ResNet-56 on CIFAR-10, fine-tuned for 120
+# epochs from lr 0.01 (Wang & Fu, ICLR 2023, Tab. 1; best test epoch of 3 runs) or trained and fine-tuned for 160 epochs
+# each (Suteu & Guo 2022, notebook of the reference code; single runs, best test epoch).
+TPP_PAPER, RNI_PAPER = "Wang & Fu 2023", "Suteu & Guo 2022"
+PUBLISHED = [
+    (TPP_PAPER, 0.5, "L1", 93.51, 0.07),
+    (TPP_PAPER, 0.5, "L1 + OrthP", 93.36, 0.19),
+    (TPP_PAPER, 0.5, "TPP", 93.46, 0.06),
+    (TPP_PAPER, 0.7, "L1", 92.26, 0.17),
+    (TPP_PAPER, 0.7, "L1 + OrthP", 91.96, 0.06),
+    (TPP_PAPER, 0.7, "TPP", 92.35, 0.12),
+    (TPP_PAPER, 0.9, "L1", 86.75, 0.31),
+    (TPP_PAPER, 0.9, "L1 + OrthP", 86.01, 0.34),
+    (TPP_PAPER, 0.9, "TPP", 89.63, 0.10),
+    (RNI_PAPER, 0.5, "Slimming", 93.37, None),
+    (RNI_PAPER, 0.5, "RNI", 93.26, None),
+    (RNI_PAPER, 0.9, "Slimming", 89.91, None),
+    (RNI_PAPER, 0.9, "RNI", 90.01, None),
+]
+NAMES = {"random": "Random", "l1": "L1", "greg": "GReg", "tpp": "TPP", "slimming": "Slimming", "recedingbn": "RNI"}
+REPAIRS = {"orthp": " + OrthP", "recalibrate": " + recalibrate"}
+
+
+def schedules(name: str) -> tuple[dict[str, Any], dict[str, Any], Recipe, Recipe]:
+    """Return the settings of growing pruners, of sparsifying ones, and how nets fine-tune after one-shot and those."""
+    steps = Steps((0.5, 0.75))
+    if name == "published":
+        tune = Recipe(1e-2, 120, 128, 0.9, 5e-4, steps, autocast=True)
+        return {}, {"epochs": 160}, tune, tune
+    quick = name == "quick"
+    half, epochs, batch = (8, 2, 32) if quick else (BUDGET // 2, 4, 128)
+    # The penalty's pull on leaving weights, the sum of lr x strength / (1 - momentum) over steps, is to be 7.7 in so few
+    # steps: they shrink by exp(-7.7). Zeroing layer by layer takes one step a layer.
+    settle = 4 if quick else 56
+    grow = {"delta": 6 / (half - settle), "interval": 1, "ceiling": 6.0, "stabilise": settle, "batch_size": batch}
+    sparse = {"epochs": epochs, "epoch_steps": half // epochs, "lr": 1e-2, "batch_size": batch, "weight_decay": 5e-4}
+    short = Recipe(1e-2, epochs, batch, 0.9, 5e-4, steps, epoch_steps=2 * half // epochs, autocast=not quick)
+    shorter = Recipe(1e-2, epochs, batch, 0.9, 5e-4, steps, epoch_steps=half // epochs, autocast=not quick)
+    return grow, sparse, short, shorter
+
+
+def trials(network: str, schedule: str, ratios: list[float], seeds: int) -> list[Trial]:
+    """Return every trial of the question."""
+    grow, sparse, after_one_shot, after_training = schedules(schedule)
+    strengths = (
+        {"slimming": 1e-5, "receding": 1e-4} if schedule == "published" else {"slimming": 1e-2, "receding": 5e-2}
+    )
+    zero_out = 100 if schedule == "published" else 1
+    methods: list[tuple[isometry.Pruner, str | None, Recipe]] = [
+        (isometry.Random(), None, after_one_shot),
+        (isometry.L1(), None, after_one_shot),
+        (isometry.L1(), "orthp", after_one_shot),
+        (isometry.L1(), "recalibrate", after_one_shot),
+        (isometry.GReg(**grow), None, after_training),
+        (isometry.TPP(**{**grow, "zero_out": zero_out}), None, after_training),
+        (isometry.Slimming(strength=strengths["slimming"], **sparse), None, after_training),
+        (isometry.RecedingBN(strength=strengths["receding"], shift=0.0, **sparse), None, after_training),
+    ]
+    if schedule == "quick":
+        base: dict[str, Any] = {"dataset": "digits", "network": "resnet-20", "options": {"input_shape": (1, 8, 8)}}
+        base["pretrain"] = Recipe(1e-1, 3, 32)
+        methods = [(p, r, t) for p, r, t in methods if not isinstance(p, isometry.TPP)]
+    else:
+        base = {"dataset": "cifar10", "network": network, "pretrain": "cifar10", "validation": 5000, "autocast": True}
+    return [
+        Trial(**base, finetune=tune, pruner=pruner, ratio=ratio, layers="layer*.conv1", repair=repair, seed=seed)
+        for seed, ratio, (pruner, repair, tune) in itertools.product(range(seeds), ratios, methods)
+    ]
+
+
+def named(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of fine-tuned trials with a `method` column, one epoch-0 row each, and the steps spent so far."""
+    rows = table[~table["phase"].isin(["dense", "sparse"])].copy()
+    rows["method"] = rows["pruner"].map(NAMES) + rows["repair"].map(REPAIRS).fillna("")
+    sizes = ("realised_ratio", "flops")
+    rows[list(sizes)] = rows.groupby("trial")[list(sizes)].transform("max")
+    rows = rows[(rows["repair"] == "none") | (rows["phase"] != "pruned")]
+    total = rows.groupby("trial")["steps"].transform("max")
+    rows["spent"] = rows["steps"].fillna(0) + (total.max() - total)
+    return rows
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the results a method and ratio, mean and standard deviation over seeds as text, with the published rows."""
+    rows = named(table)
+    dense = table[table["phase"] == "dense"].iloc[0]
+    flops = float(table.loc[table["phase"] == "pruned", "flops"].max())
+    lines: list[dict[str, Any]] = [
+        {"ratio": "", "network": "dense", **_jsvs(table[table["phase"] == "dense"].head(1)),
+         "just pruned, %": f"{100 * dense['accuracy']:.2f}", "protocol": "as given"}
+    ]  # fmt: skip
+    seeds = rows["seed"].nunique()
+    for (ratio, method), group in rows.groupby(["ratio", "method"], sort=False):
+        start = group[group["epoch"] == 0]
+        last = group[group["epoch"] == group["epoch"].max()]
+        lines.append(
+            {"ratio": f"{ratio:g}", "network": method, "realised": f"{start['realised_ratio'].mean():.2f}",
+             "parameters, k": f"{start['parameters'].mean() / 1e3:.0f}", **_jsvs(start),
+             "just pruned, %": _spread(100 * start["accuracy"], 2), "fine-tuned, %": _spread(100 * last["accuracy"], 2),
+             "protocol": f"{int(rows['spent'].max())} steps, {seeds} seeds"}
+        )  # fmt: skip
+        for paper, at, name, value, deviation in PUBLISHED:
+            if at == ratio and name == method:
+                spread = f"{value:.2f}" + (f" ± {deviation:.2f}" if deviation is not None else "")
+                lines.append(
+                    {
+                        "ratio": f"{ratio:g}",
+                        "network": method,
+                        "fine-tuned, %": spread,
+                        "protocol": f"published, {paper}",
+                    }
+                )
+    assert flops > 0
+    return pd.DataFrame(lines).fillna("")
+
+
+def _jsvs(rows: pd.DataFrame) -> dict[str, str]:
+    names = {"mean_jsv": "mean JSV", "std_jsv": "std", "condition_number": "condition number"}
+    return {shown: _spread(rows[column], 3 if column != "condition_number" else 0) for column, shown in names.items()}
+
+
+def _spread(values: pd.Series, digits: int) -> str:
+    some = len(values) > 1 and values.std(ddof=1) > 0.5 * 10**-digits
+    return f"{values.mean():.{digits}f}" + (f" ± {values.std(ddof=1):.{digits}f}" if some else "")
+
+
+def readme(table: pd.DataFrame) -> str:
+    """Return the table of the README."""
+    return markdown(summary(table))
+
+
+def draw(table: pd.DataFrame, path: Path) -> None:
+    """Draw accuracy against steps spent a ratio, JSVs just after pruning, and what these tell of the final accuracy."""
+    rows = named(table)
+    ratios = sorted(rows["ratio"].unique())
+    figure, axes = plt.subplots(2, len(ratios), figsize=(5.2 * len(ratios), 9), layout="constrained", squeeze=False)
+    for ax, below, ratio in zip(axes[0], axes[1], ratios, strict=True):
+        part = rows[rows["ratio"] == ratio]
+        for name, group in part.groupby("method", sort=False):
+            over = group.groupby("spent")["accuracy"].agg(["mean", "std"]).fillna(0.0)
+            ax.errorbar(
+                over.index, 100 * over["mean"], 100 * over["std"], color=plots.colour(str(name)), label=str(name), marker="o",
+                markersize=3, capsize=2, linestyle="--" if "+" in str(name) else "-", linewidth=1.4,
+            )  # fmt: skip
+            start, last = group[group["epoch"] == 0], group[group["epoch"] == group["epoch"].max()]
+            below.scatter(
+                start["mean_jsv"], 100 * last.set_index("seed").loc[start["seed"], "accuracy"],
+                color=plots.colour(str(name)), marker="s" if "+" in str(name) else "o", s=30,
+            )  # fmt: skip
+        ax.set(xlabel="training steps spent, those before removal included", ylabel="test accuracy, %")
+        ax.set_title(f"ratio {ratio:g} of the units of every block's conv1", fontsize="medium")
+        joined = part[part["epoch"] == 0].set_index("trial")["mean_jsv"]
+        final = part[part["epoch"] == part["epoch"].max()].set_index("trial")["accuracy"]
+        correlation = joined.rank().corr(final.reindex(joined.index).rank())
+        below.axvline(1, color="#d62728", linewidth=1, linestyle=":")
+        below.set(xlabel="mean JSV just before fine-tuning", ylabel="test accuracy at the end, %", xscale="log")
+        below.set_title(f"a point a trial; rank correlation {correlation:.2f}", fontsize="medium")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    figure.suptitle(sentence(table), fontsize="large")
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def sentence(table: pd.DataFrame) -> str:
+    """Return what the figure shows, from its numbers."""
+    rows = named(table)
+    ratio = rows["ratio"].max()
+    part = rows[rows["ratio"] == ratio]
+    last = (
+        part[part["epoch"] == part["epoch"].max()].groupby("method")["accuracy"].mean().sort_values(ascending=False)
+        * 100
+    )
+    told = ", ".join(f"{name} {value:.1f} %" for name, value in last.items())
+    return (
+        f"{table['network'].iloc[0]} on {table['dataset'].iloc[0]}, {int(rows['spent'].max())} training steps for every method; "
+        f"at ratio {ratio:g}: {told}\nmean over seeds; bars: one standard deviation"
+    )
+
+
+def main() -> None:
+    """Run, write, draw."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--network", choices=["resnet-20", "resnet-56"], default="resnet-56")
+    parser.add_argument("--schedule", choices=["short", "published"], default="short")
+    parser.add_argument("--quick", action="store_true", help="a tiny version on the bundled digits")
+    parser.add_argument("--redraw", action="store_true", help="draw from the written table, without training")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--ratios", type=float, nargs="+", default=list(RATIOS))
+    parser.add_argument("--jobs", type=int, help="processes; default: the number of cores, 1 on a GPU")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where trials keep their state")
+    parser.add_argument("--out", type=Path, help="where table and figure go; default: a folder under --runs")
+    options = parser.parse_args()
+    mpl.use("Agg")
+    if options.seeds < 1:
+        parser.error(f"--seeds got {options.seeds}; it takes at least 1, e.g. --seeds 3")
+    schedule = "quick" if options.quick else options.schedule
+    stem = (options.out or options.runs / f"cifar_pruners-{options.network}-{schedule}") / "cifar_pruners"
+    if not options.redraw:
+        check_writable(stem.parent)
+        ratios, seeds = ([0.5], 1) if options.quick else (options.ratios, options.seeds)
+        wanted = trials(options.network, schedule, ratios, seeds)
+        table = run(wanted, options.runs, jobs=options.jobs, device=options.device, progress=True)
+        write_table(table, provenance(wanted, options.runs), stem)
+    elif not stem.with_suffix(".csv").exists():
+        parser.error(f"--redraw found no {stem.with_suffix('.csv')}; run without it first")
+    table = pd.read_csv(stem.with_suffix(".csv"), keep_default_na=False, na_values=[""])
+    draw(table, stem.with_suffix(".png"))
+    print(readme(table))
+    print(f"\nwrote {stem}.csv, .json, .png")
+
+
+if __name__ == "__main__":
+    main()
