@@ -13,12 +13,14 @@ import torch
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from torch import Tensor, nn
 
+from isometry import networks
 from isometry.report import Report
 from isometry.spectra import Spectrum
 from isometry.spectra.laws import Law
 
-__all__ = ["colour", "comparison", "layers", "spectrum", "sweep", "trajectory"]
+__all__ = ["colour", "comparison", "importances", "layers", "spectrum", "sweep", "trajectory"]
 
 _COLOURS = {
     "dense": "#222222",
@@ -228,6 +230,40 @@ def layers(table: Report | pd.DataFrame | Mapping[str, Report], ax: Axes | None 
     ax.axhline(1, color="#d62728", linewidth=1, linestyle=":", label="isometry")
     ax.set_xlabel("layer, from input to output")
     ax.set_ylabel("mean JSV from the layer's output\nto the network's (95 % interval)")
+    ax.legend(frameon=False, fontsize="small")
+    return ax
+
+
+def importances(
+    x: nn.Module | Mapping[str, Tensor],
+    ax: Axes | None = None,
+    *,
+    threshold: float | None = None,
+    logarithmic: bool = False,
+    bins: int = 40,
+) -> Axes:
+    """Draw the histogram of unit importances, all layers together; receding ones make two heaps.
+
+    Args:
+        x: a network with bounded BatchNorm, or {layer: importances [C] in [0, 1]}.
+        ax: where to draw; a new figure when None.
+        threshold: importance below which units leave, marked with the share of units under it.
+        logarithmic: the axis of importances; the heap near 0 is seen only there.
+        bins: number of bins.
+    """
+    ax = _axes(ax)
+    given = networks.importances(x) if isinstance(x, nn.Module) else dict(x)
+    every = np.concatenate([layer.detach().double().cpu().numpy() for layer in given.values()])
+    low = max(float(every.min()), 1e-12)
+    edges = np.geomspace(low * 0.9, 1, bins + 1) if logarithmic else np.linspace(0, 1, bins + 1)
+    ax.hist(np.clip(every, edges[0], None), bins=list(edges), color=colour("rni"), label=f"{len(every)} units")
+    if threshold is not None:
+        share = float((every < threshold).mean())
+        ax.axvline(threshold, color="black", linestyle="--", linewidth=1, label=f"threshold, {share:.0%} below")
+    if logarithmic:
+        ax.set_xscale("log")
+    ax.set_xlabel("importance, sigmoid(gamma)")
+    ax.set_ylabel("units")
     ax.legend(frameon=False, fontsize="small")
     return ax
 

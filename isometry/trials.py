@@ -44,7 +44,8 @@ class Trial:
     Attributes:
         dataset: a name that `data.load` knows.
         network: a name that `networks.build` knows.
-        pretrain: how the dense network is trained; or the name of weights that `networks.build` knows.
+        pretrain: how the dense network is trained; or the name of weights that `networks.build` knows; None leaves it
+            as it is initialised, for pruners that train from scratch.
         finetune: how the pruned network is trained; None stops after pruning.
         pruner: how units leave; None trains the dense network only. A network with ordinary BatchNorm is converted for
             RecedingBN.
@@ -60,7 +61,7 @@ class Trial:
 
     dataset: str
     network: str
-    pretrain: Recipe | str
+    pretrain: Recipe | str | None
     finetune: Recipe | None = None
     pruner: Pruner | None = None
     ratio: float = 0.0
@@ -286,8 +287,10 @@ def _train_dense(part: _Part, folder: Path, place: Path, device: str) -> list[di
             networks.build(trial.network, dataset.classes, weights=trial.pretrain, **trial.options).to(device).eval()
         )
     else:
-        model, epochs = _network(trial, dataset.classes).to(device), trial.pretrain.epochs
-        diverged = _trained(model, dataset, trial.pretrain, trial.seed, place)
+        model = _network(trial, dataset.classes).to(device)
+        if trial.pretrain is not None:
+            epochs = trial.pretrain.epochs
+            diverged = _trained(model, dataset, trial.pretrain, trial.seed, place)
     save(Loaded(model, Plan({}, {})), place / "model.safetensors")
     return [_row(trial, model, dataset, "dense", epochs, diverged)]
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from isometry.networks.batchnorm import BoundedBatchNorm1d, BoundedBatchNorm2d, convert, fold, importances
+from isometry.networks.conv import ConvNet
 from isometry.networks.inputs import example_inputs, input_shape
 from isometry.networks.lenet import LeNet5
 from isometry.networks.mlp import MLP
@@ -48,6 +49,10 @@ def _vgg(depth: int, classes: int, input_shape: Sequence[int], norm: str) -> nn.
     return VGG(depth, classes, tuple(input_shape), _norm(norm), bias=depth == 16)
 
 
+def _conv(classes: int, input_shape: Sequence[int], widths: Sequence[int], norm: str) -> nn.Module:
+    return ConvNet(input_shape, widths, classes, _norm(norm))
+
+
 def _bounded(channels: int) -> nn.Module:
     # Its draws are taken last, in `build`, so that the other layers start alike with either norm.
     with torch.random.fork_rng(devices=[]):
@@ -82,6 +87,7 @@ _BUILDERS: dict[str, tuple[Callable[..., nn.Module], dict[str, object]]] = {
         for n in (20, 32, 44, 56, 110)
     },
     **{f"vgg-{n}": (partial(_vgg, n), {"input_shape": (3, 32, 32), "norm": "batch"}) for n in (16, 19)},
+    "conv-4": (_conv, {"input_shape": _IMAGE, "widths": (32, 32, 64, 64), "norm": "batch"}),
     "resnet-50": (_resnet_50, {"input_shape": (3, 224, 224)}),
 }
 
@@ -109,7 +115,7 @@ def build(
             missing from it. Or the name of weights that are known, "cifar10" for resnet-20 and resnet-56; their file is
             looked for in $ISOMETRY_DATA/weights, and `networks.PRETRAINED` says how inputs must be normalised.
         options: what the network lets choose, with the papers' values as defaults: `input_shape` for all of them,
-            `widths` for the MLPs, `norm` ("batch" or "bounded") for the CIFAR ResNets and VGGs.
+            `widths` for the MLPs and conv-4, `norm` ("batch" or "bounded") for conv-4, the CIFAR ResNets and VGGs.
 
     Returns:
         A module that carries `input_shape`, the shape of one input.

@@ -1,7 +1,8 @@
 """Taking units out of a network; nothing here trains."""
 
-from isometry.surgery.archive import Loaded, load, save
+from isometry.surgery.archive import Loaded, adopt, load, save
 from isometry.surgery.families import Family, Graph, Member, refuse, trace
+from isometry.surgery.optimiser import carry
 from isometry.surgery.plan import Plan
 from isometry.surgery.removal import inexact, mask, remove, to_plan
 
@@ -11,6 +12,8 @@ __all__ = [
     "Loaded",
     "Member",
     "Plan",
+    "adopt",
+    "carry",
     "inexact",
     "load",
     "mask",

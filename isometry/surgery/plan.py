@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-__all__ = ["Plan"]
+from torch import nn
+
+__all__ = ["Applied", "Plan"]
 
 
 @dataclass(frozen=True)
@@ -79,3 +81,15 @@ class Plan:
     def __str__(self) -> str:
         lines = [f"{layer}: {len(units)} of {self.widths[layer]} units leave" for layer, units in self.removed.items()]
         return "\n".join(lines) or "nothing leaves"
+
+
+class Applied(Protocol):
+    """A pruned network with the plan that made it: what `prune` returns, and what `load` does."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The pruned network."""
+
+    @property
+    def plan(self) -> Plan:
+        """The units that left."""

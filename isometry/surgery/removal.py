@@ -30,10 +30,9 @@ def remove(model: nn.Module, plan: Plan, inputs: Tensor) -> nn.Module:
         ValueError: the plan names layers or widths that `model` does not have, or breaks a family apart.
         RuntimeError: the pruned and the masked network differ: this network cannot be cut exactly.
     """
-    pruned = copy.deepcopy(model)
-    graph = trace(pruned, inputs)
-    _cut(model, graph, _units(graph, plan), inputs)
-    return pruned
+    graph = trace(copy.deepcopy(model), inputs)
+    _cut(model, graph, units_of(graph, plan), inputs)
+    return graph.model
 
 
 def inexact(model: nn.Module, chosen: list[tuple[Family, tuple[int, ...]]], inputs: Tensor) -> dict[str, str]:
@@ -122,7 +121,7 @@ def _zero_inputs(layer: nn.Module, channels: list[int]) -> None:
             weight[group * share_out : (group + 1) * share_out, channel % share_in] = 0
 
 
-def _units(graph: Graph, plan: Plan) -> list[tuple[Family, tuple[int, ...]]]:
+def units_of(graph: Graph, plan: Plan) -> list[tuple[Family, tuple[int, ...]]]:
     """Return the families and units that a plan speaks of; refuse a plan that does not fit the network."""
     chosen, covered = [], set()
     for family in graph.families:
