@@ -398,7 +398,12 @@ class _Loop:
 
         self.model.load_state_dict(part("model."))
         state = self.optimizer.state_dict()
-        state["state"] = {int(index): {"momentum_buffer": buffer} for index, buffer in part("momentum.").items()}
+        held = [p for group in self.optimizer.param_groups for p in group["params"]]
+        # The fused kernel reads parameters and buffers in the order of memory, which must be the same.
+        state["state"] = {
+            int(index): {"momentum_buffer": torch.empty_like(held[int(index)]).copy_(buffer)}
+            for index, buffer in part("momentum.").items()
+        }
         self.optimizer.load_state_dict(state)
         self.order.set_state(tensors["order"])
         self.noise.states = part("noise.")

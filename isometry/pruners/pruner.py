@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +20,7 @@ from tqdm.auto import tqdm
 from isometry.data import Data, Split
 from isometry.networks import example_inputs
 from isometry.pruners.selection import Chosen, asked, select
-from isometry.surgery import Family, Graph, Plan, inexact, refuse, remove, to_plan, trace
+from isometry.surgery import Family, Plan, inexact, refuse, remove, to_plan, trace
 from isometry.training import Epoch
 
 __all__ = ["Pruned", "Pruner", "Run", "Size", "magnitude", "prune"]
@@ -245,7 +244,10 @@ def prune(
     inputs = inputs.to(next((p.device for p in model.parameters()), inputs.device))
     graph = trace(work, inputs)
     ratios = asked(graph, 0.5 if ratio is None else ratio, layers, skip)
-    uncut = inexact(work, _trial(graph, ratios), inputs)
+    trial = {f.root: torch.rand(f.units, generator=torch.Generator().manual_seed(0)) for f in graph.families}
+    uncut = inexact(
+        work, select(graph.families, ratios, trial, floor=pruner.floor, round_to=round_to, clamp=True), inputs
+    )
     if uncut:
         ratios = {root: value for root, value in ratios.items() if root not in uncut}
         if not ratios:
@@ -272,15 +274,6 @@ def prune(
     mixed = tuple(sorted({name for family, units in chosen if units for name in family.mixes}))
     history = pd.DataFrame(run.records)
     return Pruned(pruned, plan, history, size(model, inputs), size(pruned, inputs), alone, mixed)
-
-
-def _trial(graph: Graph, ratios: Mapping[str, float]) -> Chosen:
-    """Return units to try the surgery with: as many of every family as will leave, evenly spread."""
-    found: Chosen = []
-    for family in graph.families:
-        if count := min(math.ceil(ratios.get(family.root, 0.0) * family.units - 1e-9), family.units - 1):
-            found.append((family, tuple(sorted({i * family.units // count for i in range(count)}))))
-    return found
 
 
 def _lighter(model: nn.Module, flops: float, inputs: Tensor, choose: Callable[[float], Chosen]) -> Chosen:

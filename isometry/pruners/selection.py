@@ -128,9 +128,26 @@ def select(
     for family in concerned:
         kept = max(family.units - counts[family.root], min(floor, family.units))
         kept = min(-(-kept // round_to) * round_to, family.units)
-        order = scores[family.root].argsort(stable=True)
-        chosen.append((family, tuple(sorted(order[: family.units - kept].tolist()))))
+        order = scores[family.root].argsort(stable=True).tolist()
+        chosen.append((family, _leaving(family, order, family.units - kept, floor)))
     return chosen
+
+
+def _leaving(family: Family, order: list[int], count: int, floor: int) -> tuple[int, ...]:
+    """Return the first `count` units of `order`, but for those without which a layer of the family would be left empty.
+
+    Layers joined by a concatenation hold some of the family's units each.
+    """
+    members = family.of("units")
+    room = [len(member.indices) - min(floor, len(member.indices)) for member in members]
+    leaving: list[int] = []
+    for unit in order:
+        touched = [index for index, member in enumerate(members) if unit in member.indices]
+        if len(leaving) < count and all(room[index] for index in touched):
+            leaving.append(unit)
+            for index in touched:
+                room[index] -= 1
+    return tuple(sorted(leaving))
 
 
 def _count(family: Family, ratio: float, clamp: bool) -> int:

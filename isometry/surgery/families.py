@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -102,7 +103,8 @@ class Graph:
         """Remove `units` of a family from the traced model, in place."""
         root = self.model.get_submodule(family.root)
         pruner = self.dependencies.get_pruner_of_module(root)
-        self.dependencies.get_pruning_group(root, pruner.prune_out_channels, list(units)).prune(record_history=False)
+        channels = next(member for member in family.members if member.layer == family.root).take(units)
+        self.dependencies.get_pruning_group(root, pruner.prune_out_channels, channels).prune(record_history=False)
 
 
 def trace(model: nn.Module, inputs: Tensor) -> Graph:
@@ -127,15 +129,32 @@ def trace(model: nn.Module, inputs: Tensor) -> Graph:
         graph.build_dependency(
             model, inputs, customized_pruners={kind: _BoundedPruner() for kind in BOUNDED}, verbose=False
         )
-        groups = list(graph.get_all_groups())
+    order = {name: index for index, (name, _) in enumerate(model.named_modules())}
+    layers = {names[m]: m for m in graph.module2node if isinstance(m, _UNIT_LAYERS) and m in names}
     families: list[Family] = []
     fixed: dict[str, str] = {}
-    for group in groups:
-        family = _family(group, names)
-        if reason := _reason_fixed(group, graph, names):
+    partial: dict[str, str] = {}
+    # The widest first: behind a concatenation it holds the units of all that were joined.
+    for name, module in sorted(layers.items(), key=lambda entry: (-_width(entry[1]), order[entry[0]])):
+        if name in fixed or any(name in family.layers for family in families):
+            continue
+        cut = graph.get_pruner_of_module(module)
+        try:
+            group = graph.get_pruning_group(module, cut.prune_out_channels, list(range(_width(module))))
+            family = _family(group, names)
+            reason = _reason_fixed(group, graph, names)
+        except (IndexError, KeyError, RuntimeError, ValueError) as error:
+            fixed[name] = f"its units cannot be followed through the network ({type(error).__name__}: {error})"
+            continue
+        if part := [m.layer for m in family.of("units") if sum(map(len, m.indices.values())) < _width(layers[m.layer])]:
+            partial[name] = f"its units are coupled with part of those of {', '.join(part)}"
+        elif reason:
             fixed |= dict.fromkeys(family.layers, reason)
         else:
             families.append(family)
+    families.sort(key=lambda family: order[family.root])
+    covered = {layer for family in families for layer in family.layers}
+    fixed |= {name: why for name, why in partial.items() if name not in covered}
     for name, module in model.named_modules():
         if isinstance(module, _UNIT_LAYERS) and module not in graph.module2node:
             fixed[name] = "the forward pass does not reach it as a module"
@@ -193,18 +212,33 @@ def _traceable(model: nn.Module) -> Iterator[None]:
 
 def _family(group: Any, names: dict[nn.Module, str]) -> Family:
     members, mixes = [], []
+    channels = len(group[0].idxs)
+    # The groups of a convolution must stay of one size: what has the same place in each of them leaves together.
+    share = math.lcm(*(_groups(item.dep.target.module) for item in group))
+    units = channels // share if channels % share == 0 else channels
     for item in group:
         module, handler = item.dep.target.module, item.dep.handler
         if not isinstance(module, nn.Module) or module not in names:
             continue
         indices: dict[int, list[int]] = {}
         for index, root in zip(item.idxs, item.root_idxs, strict=True):
-            indices.setdefault(root, []).append(index)
+            indices.setdefault(root % units, []).append(index)
         members.append(Member(names[module], _role(module, handler), {u: tuple(i) for u, i in indices.items()}))
         if isinstance(module, _MIXING):
             mixes.append(names[module])
     root = group[0].dep.target.module
-    return Family(names[root], len(group[0].idxs), tuple(members), tuple(mixes))
+    return Family(names[root], units, tuple(members), tuple(mixes))
+
+
+def _width(layer: Any) -> int:
+    return int(layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)
+
+
+def _groups(module: Any) -> int:
+    """Return the number of groups of a convolution, 1 for depthwise ones and all other modules."""
+    if not isinstance(module, nn.modules.conv._ConvNd) or module.groups == module.in_channels == module.out_channels:
+        return 1
+    return module.groups
 
 
 def _role(module: nn.Module, handler: Any) -> str:

@@ -55,7 +55,7 @@ def carry(
     for p in held:
         name = names[id(p)]
         state: dict[str, Any] = {
-            key: cut[key][name].clone() if _shaped(value, p) else copy.deepcopy(value)
+            key: torch.empty_like(fresh[name]).copy_(cut[key][name]) if _shaped(value, p) else copy.deepcopy(value)
             for key, value in optimizer.state[p].items()
         }
         if state:

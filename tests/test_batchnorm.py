@@ -1,0 +1,134 @@
+import pytest
+import torch
+from conftest import batch_norm_net
+from torch import Tensor, nn
+
+import isometry
+from isometry import L1, convert, fold, measure, networks, prune
+from isometry.networks import BoundedBatchNorm1d, BoundedBatchNorm2d, importances
+
+
+def bounded(seed: int = 0) -> nn.Module:
+    return networks.build("conv-4", seed=seed, input_shape=(3, 8, 8), widths=(8, 6, 6, 5), norm="bounded")
+
+
+def test_a_bounded_batchnorm_is_batchnorm_scaled_by_a_sigmoid() -> None:
+    torch.manual_seed(0)
+    for kind, plain, x in (
+        (BoundedBatchNorm2d, nn.BatchNorm2d, torch.randn(6, 4, 5, 5)),
+        (BoundedBatchNorm1d, nn.BatchNorm1d, torch.randn(9, 4)),
+    ):
+        layer, reference = kind(4), plain(4, affine=False)
+        for _ in range(3):
+            shape = (1, 4) + (1,) * (x.ndim - 2)
+            expected = reference(x) * torch.sigmoid(layer.weight).view(shape)
+            torch.testing.assert_close(layer(x), expected)
+        torch.testing.assert_close(layer.running_var, reference.running_var)
+        assert int(layer.num_batches_tracked) == 3
+        torch.testing.assert_close(layer.eval()(x), reference.eval()(x) * torch.sigmoid(layer.weight).view(shape))
+        assert layer.bias is None
+        assert set(layer.state_dict()) == {"weight", "bound", "running_mean", "running_var", "num_batches_tracked"}
+        assert isinstance(layer, nn.modules.batchnorm._BatchNorm)
+        assert torch.equal(kind(4, shift=True).bias, torch.zeros(4))
+        with pytest.raises(ValueError, match="expected"):
+            layer(torch.randn(4))
+
+
+def test_momentum_none_averages_as_batchnorm_does() -> None:
+    layer, reference = BoundedBatchNorm2d(3, momentum=None), nn.BatchNorm2d(3, momentum=None)
+    for _ in range(4):
+        x = torch.randn(5, 3, 2, 2)
+        layer(x), reference(x)
+    torch.testing.assert_close(layer.running_mean, reference.running_mean)
+
+
+def test_importances_start_normal_and_other_layers_start_alike_with_either_norm() -> None:
+    gamma = torch.cat([s.logit() for s in importances(networks.build("resnet-56", seed=0, norm="bounded")).values()])
+    assert len(gamma) == 2032
+    assert abs(float(gamma.mean())) < 0.1
+    assert float(gamma.std()) == pytest.approx(1, abs=0.05)
+    one, other = (networks.build("conv-4", seed=0, norm=norm) for norm in ("batch", "bounded"))
+    assert all(torch.equal(one.features[i].weight, other.features[i].weight) for i in (0, 3, 7, 10))
+    with pytest.raises(ValueError, match="norm='group'; it knows 'batch', 'bounded'"):
+        networks.build("conv-4", norm="group")
+
+
+def test_conversion_changes_no_output_and_folding_back_none_at_all() -> None:
+    net = batch_norm_net().eval()  # scales of both signs, shifts
+    assert any(bool((m.weight < 0).any()) for m in net.modules() if isinstance(m, nn.BatchNorm2d))
+    x = torch.randn(16, 3, 8, 8)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    made = convert(net, x)
+    torch.testing.assert_close(made(x), net(x), rtol=1e-4, atol=1e-5)
+    assert torch.equal(fold(made)(x), made(x))
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    for layer in made.modules():
+        if isinstance(layer, BoundedBatchNorm2d):
+            assert layer.weight.sigmoid().max().item() == pytest.approx(1 / 1.5)
+    assert not any(isinstance(m, BoundedBatchNorm2d) for m in fold(made).modules())
+    assert convert(net.train(), x).training
+    bare = bounded().eval()
+    assert torch.equal(fold(bare)(x), bare(x))
+
+
+def test_a_scale_of_zero_converts_to_the_least_importance() -> None:
+    net = batch_norm_net().eval()
+    with torch.no_grad():
+        net[1].weight[2] = 0
+    x = torch.randn(4, 3, 8, 8)
+    made = convert(net, x)
+    torch.testing.assert_close(made(x), net(x), rtol=1e-4, atol=1e-4)
+    assert float(importances(made)["1"][2]) == pytest.approx(1e-6, rel=1e-3)
+
+
+def test_what_cannot_be_converted_is_refused_by_name() -> None:
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm, self.head = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.Linear(3, 2)
+            nn.init.constant_(self.norm.weight, -1.0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.norm(self.conv(x) + x).mean((2, 3)))
+
+    x = torch.randn(2, 3, 4, 4)
+    with pytest.raises(ValueError, match=r"3 negative scales in norm \(BatchNorm2d\).*convert\(model, skip='norm'\)"):
+        convert(Residual(), x)
+    with pytest.raises(ValueError, match="found no BatchNorm to convert"):
+        convert(Residual(), x, skip="norm")
+    with pytest.raises(ValueError, match="headroom=1"):
+        convert(batch_norm_net(), headroom=1)
+    with pytest.raises(ValueError, match="found no bounded BatchNorm"):
+        fold(Residual())
+
+    class Read(Residual):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x)
+            return self.head((self.norm(y) + 3 * y).mean((2, 3)))
+
+    with pytest.raises(ValueError, match="is read elsewhere"):
+        convert(Read(), x)
+
+
+def test_bounded_networks_are_measured_and_pruned_like_their_folded_twins() -> None:
+    net = bounded().eval()
+    x = torch.randn(6, 3, 8, 8)
+    a, b = measure(net, x, progress=False), measure(fold(net), x, progress=False)
+    torch.testing.assert_close(a.spectrum.values, b.spectrum.values, rtol=1e-5, atol=1e-8)
+    assert any("folded" in note for note in a.notes)
+    one, two = prune(net, L1(), 0.5, inputs=x), prune(fold(net), L1(), 0.5, inputs=x)
+    assert one.plan == two.plan
+    torch.testing.assert_close(one.model(x), two.model(x))
+    with pytest.raises(ValueError, match=r"is a bounded BatchNorm.*isometry\.fold"):
+        prune(net, isometry.TPP(stabilise=1000), 0.5, data=(x, torch.arange(6) % 5))
+
+
+@pytest.mark.data
+def test_the_pretrained_resnet_converts_without_loss(real_data) -> None:
+    net = networks.build("resnet-56", weights=real_data / "weights" / "resnet56_cifar10.safetensors").eval()
+    cifar = isometry.data.load("cifar10", real_data, normalisation=isometry.data.IMAGENET).test
+    made = convert(net)
+    with torch.no_grad():
+        old, new = net(cifar.inputs[:1000]), made(cifar.inputs[:1000])
+    assert float((old - new).abs().max() / old.abs().max()) < 1e-4
+    assert torch.equal(old.argmax(1), new.argmax(1))
