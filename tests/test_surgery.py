@@ -9,7 +9,7 @@ from torch.nn.utils import prune as torch_prune
 
 import isometry
 from isometry import L1, Plan, networks, prune
-from isometry.surgery import mask, remove, trace
+from isometry.surgery import carry, mask, remove, trace
 
 
 def lenet() -> nn.Module:
@@ -163,3 +163,102 @@ def test_a_cut_that_cannot_be_exact_is_refused() -> None:
         prune(Shuffle(), L1(), {"one": 0.5}, inputs=torch.randn(2, 3, 4, 4))
     with pytest.raises(RuntimeError, match=r"cannot be cut exactly there\. Leave the layer out"):
         remove(Shuffle(), Plan({"one": (0, 1)}, {"one": 8}), torch.randn(2, 3, 4, 4))
+
+
+def one_step(net: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) -> None:
+    optimizer.zero_grad()
+    net(x).square().mean().backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=1e-3),
+        lambda p: torch.optim.Adam(p, lr=1e-3),
+    ],
+)
+def test_optimiser_state_is_cut_like_the_weights(make: Any) -> None:
+    torch.manual_seed(0)
+    net = batch_norm_net().eval()  # fixed statistics: units do not meet in them
+    x = torch.randn(6, 3, 8, 8)
+    optimizer = make(list(net.parameters()))
+    for _ in range(3):
+        one_step(net, optimizer, x)
+    result = prune(net, L1(), 0.5, inputs=x)
+    carried = carry(optimizer, net, result, inputs=x)
+    assert {id(p) for g in carried.param_groups for p in g["params"]} == {id(p) for p in result.model.parameters()}
+    kept = list(result.plan.kept("0"))
+    for key, value in optimizer.state[net[0].weight].items():
+        found = carried.state[result.model[0].weight][key]
+        assert torch.equal(found, value[kept] if value.ndim else value)
+    assert carried.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"]
+    # A step of the pruned network with the state carried moves; the dense network and its optimiser are as they were.
+    before = [p.detach().clone() for p in net.parameters()]
+    one_step(result.model, carried, x)
+    assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+    data = (x, torch.arange(6) % 5)
+    with pytest.raises(ValueError, match="before surgery"):
+        isometry.train(result.model, data, lr=0.1, epochs=1, optimizer=optimizer)
+    list(isometry.train(result.model, data, lr=0.1, epochs=1, optimizer=carried))
+    with pytest.raises(ValueError, match="are not the model's"):
+        carry(carried, net, result, inputs=x)
+
+
+def test_networks_pruned_elsewhere_are_measured_and_compared(tmp_path: Path) -> None:
+    import torch_pruning as tp
+
+    torch.manual_seed(0)
+    dense, x = lenet(), torch.randn(4, 1, 32, 32)
+    other = networks.build("lenet-5-relu", seed=0)
+    graph = tp.DependencyGraph().build_dependency(other, x)
+    graph.get_pruning_group(other.conv2, tp.prune_conv_out_channels, [0, 3, 5]).prune()
+    other.eval()
+    masks = networks.build("lenet-5-relu", seed=0)
+    torch_prune.ln_structured(masks.conv2, "weight", amount=3, n=1, dim=0)
+    state = {name: tensor.clone() for name, tensor in other.state_dict().items()}
+    adopted = isometry.surgery.adopt(networks.build("lenet-5-relu", seed=9), state)
+    assert torch.equal(adopted(x), other(x))
+    assert adopted.conv2.out_channels == 13
+    assert adopted.conv3.in_channels == 13
+    table = isometry.compare({"dense": dense, "theirs": other, "masked": masks, "plain state": adopted}, x)
+    assert table["mean_jsv"].gt(0).all()
+    assert table["mean_jsv"][1] == pytest.approx(table["mean_jsv"][3], rel=1e-6)
+    assert prune(adopted, L1(), 0.5, inputs=x).model(x).shape == (4, 10)
+    with pytest.raises(ValueError, match="the state of another network: extra"):
+        isometry.surgery.adopt(dense, {**state, "extra": torch.zeros(1)})
+    grouped = nn.Sequential(
+        nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 2, 1)
+    ).eval()
+    small = prune(grouped, L1(), 0.5, inputs=torch.randn(2, 3, 5, 5)).model
+    again = isometry.surgery.adopt(grouped, small.state_dict())
+    assert torch.equal(again(torch.ones(1, 3, 5, 5)), small(torch.ones(1, 3, 5, 5)))
+
+
+def test_layers_are_skipped_rounded_and_asked_for_by_pattern() -> None:
+    net, x = lenet(), torch.randn(2, 1, 32, 32)
+    result = prune(net, L1(), 0.5, inputs=x, skip="conv*")
+    assert {layer: len(units) for layer, units in result.plan.removed.items()} == {"fc1": 42}
+    assert result.left_alone["conv1"] == "not asked for"
+    rounded = prune(net, L1(), 0.5, inputs=x, round_to=8, layers=["conv2", "fc1"])
+    assert (rounded.model.conv2.out_channels, rounded.model.fc1.out_features) == (8, 48)
+    with pytest.raises(ValueError, match=r"round_to=8 for conv1, which has 6 units only.*skip='conv1'"):
+        prune(net, L1(), 0.5, inputs=x, round_to=8)
+    with pytest.raises(ValueError, match="the layer pattern .block., which matches none"):
+        prune(net, L1(), 0.5, inputs=x, skip="block")
+    everywhere = prune(net, L1(scope="global"), 0.5, inputs=x)
+    assert everywhere.ratio == pytest.approx(0.5, abs=0.01)
+    assert len({len(u) / everywhere.plan.widths[layer] for layer, u in everywhere.plan.removed.items()}) > 1
+
+
+@pytest.mark.parametrize("target", [0.3, 0.7])
+def test_a_target_in_flops_is_met_by_the_smallest_ratio(target: float) -> None:
+    net, x = lenet(), torch.randn(2, 1, 32, 32)
+    result = prune(net, L1(), flops=target, inputs=x)
+    removed = 1 - result.after.flops / result.before.flops
+    assert target <= removed < target + 0.12
+    with pytest.raises(ValueError, match=r"flops=0.999, but at most 0.9\d+ of the FLOPs"):
+        prune(net, L1(), flops=0.999, inputs=x)
+    for wrong in ({}, {"ratio": 0.5, "flops": 0.5}, {"flops": 1.5}, {"ratio": 0.5, "round_to": 0}):
+        with pytest.raises(ValueError, match="either a ratio in"):
+            prune(net, L1(), inputs=x, **wrong)

@@ -1,3 +1,4 @@
+import copy
 import math
 from pathlib import Path
 
@@ -7,7 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import isometry
-from isometry import Steps, evaluate, networks, train
+from isometry import Cosine, Steps, evaluate, networks, recalibrate, train
+from isometry.data import CropFlip
 
 
 def net() -> nn.Module:
@@ -108,3 +110,110 @@ def test_bad_arguments_are_refused(digits: isometry.data.Data) -> None:
         train(net().requires_grad_(False), digits, lr=0.1, epochs=1)
     with pytest.raises(ValueError, match="empty split"):
         evaluate(net(), (x[:0], torch.zeros(0, dtype=torch.int64)))
+
+
+def test_cosine_and_steps_multiply_every_groups_own_rate() -> None:
+    assert [Cosine()(e, 4) for e in (1, 3)] == pytest.approx([1, 0.5])
+    assert Cosine(0.1)(5, 4) == pytest.approx(0.1)
+    assert Steps((0.3, 0.7))(1, 1) == 1  # the first epoch has the initial rate, however few there are
+    model = networks.build("conv-4", seed=0, input_shape=(1, 8, 8), norm="bounded")
+    data = (torch.randn(8, 1, 8, 8), torch.arange(8))
+    rates = [e.lr for e in train(model, data, lr=0.1, epochs=4, schedule=Cosine())]
+    assert rates == pytest.approx([0.1 * Cosine()(e, 4) for e in (1, 2, 3, 4)])
+
+
+def test_an_epoch_can_be_so_many_steps(digits: isometry.data.Data) -> None:
+    epochs = list(train(net(), digits, lr=0.01, epochs=3, batch_size=32, epoch_steps=5))
+    assert [e.steps for e in epochs] == [5, 10, 15]
+    with pytest.raises(ValueError, match="epoch_steps=0"):
+        train(net(), digits, lr=0.01, epochs=3, epoch_steps=0)
+
+
+def test_bfloat16_training_learns_and_keeps_float32_weights(digits: isometry.data.Data) -> None:
+    model = networks.build("conv-4", seed=0, input_shape=(1, 8, 8))
+    epochs = list(train(model, digits, lr=0.05, epochs=4, batch_size=32, autocast=True))
+    assert epochs[-1].accuracy > 0.9
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+    plain, half = (evaluate(model, digits.test, autocast=a).accuracy for a in (False, True))
+    assert half == pytest.approx(plain, abs=0.03)
+
+
+def test_recalibration_restores_the_statistics_of_the_activations(digits: isometry.data.Data) -> None:
+    model = networks.build("conv-4", seed=0, input_shape=(1, 8, 8))
+    list(train(model, digits, lr=0.05, epochs=4, batch_size=32))
+    x = digits.train.inputs
+    wrong = copy.deepcopy(model)
+    for module in wrong.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.add_(2)
+            module.running_var.mul_(5)
+    fixed = recalibrate(wrong, digits, batch_size=359, seed=1)
+    assert fixed.features[1].momentum == 0.1
+    # The first layer's by hand: its input does not depend on other statistics.
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(1))
+    parts = [model.features[0](x[part]) for part in order.split(359) if len(part) > 1]
+    torch.testing.assert_close(
+        fixed.features[1].running_mean, torch.stack([p.mean((0, 2, 3)) for p in parts]).mean(0).detach()
+    )
+    torch.testing.assert_close(
+        fixed.features[1].running_var, torch.stack([p.var((0, 2, 3)) for p in parts]).mean(0).detach()
+    )
+    assert evaluate(wrong, digits.test).accuracy < 0.6 < 0.9 < evaluate(fixed, digits.test).accuracy
+    assert not any(torch.equal(a, b) for a, b in zip(wrong.buffers(), fixed.buffers(), strict=True) if a.ndim)
+    with pytest.raises(ValueError, match="0 BatchNorms that track statistics"):
+        recalibrate(net(), digits)
+
+
+def test_an_optimiser_of_another_network_is_refused(digits: isometry.data.Data) -> None:
+    model = net()
+    stale = torch.optim.SGD(net().parameters(), lr=0.1)
+    with pytest.raises(ValueError, match=r"holds 0 of the model's 6 trainable parameters.*surgery\.carry"):
+        train(model, digits, lr=0.1, epochs=1, optimizer=stale)
+    own = torch.optim.Adam(model.parameters(), lr=1e-2)
+    (epoch,) = train(model, digits, lr=1.0, epochs=1, optimizer=own, batch_size=32)
+    assert epoch.lr == 1e-2
+    assert epoch.accuracy > 0.3
+    with pytest.raises(NotImplementedError, match="defines no loss"):
+        isometry.training.Regulariser().loss(model)
+
+
+def test_crops_and_mirrors_are_windows_of_the_padded_images() -> None:
+    torch.manual_seed(0)
+    images = torch.randn(64, 2, 6, 7)
+    cut = CropFlip(2)(images)
+    assert cut.shape == images.shape
+    padded = F.pad(images, (2, 2, 2, 2))
+    seen = set()
+    for image, whole in zip(cut, padded, strict=True):
+        windows = {
+            (dy, dx, flip): (whole[:, dy : dy + 6, dx : dx + 7].flip(2) if flip else whole[:, dy : dy + 6, dx : dx + 7])
+            for dy in range(5) for dx in range(5) for flip in (False, True)
+        }  # fmt: skip
+        (found,) = [key for key, window in windows.items() if torch.equal(window, image)]
+        seen.add(found)
+    assert len({key[0] for key in seen}) == len({key[1] for key in seen}) == 5
+    assert {key[2] for key in seen} == {False, True}
+
+
+def test_augmented_training_resumes_bit_for_bit(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(40, 3, 8, 8), torch.arange(40) % 10
+    split = isometry.data.Split(x, y)
+    data = isometry.data.Data("drawn", split, split, split, 10, (3, 8, 8), CropFlip(1))
+
+    def conv() -> nn.Module:
+        return networks.build("conv-4", seed=0, input_shape=(3, 8, 8))
+
+    options = {"lr": 0.05, "epochs": 4, "batch_size": 16, "seed": 2}
+    whole, other = conv(), conv()
+    list(train(whole, data, **options))
+    plain = conv()
+    list(train(plain, split, **options))
+    assert not torch.equal(weights(whole), weights(plain))
+    file = tmp_path / "training.safetensors"
+    for epoch in train(other, data, **options, checkpoint=file):
+        if epoch.number == 3:
+            break
+    other = conv()
+    assert [e.number for e in train(other, data, **options, checkpoint=file)] == [3, 4]
+    assert torch.equal(weights(whole), weights(other))
