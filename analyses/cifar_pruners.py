@@ -6,24 +6,31 @@ Every method has the same budget of training steps, those before removal include
 Run `python analyses/cifar_pruners.py --out figures` with $ISOMETRY_DATA pointing at the CIFAR-10 files and the pretrained
 weights (see the README). `--schedule published` has the papers' schedules instead (TPP: 100,000 + 10,000 steps, 120 epochs
 of fine-tuning), for a GPU; `--quick` runs a tiny version on the bundled digits; `--redraw` draws from the written table;
-an interrupted run goes on where it was.
+an interrupted run goes on where it was. `--cost` measures what a step of TPP costs over a plain one.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import json
+import multiprocessing
+import re
+import statistics
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import pandas as pd
+import torch
 from matplotlib import pyplot as plt
 
 import isometry
 from isometry import plots
+from isometry.pruners import Run
+from isometry.surgery import trace
 from isometry.training import Recipe, Steps
-from isometry.trials import Trial, check_writable, markdown, provenance, run, write_table
+from isometry.trials import Trial, check_writable, markdown, provenance, run, software, write_table
 
 RATIOS = (0.5, 0.7, 0.9)
 BUDGET = 400
@@ -97,9 +104,67 @@ def trials(network: str, schedule: str, ratios: list[float], seeds: int) -> list
     ]
 
 
+def costs(quick: bool) -> list[dict[str, Any]]:
+    """Return what a step of TPP costs against a plain one: seconds paired in one run, and growth of peak memory."""
+    rows: list[dict[str, Any]] = []
+    for autocast in (False,) if quick else (False, True):
+        times: dict[str, list[float]] = {"plain": [], "TPP": []}
+        for _ in range(2 if quick else 9):
+            for name, found in times.items():
+                found.append(stepped(name, 8 if quick else 128, 1 if quick else 3, autocast))
+        ratios = [tpp / plain for tpp, plain in zip(times["TPP"], times["plain"], strict=True)]
+        rows += [
+            {"phase": "cost", "pruner": name, "autocast": autocast, "seconds": statistics.median(found),
+             "ratio_to_plain": statistics.median(ratios) if name == "TPP" else 1.0}
+            for name, found in times.items()
+        ]  # fmt: skip
+    if Path("/proc/self/status").exists():
+        peaks = {name: peak(name, 8 if quick else 128) for name in ("plain", "TPP")}
+        for row in rows:
+            row |= {"peak_mib": peaks[row["pruner"]], "memory_to_plain": peaks[row["pruner"]] / peaks["plain"]}
+    return rows
+
+
+def stepped(name: str, batch: int, steps: int, autocast: bool) -> float:
+    """Return the seconds of one training step of ResNet-56 with half of every block's conv1 leaving, or a plain one."""
+    net = isometry.networks.build("resnet-56", seed=0)
+    data = (torch.randn(batch * steps, 3, 32, 32), torch.arange(batch * steps) % 10)
+    penalty = None
+    if name == "TPP":
+        families = [f for f in trace(net, data[0][:2]).families if f.root.endswith("conv1")]
+        chosen = [(family, tuple(range(family.units // 2))) for family in families]
+        run_ = Run(net, families, None, 0, False, None)
+        penalty = isometry.TPP(delta=1e-4, interval=1).penalty(run_, chosen)
+        penalty.strengths = [1e-4] * len(penalty.strengths)
+    arguments: dict[str, Any] = {"lr": 1e-3, "epochs": 2, "batch_size": batch, "autocast": autocast, "schedule": None}
+    last = list(isometry.train(net, data, **arguments, penalty=penalty))[-1]  # the first epoch warms up
+    return last.seconds / steps
+
+
+def _peak(name: str, batch: int, queue: Any) -> None:
+    def high_water() -> float:
+        return float(re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[0]) / 1024
+
+    isometry.networks.build("resnet-56", seed=0)(torch.randn(2, 3, 32, 32))
+    before = high_water()
+    stepped(name, batch, 1, False)
+    queue.put(high_water() - before)
+
+
+def peak(name: str, batch: int) -> float:
+    """Return the growth of a fresh process's peak memory over two steps, in MiB."""
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=_peak, args=(name, batch, queue))
+    process.start()
+    found = queue.get(timeout=600)
+    process.join()
+    return float(found)
+
+
 def named(table: pd.DataFrame) -> pd.DataFrame:
     """Return the rows of fine-tuned trials with a `method` column, one epoch-0 row each, and the steps spent so far."""
-    rows = table[~table["phase"].isin(["dense", "sparse"])].copy()
+    rows = table[~table["phase"].isin(["dense", "sparse", "cost"])].copy()
     rows["method"] = rows["pruner"].map(NAMES) + rows["repair"].map(REPAIRS).fillna("")
     sizes = ("realised_ratio", "flops")
     rows[list(sizes)] = rows.groupby("trial")[list(sizes)].transform("max")
@@ -111,9 +176,9 @@ def named(table: pd.DataFrame) -> pd.DataFrame:
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Return the results a method and ratio, mean and standard deviation over seeds as text, with the published rows."""
+    table = table[table["phase"] != "cost"]
     rows = named(table)
     dense = table[table["phase"] == "dense"].iloc[0]
-    flops = float(table.loc[table["phase"] == "pruned", "flops"].max())
     lines: list[dict[str, Any]] = [
         {"ratio": "", "network": "dense", **_jsvs(table[table["phase"] == "dense"].head(1)),
          "just pruned, %": f"{100 * dense['accuracy']:.2f}", "protocol": "as given"}
@@ -139,7 +204,6 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
                         "protocol": f"published, {paper}",
                     }
                 )
-    assert flops > 0
     return pd.DataFrame(lines).fillna("")
 
 
@@ -154,8 +218,23 @@ def _spread(values: pd.Series, digits: int) -> str:
 
 
 def readme(table: pd.DataFrame) -> str:
-    """Return the table of the README."""
-    return markdown(summary(table))
+    """Return the tables of the README."""
+    text = markdown(summary(table))
+    cost = table[table["phase"] == "cost"]
+    if not len(cost):
+        return text
+    shown = pd.DataFrame(
+        {
+            "training step, ResNet-56, batch 128": cost["pruner"],
+            "precision": cost["autocast"].map(
+                {True: "bfloat16", False: "float32", "True": "bfloat16", "False": "float32"}
+            ),
+            "seconds": cost["seconds"].map("{:.3f}".format),
+            "ratio": cost["ratio_to_plain"].map("{:.3f}".format),
+            "peak memory, ratio": cost["memory_to_plain"].map("{:.3f}".format),
+        }
+    )
+    return f"{text}\n\n{markdown(shown)}"
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:
@@ -193,6 +272,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
 
 def sentence(table: pd.DataFrame) -> str:
     """Return what the figure shows, from its numbers."""
+    table = table[table["phase"] != "cost"]
     rows = named(table)
     ratio = rows["ratio"].max()
     part = rows[rows["ratio"] == ratio]
@@ -214,6 +294,9 @@ def main() -> None:
     parser.add_argument("--schedule", choices=["short", "published"], default="short")
     parser.add_argument("--quick", action="store_true", help="a tiny version on the bundled digits")
     parser.add_argument("--redraw", action="store_true", help="draw from the written table, without training")
+    parser.add_argument(
+        "--cost", action="store_true", help="only measure what a step of TPP costs, into the written table"
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--ratios", type=float, nargs="+", default=list(RATIOS))
     parser.add_argument("--jobs", type=int, help="processes; default: the number of cores, 1 on a GPU")
@@ -226,11 +309,18 @@ def main() -> None:
         parser.error(f"--seeds got {options.seeds}; it takes at least 1, e.g. --seeds 3")
     schedule = "quick" if options.quick else options.schedule
     stem = (options.out or options.runs / f"cifar_pruners-{options.network}-{schedule}") / "cifar_pruners"
-    if not options.redraw:
+    if options.cost:
+        table = pd.read_csv(stem.with_suffix(".csv"), keep_default_na=False, na_values=[""])
+        origin = json.loads(stem.with_suffix(".json").read_text()) | {"cost_software": software()}
+        table = pd.concat([table[table["phase"] != "cost"], pd.DataFrame(costs(False))], ignore_index=True)
+        write_table(table, origin, stem)
+    elif not options.redraw:
         check_writable(stem.parent)
         ratios, seeds = ([0.5], 1) if options.quick else (options.ratios, options.seeds)
         wanted = trials(options.network, schedule, ratios, seeds)
         table = run(wanted, options.runs, jobs=options.jobs, device=options.device, progress=True)
+        if options.quick:
+            table = pd.concat([table, pd.DataFrame(costs(True))], ignore_index=True)
         write_table(table, provenance(wanted, options.runs), stem)
     elif not stem.with_suffix(".csv").exists():
         parser.error(f"--redraw found no {stem.with_suffix('.csv')}; run without it first")

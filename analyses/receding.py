@@ -1,12 +1,17 @@
 """Do receding importances split into units that matter and units that can leave at no cost, in one shot?
 
-FINDING
+In part (4 convolutions on digits, 3 seeds, mean ± standard deviation, strength x steps as published): with b = 3 importances
+split into a heap below 1e-3 and one above 0.1, and half of all units leave in one shot without a loss (99.6 ± 0.3 % before
+and after; 22.7 ± 10.4 % without the penalty, 20.4 ± 7.8 % by UCS). At 70 % the cut falls into the upper heap and accuracy is
+gone (11.7 ± 2.7 %): the valley, not the ratio asked for, says how much can leave. With b = 0 everything recedes, what matters
+too, and half cannot leave (41.2 ± 23.3 %). Slimming does as well as b = 3 here (99.3 ± 0.7 %). After 40 epochs of
+fine-tuning the order is another: at 70 % UCS ends highest (99.9 ± 0.2 %) and RNI lowest (97.0 ± 2.0 %).
 
 A small network with bounded BatchNorm is trained from scratch with and without the penalty; slimming and uniform pruning
 (UCS) have the same network with ordinary BatchNorm. The published product of strength and training steps is kept: the
 shorter the training, the stronger the penalty. Run `python analyses/receding.py` for the bundled digits (minutes), with
 `--dataset mnist` for MNIST, and with `--dataset cifar10 --network vgg-16 --device cuda` for the published setting; `--quick`
-runs a tiny version, `--redraw` draws from the written table.
+runs a tiny version, `--redraw` draws from the written table. Some 20 minutes of one core for the digits.
 """
 
 from __future__ import annotations
@@ -29,6 +34,7 @@ from isometry.pruners.sparsifying import Sparsifying
 from isometry.training import Recipe, Steps
 from isometry.trials import Trial, check_writable, markdown, provenance, run, write_table
 
+SHOWN = (0.3, 0.5, 0.7, 0.9)
 PUBLISHED_STEPS = 160 * 782  # 160 epochs of 50,000 images in batches of 64
 
 
@@ -87,11 +93,13 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     for method, rows in table[table["phase"] != "histogram"].groupby("method", sort=False):
         whole = rows[rows["phase"] == "sparse"].drop_duplicates("seed")
         line: dict[str, Any] = {"method": method, "unpruned, %": _spread(whole["accuracy"])}
-        for ratio, group in rows.groupby("ratio"):
+        for ratio in SHOWN:
+            group = rows[rows["ratio"] == ratio]
             shot = group[group["phase"] == "pruned"]
             tuned = group[group["phase"] == "finetune"]
             last = tuned[tuned["epoch"] == tuned["epoch"].max()]
-            line[f"{ratio:g}: realised"] = f"{shot['realised_ratio'].mean():.2f}"
+            if not len(group):
+                continue
             line[f"{ratio:g}: one-shot"] = _spread(shot["accuracy"])
             line[f"{ratio:g}: fine-tuned"] = _spread(last["accuracy"])
         lines.append(line)
@@ -128,7 +136,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
             )
         ax.set(xlabel="log10 importance", ylabel="units (seed 0)", yscale="symlog")
         ax.set_title(name, fontsize="medium")
-        ax.legend(frameon=False, fontsize="small", loc="upper left")
+        ax.legend(frameon=False, fontsize="small", loc="upper center")
     pruned = table[table["phase"] == "pruned"]
     tuned = table[table["phase"] == "finetune"]
     last = tuned[tuned["epoch"] == tuned["epoch"].max()]
@@ -137,7 +145,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
         (axes[1, 1], last, "accuracy", "after fine-tuning"),
         (axes[1, 2], pruned[pruned["mean_jsv"] > 0], "mean_jsv", "mean JSV just after pruning"),
     ):
-        plots.sweep(rows, ax, x="realised_ratio" if "realised_ratio" in rows and rows is not last else "ratio", y=y)
+        plots.sweep(rows, ax, y=y)
         ax.set_title(f"{title} (error bars: std over seeds)", fontsize="medium")
     figure.suptitle(sentence(table), fontsize="large")
     figure.savefig(path, dpi=150)

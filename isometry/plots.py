@@ -35,6 +35,8 @@ _COLOURS = {
     "slimming": "#bcbd22",
     "ucs": "#7f7f4f",
     "rni": "#e377c2",
+    "rni, b = 0": "#9467bd",
+    "bounded": "#8c8c8c",
     "polarization": "#8c564b",
 }
 _SPARE = sns.color_palette("husl", 9).as_hex()

@@ -244,7 +244,7 @@ def test_layers_are_skipped_rounded_and_asked_for_by_pattern() -> None:
     assert (rounded.model.conv2.out_channels, rounded.model.fc1.out_features) == (8, 48)
     with pytest.raises(ValueError, match=r"round_to=8 for conv1, which has 6 units only.*skip='conv1'"):
         prune(net, L1(), 0.5, inputs=x, round_to=8)
-    with pytest.raises(ValueError, match="the layer pattern .block., which matches none"):
+    with pytest.raises(ValueError, match="the layer pattern 'block', which matches none"):
         prune(net, L1(), 0.5, inputs=x, skip="block")
     everywhere = prune(net, L1(scope="global"), 0.5, inputs=x)
     assert everywhere.ratio == pytest.approx(0.5, abs=0.01)
