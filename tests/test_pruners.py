@@ -246,3 +246,102 @@ def test_bad_input_is_refused_with_the_call_that_works(case: int) -> None:
     call, kind, message = BAD[case]
     with pytest.raises(kind, match=message):
         call()
+
+
+def small_conv() -> nn.Module:
+    torch.manual_seed(3)
+    net = nn.Sequential(
+        nn.Conv2d(2, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.ReLU(), nn.Flatten(),
+        nn.Linear(16, 3),
+    )  # fmt: skip
+    nn.init.normal_(net[1].weight)
+    nn.init.normal_(net[1].bias)
+    return net.double()
+
+
+def by_hand(
+    net: nn.Module, data: Split, seed: int, lr: float, decay: float, strength: Any, loss_of: Any, steps: int
+) -> None:
+    """Plain SGD with momentum in train mode; `loss_of(net, *strength(step))` is added to the cross-entropy."""
+    velocity = [torch.zeros_like(p) for p in net.parameters()]
+    order, step = torch.Generator().manual_seed(seed), 0
+    net.train()
+    while step < steps:
+        for batch in torch.randperm(len(data.inputs), generator=order).split(16):
+            if step == steps:
+                break
+            loss = nn.functional.cross_entropy(net(data.inputs[batch]), data.targets[batch])
+            grads = torch.autograd.grad(loss + loss_of(net, *strength(step)), list(net.parameters()))
+            with torch.no_grad():
+                for p, g, v in zip(net.parameters(), grads, velocity, strict=True):
+                    v.mul_(0.9).add_(g + decay * p)
+                    p.sub_(lr * v)
+            step += 1
+
+
+def test_tpp_on_convolutions_follows_an_independent_slow_training() -> None:
+    """Gram term, weights, biases and the BatchNorm behind each convolution, by autograd on an explicit loss."""
+    net = small_conv()
+    data = Split(torch.randn(40, 2, 4, 4, dtype=torch.float64), torch.arange(40) % 3)
+    reference = copy.deepcopy(net)
+    gone = {i: net[i].weight.detach().abs().mean((1, 2, 3)).argsort()[: len(net[i].weight) // 2] for i in (0, 3)}
+    pruner = TPP(delta=0.2, interval=2, stabilise=5, zero_out=None, batch_size=16, gram=3.0, lr=0.02, weight_decay=1e-3)
+    result = prune(net, pruner, 0.5, data=data, seed=5)
+
+    def penalty(model: nn.Module, strength: float) -> Tensor:
+        total = torch.zeros((), dtype=torch.float64)
+        for i, units in gone.items():
+            rows = model[i].weight.flatten(1)
+            entries = torch.zeros(len(rows), len(rows), dtype=torch.float64)
+            entries[units] = entries[:, units] = 1
+            total = total + 3.0 * strength * (rows @ rows.T * entries).square().mean()
+            total = total + strength / 2 * (rows[units].square().sum() + model[i].bias[units].square().sum())
+        scales = model[1].weight[gone[0]].square().sum() + model[1].bias[gone[0]].square().sum()
+        return total + strength / 2 * scales
+
+    by_hand(reference, data, 5, 0.02, 1e-3, lambda step: (min(0.2 * (step // 2), 1.0),), penalty, 15)
+    kept = {i: sorted(set(range(len(net[i].weight))) - set(units.tolist())) for i, units in gone.items()}
+    close = {"rtol": 1e-9, "atol": 1e-11}
+    torch.testing.assert_close(result.model[0].weight, reference[0].weight[kept[0]], **close)
+    torch.testing.assert_close(result.model[1].weight, reference[1].weight[kept[0]], **close)
+    torch.testing.assert_close(result.model[1].running_var, reference[1].running_var[kept[0]], **close)
+    torch.testing.assert_close(result.model[3].weight, reference[3].weight[kept[3]][:, kept[0]], **close)
+
+
+def test_greg_2_grows_on_all_units_then_chooses_and_contrasts() -> None:
+    net = small_conv()
+    data = Split(torch.randn(40, 2, 4, 4, dtype=torch.float64), torch.arange(40) % 3)
+    pruner = isometry.GReg2(
+        delta=0.3, interval=2, ceiling=1.0, stabilise=3, magnitude_ratio=None, pick_delta=0.2, pick=0.4, batch_size=16,
+        lr=0.05, weight_decay=1e-3,
+    )  # fmt: skip
+    result = prune(net, pruner, 0.5, data=data, seed=5)
+    reference = copy.deepcopy(net)
+
+    def everywhere(model: nn.Module, strength: float) -> Tensor:
+        return strength / 2 * (model[0].weight.square().sum() + model[3].weight.square().sum())
+
+    by_hand(reference, data, 5, 0.05, 1e-3, lambda step: (min(0.2 * (step // 2), 0.4),), everywhere, 5)
+    gone = {i: reference[i].weight.detach().abs().mean((1, 2, 3)).argsort()[: len(net[i].weight) // 2] for i in (0, 3)}
+    assert {int(layer): set(units) for layer, units in result.plan.removed.items()} == {
+        i: set(units.tolist()) for i, units in gone.items()
+    }
+
+    def contrasting(model: nn.Module, leaving: float, staying: float) -> Tensor:
+        total = torch.zeros((), dtype=torch.float64)
+        for i, units in gone.items():
+            flags = torch.zeros(len(model[i].weight), dtype=torch.float64)
+            flags[units] = 1
+            sizes = model[i].weight.square().sum((1, 2, 3))
+            total = total + leaving / 2 * (flags * sizes).sum() + staying / 2 * ((1 - flags) * sizes).sum()
+        return total
+
+    def strengths(step: int) -> tuple[float, float]:
+        return min(0.4 + 0.3 * (step // 2), 1.0), max(0.4 - 0.3 * (step // 2), 0.0)
+
+    by_hand(reference, data, 5, 0.05, 1e-3, strengths, contrasting, 7)
+    kept = {i: sorted(set(range(len(net[i].weight))) - set(units.tolist())) for i, units in gone.items()}
+    torch.testing.assert_close(result.model[0].weight, reference[0].weight[kept[0]], rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(result.model[3].weight, reference[3].weight[kept[3]][:, kept[0]], rtol=1e-9, atol=1e-11)
+    assert list(result.history["stage"].unique()) == ["condition", "recede"]
+    assert result.history["strength"].max() == 1.0
