@@ -1,6 +1,7 @@
 import gzip
 import lzma
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -112,12 +113,12 @@ def test_real_mnist_has_the_published_mean_and_std(real_data: Path) -> None:
 
 
 def write_cifar(folder: Path, name: str, suffix: str) -> np.ndarray:
-    """Write a whole set in CIFAR's binary layout, tiny labels and pixels drawn once; return the first record."""
+    """Write a set in CIFAR's binary layout, a hundredth of its size; return the first test record."""
     folder.mkdir(parents=True)
     labels, files = (
-        (2, {"train.bin": 50000, "test.bin": 10000})
+        (2, {"train.bin": 500, "test.bin": 100})
         if name == "cifar100"
-        else (1, {**{f"data_batch_{i}.bin": 10000 for i in range(1, 6)}, "test_batch.bin": 10000})
+        else (1, {**{f"data_batch_{i}.bin": 100 for i in range(1, 6)}, "test_batch.bin": 100})
     )
     pack = {"": bytes, ".gz": lambda b: gzip.compress(b, 1), ".xz": lambda b: lzma.compress(b, preset=0)}[suffix]
     block = np.random.default_rng(0).integers(0, 10, (100, labels + 3072), dtype=np.uint8)
@@ -127,11 +128,15 @@ def write_cifar(folder: Path, name: str, suffix: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("name", "suffix", "classes"), [("cifar10", ".xz", 10), ("cifar100", ".gz", 100)])
-def test_cifar_is_read_packed_or_plain_and_normalised(tmp_path: Path, name: str, suffix: str, classes: int) -> None:
+def test_cifar_is_read_packed_or_plain_and_normalised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, suffix: str, classes: int
+) -> None:
+    assert data._CIFAR[name].counts == (50000, 10000)
+    monkeypatch.setitem(data._CIFAR, name, replace(data._CIFAR[name], counts=(500, 100)))
     record = write_cifar(tmp_path / name, name, suffix)
     half = ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     found = data.load(name, tmp_path, normalisation=half, validation=0)
-    assert (len(found.train.targets), len(found.test.targets), found.classes) == (50000, 10000, classes)
+    assert (len(found.train.targets), len(found.test.targets), found.classes) == (500, 100, classes)
     assert int(found.test.targets[0]) == int(record[-3073])  # cifar100: the second label, the fine one
     pixels = torch.from_numpy(record[-3072:].reshape(3, 32, 32).astype(np.float32)) / 255
     torch.testing.assert_close(found.test.inputs[0], (pixels - 0.5) / 0.25)
@@ -144,7 +149,7 @@ def test_cifar_is_read_packed_or_plain_and_normalised(tmp_path: Path, name: str,
     file.unlink()
     file.with_suffix("").write_bytes(b"\0" * 3073)
     width = 3074 if name == "cifar100" else 3073
-    with pytest.raises(ValueError, match=rf"expected 10000 records of {width} bytes.*found 3073 bytes"):
+    with pytest.raises(ValueError, match=rf"expected 100 records of {width} bytes.*found 3073 bytes"):
         data.load(name, tmp_path)
     with pytest.raises(ValueError, match=r"normalisation, which only cifar10 and cifar100 take"):
         data.load("digits", normalisation=half)
