@@ -98,10 +98,17 @@ def trials(network: str, schedule: str, ratios: list[float], seeds: int) -> list
         methods = [(p, r, t) for p, r, t in methods if not isinstance(p, isometry.TPP)]
     else:
         base = {"dataset": "cifar10", "network": network, "pretrain": "cifar10", "validation": 5000, "autocast": True}
-    return [
+    found = [
         Trial(**base, finetune=tune, pruner=pruner, ratio=ratio, layers="layer*.conv1", repair=repair, seed=seed)
         for seed, ratio, (pruner, repair, tune) in itertools.product(range(seeds), ratios, methods)
     ]
+    if schedule == "short" and network != "resnet-56":  # the deeper network, once, up to the cut
+        deep = {**base, "network": "resnet-56", "layers": "layer*.conv1"}
+        found += [
+            Trial(**deep, pruner=pruner, ratio=ratio, repair=repair)
+            for ratio, (pruner, repair, _) in itertools.product(ratios, methods)
+        ]
+    return found
 
 
 def costs(quick: bool) -> list[dict[str, Any]]:

@@ -76,9 +76,9 @@ class Trial:
         if self.repair not in (None, *_REPAIRS):
             known = ", ".join(map(repr, _REPAIRS))
             raise ValueError(f"Trial() got repair={self.repair!r}; it knows None, {known}, e.g. repair='recalibrate'.")
-        if (self.pruner is None and (self.finetune or self.repair)) or (self.finetune is None and self.repair):
+        if self.pruner is None and (self.finetune or self.repair):
             raise ValueError(
-                "Trial() got a repair or a fine-tuning with nothing before it: pass pruner=, then finetune=."
+                "Trial() got a repair or a fine-tuning with nothing before it: pass pruner=, e.g. pruner=isometry.L1()."
             )
 
     @property
@@ -92,8 +92,8 @@ class Trial:
         parts = [self.network, self.dataset]
         if self.pruner is not None:
             parts.append(f"{self.pruner_name}-{self.ratio:g}")
-        if self.finetune is not None:
-            parts += [self.repair or "plain", f"lr{self.finetune.lr:g}x{self.finetune.epochs}"]
+        if self.finetune is not None or self.repair is not None:
+            parts += [self.repair or "plain", _short(self.finetune)]
         return "/".join([*parts, f"s{self.seed}"])
 
 
@@ -198,9 +198,7 @@ class _Part:
         t = self.trial
         parts = [t.network, t.dataset]
         parts += [("dense", f"{t.pruner_name}-sparse", f"{t.pruner_name}-{t.ratio:g}")[min(self.level, 2)]]
-        parts += (
-            [t.repair or "plain", f"lr{t.finetune.lr:g}x{t.finetune.epochs}"] if self.level == 3 and t.finetune else []
-        )
+        parts += [t.repair or "plain", _short(t.finetune)] if self.level == 3 else []
         digest = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:8]
         return "/".join([*parts, f"s{t.seed}-{digest}"])
 
@@ -208,6 +206,10 @@ class _Part:
     def weight(self) -> float:
         """A rough measure of duration, to start long parts first."""
         return float(self.trial.pruner.trains) if self.level == 2 and self.trial.pruner else self.trial.ratio * -1.0
+
+
+def _short(recipe: Recipe | None) -> str:
+    return "untrained" if recipe is None else f"lr{recipe.lr:g}x{recipe.epochs}"
 
 
 def _told(value: Any) -> Any:
@@ -225,7 +227,7 @@ def _parts(trial: Trial) -> list[_Part]:
     if isinstance(trial.pruner, Sparsifying) and trial.pruner.epochs:
         chain.append(_Part(trial, 1, chain[-1]))
     chain.append(_Part(trial, 2, chain[-1]))
-    return [*chain, _Part(trial, 3, chain[-1])] if trial.finetune is not None else chain
+    return [*chain, _Part(trial, 3, chain[-1])] if trial.finetune is not None or trial.repair is not None else chain
 
 
 @functools.lru_cache(maxsize=1)
@@ -344,7 +346,6 @@ def _prune(part: _Part, folder: Path, place: Path, device: str) -> list[dict[str
 
 def _finetune(part: _Part, folder: Path, place: Path, device: str) -> list[dict[str, Any]]:
     trial = part.trial
-    assert trial.finetune is not None
     dataset = _load(trial)
     if (model := _parent(part, folder, dataset.classes, device)) is None:
         return [{"phase": "finetune", "epoch": 1, "diverged": True}]
@@ -352,6 +353,8 @@ def _finetune(part: _Part, folder: Path, place: Path, device: str) -> list[dict[
     if trial.repair is not None:
         model = _repaired(trial, model, dataset)
         rows = [_row(trial, model, dataset, "repaired", 0, False)]
+    if trial.finetune is None:
+        return rows
     log = place / "rows.jsonl"
     kept = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     recipe = trial.finetune
@@ -434,14 +437,14 @@ def provenance(trials: Sequence[Trial], folder: str | os.PathLike[str]) -> dict[
     parts = {part.name: part for trial in trials for part in _parts(trial)}
     records = [json.loads((Path(folder) / name / "done.json").read_text()) for name in parts]
     seconds = sum(record.pop("seconds") for record in records)
-    last = [_parts(trial)[-1] for trial in trials]
+    last = {part.name: part for trial in trials for part in _parts(trial)[-1:]}.values()
     return {
         "software": [dict(items) for items in sorted({tuple(record.items()) for record in records})],
         "seeds": sorted({trial.seed for trial in trials}),
         "trials": len(trials),
         "computing_seconds": round(seconds, 1),
         "machine": f"{platform.machine()}, {platform.system()}",
-        "settings": {trial.key: part.settings for trial, part in zip(trials, last, strict=True)},
+        "settings": {part.name: part.settings for part in last},
     }
 
 

@@ -41,7 +41,7 @@ def test_the_notebook_example_prints_what_it_says(capsys: pytest.CaptureFixture[
         assert numbers(line) == pytest.approx(numbers(told), rel=0.3, abs=1e-4)
 
 
-@pytest.mark.parametrize("name", ["linear_mlp_oracle", "estimators"])
+@pytest.mark.parametrize("name", ["linear_mlp_oracle", "cifar_pruners", "receding", "estimators"])
 def test_the_tables_are_those_of_the_committed_figures(name: str) -> None:
     told = re.search(rf"<!-- {name} -->\n(.*?)<!-- end -->", README, re.DOTALL)
     assert told is not None
