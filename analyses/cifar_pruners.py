@@ -2,10 +2,11 @@
 
 FINDING
 
-Every method has the same budget of training steps, those before removal included; nothing is chosen on the test part.
+In the short schedule every method has the same budget of training steps, those before removal included. Nothing is chosen
+on the test part; the given weights were trained on all of the training part.
 Run `python analyses/cifar_pruners.py --out figures` with $ISOMETRY_DATA pointing at the CIFAR-10 files and the pretrained
-weights (see the README). `--schedule published` has the papers' schedules instead (TPP: 100,000 + 10,000 steps, 120 epochs
-of fine-tuning), for a GPU; `--quick` runs a tiny version on the bundled digits; `--redraw` draws from the written table;
+weights (see the README). `--schedule published`, for a GPU, has TPP's own (100,000 + 10,000 steps, 120 epochs of fine-tuning
+for all) and 160 epochs before removal for Slimming and RNI; `--quick` runs a tiny version on the bundled digits; `--redraw` draws from the written table;
 an interrupted run goes on where it was. `--cost` measures what a step of TPP costs over a plain one.
 """
 
@@ -190,7 +191,6 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
         {"ratio": "", "network": "dense", **_jsvs(table[table["phase"] == "dense"].head(1)),
          "just pruned, %": f"{100 * dense['accuracy']:.2f}", "protocol": "as given"}
     ]  # fmt: skip
-    seeds = rows["seed"].nunique()
     for (ratio, method), group in rows.groupby(["ratio", "method"], sort=False):
         start = group[group["epoch"] == 0]
         last = group[group["epoch"] == group["epoch"].max()]
@@ -198,7 +198,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
             {"ratio": f"{ratio:g}", "network": method, "realised": f"{start['realised_ratio'].mean():.2f}",
              "parameters, k": f"{start['parameters'].mean() / 1e3:.0f}", **_jsvs(start),
              "just pruned, %": _spread(100 * start["accuracy"], 2), "fine-tuned, %": _spread(100 * last["accuracy"], 2),
-             "protocol": f"{int(rows['spent'].max())} steps, {seeds} seeds"}
+             "protocol": _protocol(group, int(rows["spent"].max()))}
         )  # fmt: skip
         for paper, at, name, value, deviation in PUBLISHED:
             if at == ratio and name == method:
@@ -212,6 +212,11 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
                     }
                 )
     return pd.DataFrame(lines).fillna("")
+
+
+def _protocol(rows: pd.DataFrame, steps: int) -> str:
+    seeds, lost = rows["seed"].nunique(), rows.loc[rows["diverged"], "seed"].nunique()
+    return f"{steps} steps, {seeds} seed{'s' * (seeds > 1)}" + (f", {lost} diverged" if lost else "")
 
 
 def _jsvs(rows: pd.DataFrame) -> dict[str, str]:

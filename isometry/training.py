@@ -8,7 +8,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -137,6 +138,9 @@ class Penalty(Protocol):
     def finished(self, step: int) -> bool:
         """Whether training should end before this step."""
 
+    def identity(self) -> str:
+        """Return what it is, for a checkpoint to be recognised by."""
+
     def state(self) -> dict[str, Tensor]:
         """Return what the penalty must remember over an interruption."""
 
@@ -182,7 +186,7 @@ def train(
 ) -> Iterator[Epoch]:
     """Train `model` in place by SGD on cross-entropy, yielding an `Epoch` after each epoch.
 
-    The data stay in memory and move to the model's device once; a `Data` with an `augment` has it applied to every
+    The data stay in memory and move to the model's device and dtype once; a `Data` with an `augment` has it applied to every
     batch. Convolutions run channels-last. The shuffling and whatever is drawn at random (dropout, crops) follow `seed`
     and leave the global generator alone. The model is in train mode while an epoch runs and in eval mode between
     epochs; it ends in eval mode. Training that leaves the finite numbers ends with an epoch of `diverged=True`, not
@@ -203,7 +207,7 @@ def train(
         regulariser: a `Regulariser`, for instance `isometry.KernOrth()`.
         penalty: what a pruner adds to the loss and its gradients.
         optimizer: an optimiser of this model's parameters (see `isometry.surgery.carry`), in place of a new SGD; its
-            own rates are multiplied by the schedule, and lr, momentum and weight_decay are not used.
+            own rates are multiplied by the schedule while it trains, and lr, momentum and weight_decay are not used.
         seed: of the shuffling and of whatever is drawn at random.
         checkpoint: a file that is written after every epoch and from which an interrupted training goes on: only the
             epochs not yet done are yielded. An epoch is written when the next one is asked for, so that what the
@@ -270,7 +274,8 @@ class _Loop:
         parameters = [p for p in model.parameters() if p.requires_grad]
         device = parameters[0].device
         self.model, self.recipe, self.penalty, self.augment = model, recipe, penalty, augment
-        self.inputs, self.targets = split.inputs.to(device), split.targets.to(device)
+        dtype = parameters[0].dtype if split.inputs.is_floating_point() else None
+        self.inputs, self.targets = split.inputs.to(device, dtype), split.targets.to(device)
         self.flat = any(isinstance(module, nn.Conv2d) for module in model.modules())
         if self.flat:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -283,29 +288,58 @@ class _Loop:
             nesterov=recipe.nesterov,
             fused=fused or None,
         )
+        # Fused kernels read parameters and state in the order of memory, which must be the same.
+        for p, state in self.optimizer.state.items():
+            state |= {key: _laid_out(value, p) for key, value in state.items()}
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.order = torch.Generator().manual_seed(seed)
         self.noise = _Noise(seed, device)
         self.step = self.done = 0
-        settings = {name: value for name, value in asdict(recipe).items() if value is not None}
-        if recipe.regulariser is not None:
-            settings["regulariser"] = repr(recipe.regulariser)
-        self.identity = json.dumps({**settings, "seed": seed, "samples": len(split.inputs)}, default=repr)
+        self.seed = seed
+
+    def identity(self) -> str:
+        """Return what this training is: settings, starting weights, data, optimiser and penalty, as JSON."""
+        settings = {name: value for name, value in asdict(self.recipe).items() if value is not None}
+        if self.recipe.regulariser is not None:
+            settings["regulariser"] = repr(self.recipe.regulariser)
+        groups = [
+            {key: value for key, value in group.items() if key not in ("params", "lr")}
+            for group in self.optimizer.param_groups
+        ]
+        return json.dumps(
+            {
+                **settings,
+                "seed": self.seed,
+                "samples": len(self.inputs),
+                "data": _digest([self.targets, self.inputs[:64], self.inputs[-64:]]),
+                "weights": _digest(self.model.state_dict().values()),
+                "optimiser": [type(self.optimizer).__name__, self.rates, groups],
+                "penalty": None if self.penalty is None else self.penalty.identity(),
+            },
+            default=repr,
+        )
 
     def run(self, checkpoint: Path | None) -> Iterator[Epoch]:
-        if checkpoint is not None and checkpoint.exists():
-            self.resume(checkpoint)
+        identity = ""
+        if checkpoint is not None:
+            identity = self.identity()
+            if checkpoint.exists():
+                self.resume(checkpoint, identity)
         diverged = False
-        while self.done < self.recipe.epochs and not diverged:
-            if self.penalty is not None and self.penalty.finished(self.step):
-                break
-            epoch = self.epoch(self.done + 1)
-            diverged = epoch.diverged
-            yield epoch
-            self.done += 1
-            if checkpoint is not None:
-                self.save(checkpoint)
-        self.model.eval()
+        try:
+            while self.done < self.recipe.epochs and not diverged:
+                if self.penalty is not None and self.penalty.finished(self.step):
+                    break
+                epoch = self.epoch(self.done + 1)
+                diverged = epoch.diverged
+                yield epoch
+                self.done += 1
+                if checkpoint is not None and not diverged:
+                    self.save(checkpoint, identity)
+        finally:
+            for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+                group["lr"] = rate
+            self.model.eval()
 
     def epoch(self, number: int) -> Epoch:
         start = time.perf_counter()
@@ -364,11 +398,12 @@ class _Loop:
             self.recipe.regulariser.project(self.model)
         return logits.detach(), loss.detach()
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, identity: str) -> None:
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         for index, state in self.optimizer.state_dict()["state"].items():
-            if state.get("momentum_buffer") is not None:
-                tensors[f"momentum.{index}"] = state["momentum_buffer"]
+            for key, value in state.items():
+                if value is not None:
+                    tensors[f"optimiser.{index}.{key}"] = torch.as_tensor(value)
         tensors["order"] = self.order.get_state()
         tensors |= {f"noise.{name}": state for name, state in self.noise.states.items()}
         if self.penalty is not None:
@@ -379,18 +414,20 @@ class _Loop:
         save_file(
             {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()},
             partial,
-            {"training": self.identity, "done": str(self.done), "step": str(self.step)},
+            {"training": identity, "done": str(self.done), "step": str(self.step)},
         )
         os.replace(partial, path)
 
-    def resume(self, path: Path) -> None:
+    def resume(self, path: Path, identity: str) -> None:
         with safe_open(path, "pt") as file:
             meta = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        if meta.get("training") != self.identity:
+        if meta.get("training") != identity:
+            theirs, ours = json.loads(meta.get("training", "{}")), json.loads(identity)
+            other = sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key))
             raise ValueError(
-                f"train() found the checkpoint {path} of another training ({meta.get('training')}, this one is "
-                f"{self.identity}). Delete it or name another: train(..., checkpoint='other.safetensors')."
+                f"train() found the checkpoint {path} of another training: it differs in {', '.join(other)}. Delete it or name "
+                "another: train(..., checkpoint='other.safetensors')."
             )
 
         def part(prefix: str) -> dict[str, Tensor]:
@@ -399,17 +436,30 @@ class _Loop:
         self.model.load_state_dict(part("model."))
         state = self.optimizer.state_dict()
         held = [p for group in self.optimizer.param_groups for p in group["params"]]
-        # The fused kernel reads parameters and buffers in the order of memory, which must be the same.
-        state["state"] = {
-            int(index): {"momentum_buffer": torch.empty_like(held[int(index)]).copy_(buffer)}
-            for index, buffer in part("momentum.").items()
-        }
+        state["state"] = {}
+        for name, value in part("optimiser.").items():
+            index, _, key = name.partition(".")
+            state["state"].setdefault(int(index), {})[key] = _laid_out(value, held[int(index)])
         self.optimizer.load_state_dict(state)
         self.order.set_state(tensors["order"])
         self.noise.states = part("noise.")
         if self.penalty is not None:
             self.penalty.restore(part("penalty."))
         self.done, self.step = int(meta["done"]), int(meta["step"])
+
+
+def _laid_out(value: Any, parameter: Tensor) -> Any:
+    """Return a state tensor of a parameter's shape in that parameter's order of memory; anything else as it is."""
+    if not isinstance(value, Tensor) or value.shape != parameter.shape:
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def _digest(tensors: Iterable[Tensor]) -> str:
+    found = 0
+    for tensor in tensors:
+        found = zlib.crc32(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().tobytes(), found)
+    return f"{found:08x}"
 
 
 class _Noise(contextlib.AbstractContextManager["_Noise"]):

@@ -26,7 +26,7 @@ from isometry import data, networks
 from isometry.measurement import measure
 from isometry.networks.batchnorm import BOUNDED
 from isometry.oracle import orthogonalize, recover
-from isometry.pruners import Pruner, RecedingBN, prune
+from isometry.pruners import DivergedError, Pruner, RecedingBN, prune
 from isometry.pruners.sparsifying import Sparsifying
 from isometry.surgery import Loaded, Plan, load, save
 from isometry.training import Recipe, evaluate, recalibrate, train
@@ -326,21 +326,23 @@ def _prune(part: _Part, folder: Path, place: Path, device: str) -> list[dict[str
     # What a sparsifying pruner does before the choice is a part of its own, shared by all ratios.
     sparsifying = isinstance(trial.pruner, Sparsifying)
     pruner: Pruner = replace(trial.pruner, epochs=0) if sparsifying else trial.pruner  # type: ignore[call-arg]
-    result = prune(
-        model,
-        pruner,
-        trial.ratio,
-        data=dataset,
-        layers=trial.layers,
-        autocast=trial.autocast,
-        seed=trial.seed,
-        progress=False,
-        checkpoint=place / "training.safetensors",
-    )
+    try:
+        result = prune(
+            model,
+            pruner,
+            trial.ratio,
+            data=dataset,
+            layers=trial.layers,
+            autocast=trial.autocast,
+            seed=trial.seed,
+            progress=False,
+            checkpoint=place / "training.safetensors",
+        )
+    except DivergedError:
+        return [{"phase": "pruned", "epoch": 0, "diverged": True}]
     save(result, place / "model.safetensors")
     _write(place / "history.csv", result.history.to_csv(index=False))
-    diverged = bool(result.history["diverged"].any()) if len(result.history) else False
-    row = _row(trial, result.model, dataset, "pruned", 0, diverged)
+    row = _row(trial, result.model, dataset, "pruned", 0, False)
     return [row | {"realised_ratio": result.ratio, "flops": result.after.flops}]
 
 

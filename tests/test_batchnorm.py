@@ -132,3 +132,25 @@ def test_the_pretrained_resnet_converts_without_loss(real_data) -> None:
         old, new = net(cifar.inputs[:1000]), made(cifar.inputs[:1000])
     assert float((old - new).abs().max() / old.abs().max()) < 1e-4
     assert torch.equal(old.argmax(1), new.argmax(1))
+
+
+def test_conversion_leaves_the_global_generator_alone_and_sees_changes_in_place() -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    convert(batch_norm_net(), torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
+    torch.manual_seed(0)  # what batch_norm_net sets
+    batch_norm_net()
+    after = torch.get_rng_state()
+    torch.manual_seed(0)
+    made = batch_norm_net()
+    state = torch.get_rng_state()
+    convert(made, torch.zeros(2, 3, 8, 8))
+    assert torch.equal(state, torch.get_rng_state())
+    assert torch.equal(after, state)
+    assert not torch.equal(before, after)
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 1), nn.ReLU(inplace=True), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 2)
+    ).eval()
+    nn.init.constant_(net[2].weight, -1.0)
+    with pytest.raises(ValueError, match="no convolution or linear layer alone feeds"):
+        convert(net, torch.randn(2, 3, 2, 2))

@@ -13,7 +13,11 @@ from torch import Tensor, nn
 import isometry
 from isometry import L1, TPP, GReg, Random, evaluate, measure, networks, prune, train
 from isometry.data import Split
+from isometry.pruners import Run
+from isometry.pruners.growing import GrowingPenalty
+from isometry.pruners.pruner import size
 from isometry.pruners.tpp import gram_gradient, gram_penalty
+from isometry.surgery import trace
 
 SHORT = {"delta": 0.05, "interval": 2, "stabilise": 60, "zero_out": 5, "batch_size": 64}
 
@@ -131,30 +135,130 @@ def test_tpp_shrinks_the_batchnorm_that_follows_and_works_without_one(digits: is
 
 
 def test_an_interrupted_pruning_goes_on_bit_for_bit(
-    dense: nn.Module, digits: isometry.data.Data, tmp_path: Path
+    dense: nn.Module, digits: isometry.data.Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = prune(dense, GReg(**SHORT, magnitude_ratio=50.0), 0.5, data=digits)
+    pruner = GReg(**SHORT, magnitude_ratio=50.0)
+    whole = prune(dense, pruner, 0.5, data=digits)
+    original = GrowingPenalty.gradients
 
-    class Killed(GReg):
-        def penalty(self, run: Any, chosen: Any) -> Any:
-            penalty = super().penalty(run, chosen)
-            original = penalty.gradients
-
-            def gradients(step: int) -> None:
-                if step == 50:
-                    raise KeyboardInterrupt
-                original(step)
-
-            penalty.gradients = gradients
-            return penalty
+    def killed(self: GrowingPenalty, step: int) -> None:
+        if step == 50:
+            raise KeyboardInterrupt
+        original(self, step)
 
     file = tmp_path / "pruning.safetensors"
+    monkeypatch.setattr(GrowingPenalty, "gradients", killed)
     with pytest.raises(KeyboardInterrupt):
-        prune(dense, Killed(**SHORT, magnitude_ratio=50.0), 0.5, data=digits, checkpoint=file)
-    resumed = prune(dense, GReg(**SHORT, magnitude_ratio=50.0), 0.5, data=digits, checkpoint=file)
-    assert len(resumed.history) < len(whole.history)
+        prune(dense, pruner, 0.5, data=digits, checkpoint=file)
+    monkeypatch.setattr(GrowingPenalty, "gradients", original)
+    resumed = prune(dense, pruner, 0.5, data=digits, checkpoint=file)
+    pd.testing.assert_frame_equal(whole.history.drop(columns="seconds"), resumed.history.drop(columns="seconds"))
     for one, other in zip(whole.model.state_dict().values(), resumed.model.state_dict().values(), strict=True):
         assert torch.equal(one, other)
+    with pytest.raises(ValueError, match="of another training: it differs in penalty"):
+        prune(dense, pruner, 0.6, data=digits, checkpoint=file)
+    other_net = networks.build("mlp-7-linear", seed=9, input_shape=(1, 8, 8), widths=(30, 30, 30))
+    with pytest.raises(ValueError, match="of another training: it differs in penalty, weights"):
+        prune(other_net, pruner, 0.5, data=digits, checkpoint=file)
+
+
+def test_diverging_training_is_an_error_that_says_so(dense: nn.Module, digits: isometry.data.Data) -> None:
+    with pytest.raises(isometry.pruners.DivergedError, match=r"diverged after \d+ steps .* Lower the learning rate"):
+        prune(dense, GReg(**{**SHORT, "lr": 1e6}), 0.5, data=digits)
+
+
+def test_coupled_layers_are_averaged_unit_by_unit_and_norms_penalised_once() -> None:
+    class Joined(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.na = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8)
+            self.s, self.ns = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8)
+            self.b, self.nb = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8)
+            self.d, self.head = nn.Conv2d(16, 16, 1, groups=16), nn.Conv2d(16, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            joined = torch.cat([self.na(self.a(x)) + self.ns(self.s(x)), self.nb(self.b(x))], 1)
+            return self.head(self.d(joined)).mean((2, 3))
+
+    net = Joined().eval()
+    with torch.no_grad():
+        for layer in (net.a, net.s, net.b, net.d):
+            layer.weight.fill_(1.0)
+        for layer in (net.a, net.s):
+            layer.weight[:4] = 0.9  # the least important, in both of the layers that are summed
+        for norm in (net.na, net.ns):
+            norm.weight[:4] = 0.9
+    x = torch.randn(4, 3, 5, 5)
+    for pruner in (L1(), isometry.Slimming(epochs=0, scope="layer", floor=1)):
+        plan = prune(net, pruner, 0.25, inputs=x, data=(x, torch.arange(4) % 2)).plan
+        assert plan.removed["a"] == plan.removed["s"] == (0, 1, 2, 3)
+        assert plan.removed["b"] == ()
+    (family,) = [f for f in trace(net, x).families if f.root == "d"]
+    penalty = TPP(stabilise=1000).penalty(Run(net, [family], None, 0, False, None), [(family, tuple(range(4)))])
+    every = [id(tensor) for layer in penalty.layers for tensor, _ in layer.penalised]
+    assert len(every) == len(set(every))
+    assert {id(net.na.weight), id(net.ns.weight)} <= set(every)
+
+
+def test_frozen_layers_stay_frozen_and_cannot_be_driven_to_zero(digits: isometry.data.Data) -> None:
+    net = networks.build("mlp-7-relu", seed=0, input_shape=(1, 8, 8), widths=(8, 6))
+    net.net[0].requires_grad_(False)
+    result = prune(net, L1(), 0.5)
+    assert [p.requires_grad for p in result.model.parameters()] == [False, False, True, True, True, True]
+    with pytest.raises(ValueError, match=r"The weight of net\.0 is frozen.*skip='net\.0'"):
+        prune(net, TPP(**SHORT), 0.5, data=digits)
+    assert prune(net, TPP(**SHORT), 0.5, data=digits, skip="net.0").ratio == 0.5
+
+
+def test_what_cannot_be_asked_for_is_refused_before_training(digits: isometry.data.Data, monkeypatch) -> None:
+    net = networks.build("conv-4", seed=0, input_shape=(1, 8, 8))
+    monkeypatch.setattr("isometry.pruners.sparsifying.train", lambda *a, **k: pytest.fail("trained"))
+    with pytest.raises(ValueError, match="would leave none of its 32 units"):
+        prune(net, isometry.Slimming(scope="layer"), 0.99, data=digits)
+    with pytest.raises(ValueError, match="The network has none with scales"):
+        prune(
+            networks.build("lenet-5-relu", seed=0),
+            isometry.Slimming(),
+            0.5,
+            data=(torch.randn(4, 1, 32, 32), torch.arange(4)),
+        )
+    with pytest.raises(ValueError, match=r"leave no layer to prune of net\.0"):
+        prune(networks.build("mlp-7-relu"), L1(), 0.5, skip="*")
+    with pytest.raises(TypeError, match="inputs of type tuple; it takes one tensor"):
+        prune(net, L1(), 0.5, inputs=(torch.randn(2, 1, 8, 8),))
+
+
+class Answer(nn.Module):
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.body = kind, nn.Conv2d(3, 8, 3)
+        self.one, self.two = nn.Linear(8, 3), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Any:
+        z = self.body(x).relu().mean((2, 3))
+        one, two = self.one(z), self.two(z.softmax(1) if self.kind == "mixing" else z)
+        return {"logits": one, "more": two} if self.kind == "dict" else (one, two)
+
+
+def test_every_output_is_compared() -> None:
+    x = torch.randn(4, 3, 6, 6)
+    for kind in ("dict", "tuple"):
+        assert prune(Answer(kind), L1(), 0.5, inputs=x).ratio == 0.5
+    with pytest.raises(ValueError, match="nothing that can be cut exactly: The units of body cannot leave"):
+        prune(Answer("mixing"), L1(), 0.5, inputs=x)
+    with pytest.raises(ValueError, match="nothing that can be cut exactly"):
+        prune(Answer("mixing").bfloat16(), L1(), 0.5, inputs=x.bfloat16())
+
+
+def test_flops_are_those_of_the_forward_pass_whatever_is_frozen() -> None:
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    x = torch.randn(1, 5, 16)
+    free = size(layer, x).flops
+    with torch.no_grad():
+        assert size(layer.requires_grad_(False), x).flops == free
+    assert (
+        free == 2 * 5 * (4 * 16 * 16 + 2 * 16 * 32) + 2 * 2 * 5 * 5 * 16
+    )  # projections and MLP; scores and their sums
 
 
 def test_l1_removes_the_smallest_units_and_says_what_it_did() -> None:

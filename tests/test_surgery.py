@@ -262,3 +262,49 @@ def test_a_target_in_flops_is_met_by_the_smallest_ratio(target: float) -> None:
     for wrong in ({}, {"ratio": 0.5, "flops": 0.5}, {"flops": 1.5}, {"ratio": 0.5, "round_to": 0}):
         with pytest.raises(ValueError, match="either a ratio in"):
             prune(net, L1(), inputs=x, **wrong)
+
+
+def test_archives_come_back_as_they_were_saved(tmp_path: Path) -> None:
+    net = batch_norm_net().double().train()
+    x = torch.randn(3, 3, 8, 8, dtype=torch.float64)
+    result = prune(net, L1(), 0.5, inputs=x)
+    isometry.save(result, tmp_path / "net.safetensors")
+    again = isometry.load(tmp_path / "net.safetensors", batch_norm_net(), inputs=x.float()).model
+    assert torch.equal(again(x), result.model(x))
+    wide = nn.Sequential(nn.Conv2d(8, 16, 3, groups=8), nn.Conv2d(16, 2, 1))
+    same = isometry.surgery.adopt(wide, wide.state_dict())
+    assert torch.equal(same(torch.ones(1, 8, 4, 4)), wide(torch.ones(1, 8, 4, 4)))
+    half = isometry.surgery.adopt(wide, {n: t.bfloat16() for n, t in wide.state_dict().items()})
+    assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
+
+
+def test_rounding_counts_channels_and_families_that_keep_all_are_named() -> None:
+    x = torch.randn(2, 3, 6, 6)
+    grouped = nn.Sequential(
+        nn.Conv2d(3, 16, 1), nn.ReLU(), nn.Conv2d(16, 16, 3, groups=4), nn.ReLU(), nn.Conv2d(16, 2, 1)
+    )
+    rounded = prune(grouped, L1(), 0.6, inputs=x, round_to=8)
+    assert (rounded.model[0].out_channels, rounded.model[2].out_channels) == (8, 8)
+    few = prune(grouped, L1(floor=4), 0.5, inputs=x)
+    assert few.ratio == 0
+    assert few.left_alone["0"] == "none of its units can leave at this ratio, floor and rounding"
+    padded = nn.Sequential(nn.Conv3d(2, 4, 3), nn.ConstantPad3d(1, 0.0), nn.Conv3d(4, 2, 3))
+    assert prune(padded, L1(), 0.5, inputs=torch.randn(2, 2, 6, 6, 6)).ratio == 0.5
+    transposed = nn.Sequential(nn.ConvTranspose2d(4, 8, 2, groups=2), nn.Conv2d(8, 6, 1), nn.Conv2d(6, 2, 1))
+    left = prune(transposed, L1(), 0.5, inputs=torch.randn(2, 4, 5, 5)).left_alone
+    assert "transposed convolution in groups" in left["0"]
+
+
+def test_state_that_cannot_be_cut_like_the_weights_is_refused() -> None:
+    net, x = lenet(), torch.randn(2, 1, 32, 32)
+    optimizer = torch.optim.LBFGS(net.parameters())
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = net(x).square().mean()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    with pytest.raises(ValueError, match=r"LBFGS, whose state .* cannot be cut like them"):
+        carry(optimizer, net, prune(net, L1(), 0.5, inputs=x), inputs=x)

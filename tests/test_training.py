@@ -217,3 +217,40 @@ def test_augmented_training_resumes_bit_for_bit(tmp_path: Path) -> None:
     other = conv()
     assert [e.number for e in train(other, data, **options, checkpoint=file)] == [3, 4]
     assert torch.equal(weights(whole), weights(other))
+
+
+def test_a_fused_optimiser_is_right_after_the_layout_changes_and_resumes_with_all_of_its_state(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(32, 2, 8, 8), torch.arange(32) % 10
+    found = []
+    for fused in (False, True):
+        model = networks.build("conv-4", seed=0, input_shape=(2, 8, 8))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, fused=fused)
+        for _ in range(2):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+        list(train(model, (x, y), lr=1, epochs=2, batch_size=16, optimizer=optimizer, schedule=Steps((0.5,))))
+        assert optimizer.param_groups[0]["lr"] == 0.05
+        found.append(weights(model))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-4)
+    file = tmp_path / "adam.safetensors"
+    ends = []
+    for stop in (None, 3):
+        for attempt in range(2 if stop else 1):
+            model = networks.build("conv-4", seed=0, input_shape=(2, 8, 8))
+            adam = torch.optim.Adam(model.parameters(), lr=1e-2)
+            options = {"lr": 1, "epochs": 4, "batch_size": 16, "optimizer": adam}
+            for epoch in train(model, (x, y), **options, checkpoint=file if stop else None):
+                if stop and not attempt and epoch.number == stop:
+                    break
+        ends.append(weights(model))
+    assert torch.equal(*ends)
+
+
+def test_a_diverged_epoch_is_not_kept_as_done(tmp_path: Path) -> None:
+    x, y = torch.randn(20, 1, 8, 8), torch.arange(20) % 10
+    for _ in range(2):
+        model = net()
+        epochs = list(train(model, (x, y), lr=1e30, epochs=3, checkpoint=tmp_path / "t.safetensors"))
+        assert epochs[-1].diverged

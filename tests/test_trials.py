@@ -35,7 +35,7 @@ def test_the_same_trials_give_the_same_table_and_are_never_run_twice(tmp_path: P
     origin = provenance(wanted, tmp_path / "a")
     assert origin["seeds"] == [0, 1]
     assert origin["computing_seconds"] > 0
-    assert origin["settings"][wanted[3].key]["pruner"]["gram"] == 1000
+    assert any(found["pruner"].get("gram") == 1000 for found in origin["settings"].values())
     write_table(table, origin, tmp_path / "out" / "result")
     assert json.loads((tmp_path / "out" / "result.json").read_text())["trials"] == 4
     assert len(pd.read_csv(tmp_path / "out" / "result.csv")) == len(table)

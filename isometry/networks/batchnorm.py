@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
 
 from isometry.networks.inputs import example_inputs
 
@@ -167,10 +168,8 @@ def convert(
                 norm.running_mean[flipped] *= -1
         result.set_submodule(name, _bounded(norm, headroom))
     if feeders:
-        after = result.eval()(x)
-        if isinstance(after, Tensor) and not torch.allclose(
-            after, before, rtol=1e-2, atol=1e-2 * float(before.abs().max())
-        ):
+        outputs = zip(_tensors(result.eval()(x)), _tensors(before), strict=True)
+        if any(float((new - old).abs().max()) > 1e-3 * float(old.abs().max()) for new, old in outputs):
             raise ValueError(
                 "convert() found that the outputs change: a layer before a BatchNorm with negative scales is read elsewhere "
                 f"too. Leave those out: convert(model, skip=[...]) of {', '.join(feeders)}."
@@ -180,6 +179,10 @@ def convert(
     return result
 
 
+def _tensors(output: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+
 def _negate(layer: nn.Module, units: Tensor) -> None:
     layer.get_parameter("weight")[units] *= -1
     if isinstance(layer.bias, Tensor):
@@ -187,7 +190,8 @@ def _negate(layer: nn.Module, units: Tensor) -> None:
 
 
 def _bounded(norm: Any, headroom: float) -> _Bounded:
-    made = _KINDS[type(norm)](norm.num_features, norm.eps, norm.momentum, shift=norm.bias is not None)
+    with torch.random.fork_rng(devices=[]):  # gamma is drawn and then set
+        made = _KINDS[type(norm)](norm.num_features, norm.eps, norm.momentum, shift=norm.bias is not None)
     made.to(norm.weight)
     sizes = norm.weight.abs().double()
     bound = headroom * float(sizes.max()) or 1.0
@@ -248,7 +252,7 @@ def followed(model: nn.Module, forward: Callable[[], Any]) -> tuple[list[tuple[s
         model: in eval mode.
         forward: runs it.
     """
-    made: dict[int, tuple[str, Tensor]] = {}
+    made: dict[int, tuple[str, Tensor, int]] = {}
     runs: dict[str, int] = {}
     pairs: list[tuple[str, str]] = []
     handles = []
@@ -256,7 +260,7 @@ def followed(model: nn.Module, forward: Callable[[], Any]) -> tuple[list[tuple[s
         if type(module) in (*_CONVS, nn.Linear):
 
             def remember(_: nn.Module, args: object, result: Tensor, name: str = name) -> None:
-                made[id(result)] = (name, result)
+                made[id(result)] = (name, result, result._version)
                 runs[name] = runs.get(name, 0) + 1
 
             handles.append(module.register_forward_hook(remember))
@@ -266,7 +270,10 @@ def followed(model: nn.Module, forward: Callable[[], Any]) -> tuple[list[tuple[s
                 source = made.get(id(args[0]))
                 runs[name] = runs.get(name, 0) + 1
                 # A linear layer's features are the last dimension, a BatchNorm1d's the second: they agree in 2-D only.
-                if source is not None and (args[0].ndim == 2 or isinstance(model.get_submodule(source[0]), _CONVS)):
+                # Whatever changed the output in place stands between them.
+                if source is None or source[2] != args[0]._version:
+                    return
+                if args[0].ndim == 2 or isinstance(model.get_submodule(source[0]), _CONVS):
                     pairs.append((source[0], name))
 
             handles.append(module.register_forward_hook(match))

@@ -3,7 +3,7 @@
 from isometry.pruners.growing import GReg, GReg2
 from isometry.pruners.l1 import L1
 from isometry.pruners.polarization import Polarization
-from isometry.pruners.pruner import Pruned, Pruner, Run, Size, prune
+from isometry.pruners.pruner import DivergedError, Pruned, Pruner, Run, Size, prune
 from isometry.pruners.random import Random
 from isometry.pruners.receding import RecedingBN, receding_penalty
 from isometry.pruners.slimming import Slimming
@@ -12,6 +12,7 @@ from isometry.pruners.tpp import TPP
 __all__ = [
     "L1",
     "TPP",
+    "DivergedError",
     "GReg",
     "GReg2",
     "Polarization",

@@ -144,7 +144,7 @@ class GrowingPenalty:
             if units
         ]
         self.layers = [
-            _Layer(model, index, name, units, _scales(model, family, left) if pruner.norms else [], pruner.biases)
+            _Layer(model, index, name, units, _scales(model, family, name, left) if pruner.norms else [], pruner.biases)
             for index, name, units, family, left in sorted(members, key=lambda entry: entry[0])
         ]
         count = len(self.layers)
@@ -195,8 +195,8 @@ class GrowingPenalty:
         """Add the penalty's gradient to every leaving weight."""
         for layer, strength in zip(self.layers, self.strengths, strict=True):
             for tensor, leaving in layer.penalised:
-                assert tensor.grad is not None
-                tensor.grad.addcmul_(tensor, leaving, value=strength)
+                if tensor.grad is not None:
+                    tensor.grad.addcmul_(tensor, leaving, value=strength)
 
     @torch.no_grad()
     def project(self, step: int) -> None:
@@ -219,6 +219,10 @@ class GrowingPenalty:
             "strength": max(self.strengths),
             "magnitude_ratio": min(layer.magnitude_ratio() for layer in self.layers),
         }
+
+    def identity(self) -> str:
+        """Return the pruner's settings and the units that leave."""
+        return repr((self.pruner, [(layer.name, layer.units.tolist()) for layer in self.layers]))
 
     def state(self) -> dict[str, Tensor]:
         """Return strengths, averages, and when growth ended."""
@@ -258,8 +262,8 @@ class _ContrastingPenalty(GrowingPenalty):
         if fading > 0:
             for layer in self.layers:
                 for tensor, leaving in layer.penalised:
-                    assert tensor.grad is not None
-                    tensor.grad.addcmul_(tensor, 1 - leaving, value=fading)
+                    if tensor.grad is not None:
+                        tensor.grad.addcmul_(tensor, 1 - leaving, value=fading)
 
 
 class _Layer:
@@ -277,6 +281,11 @@ class _Layer:
         layer = model.get_submodule(name)
         self.index, self.name = index, name
         self.weight = layer.get_parameter("weight")
+        if not self.weight.requires_grad:
+            raise ValueError(
+                f"The weight of {name} is frozen, so that no penalty can drive its units to zero. Leave the layer out, "
+                f"prune(..., skip={name!r}), or call model.{name}.requires_grad_(True) first."
+            )
         self.dim = dim = 1 if isinstance(layer, nn.modules.conv._ConvTransposeNd) else 0
         flags = torch.zeros(self.weight.shape[dim], device=self.weight.device, dtype=self.weight.dtype)
         flags[units] = 1
@@ -301,10 +310,18 @@ def _unit_layers(model: nn.Module) -> list[str]:
     return [name for name, m in model.named_modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)]
 
 
-def _scales(model: nn.Module, family: Family, units: tuple[int, ...]) -> list[tuple[Tensor, Tensor]]:
-    """Return (parameter, flags of the leaving channels) of every BatchNorm in the family."""
+def _scales(model: nn.Module, family: Family, layer: str, units: tuple[int, ...]) -> list[tuple[Tensor, Tensor]]:
+    """Return (parameter, flags of the leaving channels) of the family's BatchNorms behind `layer`.
+
+    That are those between it and the family's next layer, in the network's order.
+    """
+    order = {name: index for index, (name, _) in enumerate(model.named_modules())}
+    layers = sorted(family.layers, key=order.__getitem__)
     found = []
     for member in family.of("norm"):
+        before = [name for name in layers if order[name] < order[member.layer]]
+        if layer != (before[-1] if before else layers[0]):
+            continue
         norm = model.get_submodule(member.layer)
         if isinstance(norm, BOUNDED):
             raise ValueError(

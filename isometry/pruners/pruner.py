@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,16 +15,17 @@ from typing import Any, ClassVar
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
 from isometry.data import Data, Split
 from isometry.networks import example_inputs
 from isometry.pruners.selection import Chosen, asked, select
-from isometry.surgery import Family, Plan, inexact, refuse, remove, to_plan, trace
+from isometry.surgery import Family, Member, Plan, inexact, refuse, remove, to_plan, trace
 from isometry.training import Epoch
 
-__all__ = ["Pruned", "Pruner", "Run", "Size", "magnitude", "prune"]
+__all__ = ["DivergedError", "Pruned", "Pruner", "Run", "Size", "averaged", "magnitude", "prune"]
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,10 @@ class Pruned:
 
     @property
     def ratio(self) -> float:
-        """The fraction of units removed over the layers of the plan; a floor or rounding may keep it below the one asked."""
+        """The fraction of filters and neurons removed over the layers of the plan.
+
+        A floor or rounding may keep it below the one asked for; a global ranking counts coupled layers once.
+        """
         return self.plan.ratio
 
     def __str__(self) -> str:
@@ -74,6 +79,10 @@ class Pruned:
             for name, key in (("parameters", "parameters"), ("FLOPs", "flops"), ("bytes", "bytes"))
         )
         return "\n".join([*lines, f"{self.ratio:.1%} of the units left; {', '.join(sizes)}"])
+
+
+class DivergedError(ArithmeticError):
+    """The training of a pruner left the finite numbers."""
 
 
 @dataclass
@@ -113,11 +122,23 @@ class Run:
     def follow(self, epochs: Iterator[Epoch], name: str, steps: int, log: Callable[[], dict[str, Any]] = dict) -> None:
         """Run a training to its end, with a progress bar and a row of the history for every epoch."""
         hidden = None if self.progress is None else not self.progress
+        path = self.stage(f"{name}.jsonl")
+        kept = [json.loads(line) for line in path.read_text().splitlines()] if path and path.exists() else []
         with tqdm(total=steps, unit="step", desc=name, disable=hidden) as bar:
             for epoch in epochs:
-                self.records.append({"stage": name, **asdict(epoch), **log()})
+                kept = [row for row in kept if row["number"] < epoch.number]
+                kept.append({"stage": name, **asdict(epoch), **log()})
+                if path:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_text("".join(json.dumps(row) + "\n" for row in kept))
                 bar.update(epoch.steps - bar.n)
                 bar.set_postfix(loss=f"{epoch.loss:.3f}", accuracy=f"{epoch.accuracy:.3f}")
+        self.records += kept
+        if kept and kept[-1]["diverged"]:
+            raise DivergedError(
+                f"Training diverged after {kept[-1]['steps']} steps (loss {kept[-1]['loss']}), before any unit was removed. "
+                "Lower the learning rate or the strength of the pruner, e.g. isometry.TPP(lr=1e-4)."
+            )
 
 
 @dataclass(frozen=True)
@@ -160,17 +181,29 @@ def magnitude(model: nn.Module, family: Family) -> Tensor:
     A layer's score of a unit is the mean of |w| over its row (the L1 norm up to a factor).
     Source: Li et al., ICLR 2017; the mean and the averaging over coupled layers as in the TPP reference.
     """
-    total = torch.zeros(family.units, dtype=torch.float64)
-    members = family.of("units")
-    for member in members:
+    scores = []
+    for member in family.of("units"):
         layer = model.get_submodule(member.layer)
         weight = layer.get_parameter("weight").detach().double().cpu()
         if isinstance(layer, nn.modules.conv._ConvTransposeNd):
             weight = weight.transpose(0, 1)
-        scores = weight.abs().flatten(1).mean(1)
+        scores.append((member, weight.abs().flatten(1).mean(1)))
+    return averaged(family.units, scores)
+
+
+def averaged(units: int, scores: Iterable[tuple[Member, Tensor]]) -> Tensor:
+    """Return the mean score of every unit over those members of its family that have it: [units] float64.
+
+    Args:
+        units: of the family.
+        scores: (member, a score for each of its channels).
+    """
+    total, count = (torch.zeros(units, dtype=torch.float64) for _ in range(2))
+    for member, values in scores:
         for unit, indices in member.indices.items():
-            total[unit] += scores[list(indices)].mean()
-    return total / len(members)
+            total[unit] += values[list(indices)].mean()
+            count[unit] += 1
+    return total / count
 
 
 def prune(
@@ -192,7 +225,8 @@ def prune(
     """Return a physically smaller copy of `model`, pruned by `pruner`; `model` is left alone.
 
     In every layer that may lose units, ceil(ratio x units) of them leave (of all layers together where the pruner's
-    scope is global), at least the pruner's floor stays. The output layer keeps its units always. Before any training
+    scope is global), at least the pruner's floor stays. Layers that can only lose units together count as one, and so do
+    those joined by a concatenation in front of a depthwise convolution: asking for one asks for all. The output layer keeps its units always. Before any training
     it is tried whether the layers can be cut exactly; those that cannot are left alone, with a warning. Afterwards the
     pruned network's outputs are compared with the masked network's.
 
@@ -220,6 +254,7 @@ def prune(
         ValueError: a ratio outside [0, 1) or so high that a layer would be left empty, FLOPs that cannot be removed, a
             pattern that matches nothing, two ratios in one family, a pruner that needs data without data, a model in
             which nothing can be pruned, and whatever the trace refuses (tied weights, masks, parametrisations).
+        DivergedError: the pruner's training left the finite numbers.
     """
     if not isinstance(pruner, Pruner):
         raise TypeError(f"prune() got {pruner!r} as pruner; it takes a Pruner, e.g. prune(model, isometry.L1(), 0.8).")
@@ -236,6 +271,11 @@ def prune(
             f"{name} trains before it removes and got no data. Pass some, e.g. "
             f"prune(model, isometry.{name}(), 0.8, data=isometry.data.load('digits'))."
         )
+    if inputs is not None and not isinstance(inputs, Tensor):
+        raise TypeError(
+            f"prune() got inputs of type {type(inputs).__name__}; it takes one tensor [B, ...], e.g. torch.randn(2, 3, 32, 32). "
+            "Wrap a network of several inputs in a module that takes one."
+        )
     refuse(model)
     work = copy.deepcopy(model)
     if inputs is None:
@@ -248,6 +288,11 @@ def prune(
     uncut = inexact(
         work, select(graph.families, ratios, trial, floor=pruner.floor, round_to=round_to, clamp=True), inputs
     )
+    if not ratios:
+        raise ValueError(
+            f"prune() got ratio={ratio}, layers={layers}, skip={skip}, which leave no layer to prune of "
+            f"{', '.join(layer for family in graph.families for layer in family.layers)}. Ask for at least one."
+        )
     if uncut:
         ratios = {root: value for root, value in ratios.items() if root not in uncut}
         if not ratios:
@@ -255,13 +300,18 @@ def prune(
         warnings.warn(f"prune() leaves alone what cannot be cut exactly: {'; '.join(uncut.values())}", stacklevel=2)
     families = [family for family in graph.families if family.root in ratios]
     run = Run(work, families, held, seed, progress, checkpoint, autocast)
+
+    def choose() -> Chosen:
+        scores = {family.root: pruner.importance(run, family) for family in families}
+        how = partial(select, families, scores=scores, scope=pruner.scope, floor=pruner.floor, round_to=round_to)
+        if flops is None:
+            return how(ratios)
+        return _lighter(work, flops, inputs, lambda r: how(dict.fromkeys(ratios, r), clamp=True))
+
+    if pruner.trains:
+        choose()  # what cannot be asked for is refused before any training
     pruner.condition(run)
-    scores = {family.root: pruner.importance(run, family) for family in families}
-    choose = partial(select, families, scores=scores, scope=pruner.scope, floor=pruner.floor, round_to=round_to)
-    if flops is not None:
-        chosen = _lighter(work, flops, inputs, lambda r: choose(dict.fromkeys(ratios, r), clamp=True))
-    else:
-        chosen = choose(ratios)
+    chosen = choose()
     pruner.recede(run, chosen)
     plan = to_plan(chosen)
     pruned = remove(work, plan, inputs).eval()
@@ -269,6 +319,12 @@ def prune(
         layer: uncut.get(family.root, "not asked for")
         for family in graph.families
         if family.root not in ratios
+        for layer in family.layers
+    }
+    alone |= {
+        layer: "none of its units can leave at this ratio, floor and rounding"
+        for family, units in chosen
+        if not units and ratios[family.root]
         for layer in family.layers
     }
     mixed = tuple(sorted({name for family, units in chosen if units for name in family.mixes}))
@@ -297,14 +353,10 @@ def _lighter(model: nn.Module, flops: float, inputs: Tensor, choose: Callable[[f
 
 def size(model: nn.Module, inputs: Tensor) -> Size:
     """Return the `Size` of a network; FLOPs are counted on the first of `inputs` [B, ...]."""
-    # With gradients enabled: fused attention would hide its FLOPs from the counter otherwise.
-    modes = {module: module.training for module in model.modules()}
-    with FlopCounterMode(display=False) as counter:
-        try:
-            model.eval()(inputs[:1])
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
+    # A copy, for the forward pass may count; with gradients and plain attention, for fused kernels hide their FLOPs.
+    twin = copy.deepcopy(model).requires_grad_(True).eval()
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        twin(inputs[:1])
     tensors = [*model.parameters(), *model.buffers()]
     return Size(
         sum(p.numel() for p in model.parameters()),

@@ -108,11 +108,7 @@ def select(
                 f"prune() got NaN as importance of units of {', '.join(family.layers)}: the weights are not finite. "
                 "Prune a network whose weights are."
             )
-        if family.units < round_to and ratios[family.root]:
-            raise ValueError(
-                f"prune() got round_to={round_to} for {', '.join(family.layers)}, which has {family.units} units only. "
-                f"Leave it out: prune(..., skip={family.root!r})."
-            )
+    steps = {family.root: _step(family, round_to) if ratios[family.root] else 1 for family in concerned}
     counts = {
         family.root: _count(family, ratios[family.root], clamp) if scope == "layer" else 0 for family in concerned
     }
@@ -127,10 +123,24 @@ def select(
     chosen: Chosen = []
     for family in concerned:
         kept = max(family.units - counts[family.root], min(floor, family.units))
-        kept = min(-(-kept // round_to) * round_to, family.units)
+        step = steps[family.root]
+        kept = min(-(-kept // step) * step, family.units)
         order = scores[family.root].argsort(stable=True).tolist()
         chosen.append((family, _leaving(family, order, family.units - kept, floor)))
     return chosen
+
+
+def _step(family: Family, round_to: int) -> int:
+    """Return the number of units whose multiples are channels in multiples of `round_to`."""
+    widths = {sum(map(len, member.indices.values())) for member in family.of("units")}
+    channels = max(widths)
+    if round_to > 1 and (channels < round_to or len(widths) > 1):
+        why = f"has {channels} units only" if len(widths) == 1 else "are of several widths, joined by a concatenation"
+        raise ValueError(
+            f"prune() got round_to={round_to} for {', '.join(family.layers)}, which {why}. Leave it out: "
+            f"prune(..., skip={family.root!r})."
+        )
+    return round_to // math.gcd(round_to, channels // family.units)
 
 
 def _leaving(family: Family, order: list[int], count: int, floor: int) -> tuple[int, ...]:

@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from isometry.networks.batchnorm import BOUNDED
-from isometry.pruners.pruner import Pruner, Run
+from isometry.pruners.pruner import Pruner, Run, averaged
 from isometry.surgery import Family
 from isometry.training import Recipe, Regulariser, Schedule, Steps, train
 
@@ -60,8 +59,6 @@ class Sparsifying(Pruner):
 
     def condition(self, run: Run) -> None:
         """Train with the regulariser."""
-        if not any(isinstance(module, self.kinds) for module in run.model.modules()):
-            self._refuse("The network has none")
         if not self.epochs:
             return
         recipe = replace(self.recipe(), autocast=run.autocast)
@@ -76,16 +73,22 @@ class Sparsifying(Pruner):
         run.follow(epochs, "condition", self.epochs * batches)
 
     def importance(self, run: Run, family: Family) -> Tensor:
-        """Return the score of every unit, the mean over the family's BatchNorms: [units] float64."""
-        norms = [m for m in family.of("norm") if isinstance(run.model.get_submodule(m.layer), self.kinds)]
-        if not norms:
-            self._refuse(f"No such layer follows {', '.join(family.layers)}; leave it out with skip={family.root!r}")
-        total = torch.zeros(family.units, dtype=torch.float64)
-        for member in norms:
-            scores = self.score(run.model.get_submodule(member.layer).get_parameter("weight").detach().double().cpu())
-            for unit, indices in member.indices.items():
-                total[unit] += scores[list(indices)].mean()
-        return total / len(norms)
+        """Return the score of every unit, the mean over the family's BatchNorms that have it: [units] float64."""
+        if next(scales(run.model, self.kinds), None) is None:
+            self._refuse("The network has none with scales")
+        found = []
+        for member in family.of("norm"):
+            norm = run.model.get_submodule(member.layer)
+            if isinstance(norm, self.kinds) and isinstance(norm.weight, nn.Parameter):
+                found.append((member, self.score(norm.weight.detach().double().cpu())))
+        if not found:
+            self._refuse(f"None follows {', '.join(family.layers)}; leave it out with skip={family.root!r}")
+        scores = averaged(family.units, found)
+        if bool(scores.isnan().any()):
+            self._refuse(
+                f"None follows some units of {', '.join(family.layers)}; leave them out with skip={family.root!r}"
+            )
+        return scores
 
     def _refuse(self, why: str) -> None:
         wanted = "bounded BatchNorm" if self.kinds is BOUNDED else "BatchNorm"

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -44,6 +45,8 @@ def save(result: Applied, path: str | os.PathLike[str]) -> None:
 def load(path: str | os.PathLike[str], model: nn.Module, *, inputs: Tensor | None = None) -> Loaded:
     """Return a pruned copy of the dense `model` with the weights of the file, and the plan; `model` is left alone.
 
+    The copy is in eval mode and in the precision of the file.
+
     Args:
         path: a file that `save` wrote.
         model: a network of the original architecture; its weights do not matter.
@@ -74,8 +77,13 @@ def load(path: str | os.PathLike[str], model: nn.Module, *, inputs: Tensor | Non
             f"{path} belongs to another network: after its plan, {wrong} has the shape {expected.get(wrong)} here and "
             f"{found.get(wrong)} in the file. Build the network it was pruned from and load again."
         )
-    pruned.load_state_dict(tensors)
-    return Loaded(pruned, plan)
+    pruned.to(_precision(tensors)).load_state_dict(tensors)
+    return Loaded(pruned.eval(), plan)
+
+
+def _precision(tensors: Mapping[str, Tensor]) -> torch.dtype | None:
+    """Return the dtype of the first floating point tensor."""
+    return next((tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()), None)
 
 
 def adopt(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
@@ -92,7 +100,7 @@ def adopt(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     Raises:
         ValueError: names that the model does not have or that are missing, or a tensor of another number of dimensions.
     """
-    result = copy.deepcopy(model)
+    result = copy.deepcopy(model).to(_precision(state))
     expected = dict(result.state_dict())
     wrong = [name for name in expected.keys() ^ state.keys() if not name.endswith("num_batches_tracked")]
     wrong += [name for name in expected.keys() & state.keys() if expected[name].ndim != state[name].ndim]
@@ -114,21 +122,21 @@ def adopt(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
             module.register_parameter(key, nn.Parameter(tensor.detach().clone(), requires_grad=flag))
         else:
             module._buffers[key] = tensor.detach().clone()
-    for module in result.modules():
-        _resize(module)
+    for name, module in result.named_modules():
+        _resize(module, model.get_submodule(name))
     result.load_state_dict(state, strict=False)
     return result
 
 
-def _resize(module: Any) -> None:
+def _resize(module: Any, before: Any) -> None:
     """Make a layer's numbers say what its tensors are."""
     weight = getattr(module, "weight", None)
     if isinstance(module, nn.Linear):
         module.out_features, module.in_features = weight.shape  # type: ignore[union-attr]
     elif isinstance(module, nn.modules.conv._ConvNd):
         transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
-        if module.groups > 1 and module.groups == module.in_channels:
-            module.groups = len(module.weight)
+        if module.groups > 1 and module.groups == module.in_channels:  # depthwise: so many filters a channel as before
+            module.groups = len(module.weight) // (before.out_channels // before.in_channels)
         first, second = module.weight.shape[:2]
         module.in_channels, module.out_channels = (
             (first, second * module.groups) if transposed else (second * module.groups, first)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,10 +13,11 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.utils._pytree import tree_leaves
 
 from isometry.networks.batchnorm import BOUNDED
 
-__all__ = ["Family", "Graph", "Member", "refuse", "trace"]
+__all__ = ["Family", "Graph", "Member", "leaves", "refuse", "trace"]
 
 
 class _BoundedPruner(tp.pruner.function.BatchnormPruner):
@@ -92,12 +93,22 @@ class Family:
 
 @dataclass
 class Graph:
-    """A traced network: its families, and Torch-Pruning's graph that cuts them."""
+    """A traced network: its families, and Torch-Pruning's graph that cuts them.
+
+    Attributes:
+        model: the network, cut in place by `cut`.
+        families: in the network's order.
+        fixed: {layer: why its units cannot leave}.
+        dependencies: Torch-Pruning's graph.
+        flags: {parameter: whether it is trained}, restored after every cut.
+    """
 
     model: nn.Module
     families: list[Family]
     fixed: dict[str, str]
     dependencies: tp.DependencyGraph = field(repr=False)
+
+    flags: dict[str, bool] = field(default_factory=dict)
 
     def cut(self, family: Family, units: tuple[int, ...] | list[int]) -> None:
         """Remove `units` of a family from the traced model, in place."""
@@ -105,6 +116,8 @@ class Graph:
         pruner = self.dependencies.get_pruner_of_module(root)
         channels = next(member for member in family.members if member.layer == family.root).take(units)
         self.dependencies.get_pruning_group(root, pruner.prune_out_channels, channels).prune(record_history=False)
+        for name, p in self.model.named_parameters():  # the cut ones are new
+            p.requires_grad_(self.flags.get(name, True))
 
 
 def trace(model: nn.Module, inputs: Tensor) -> Graph:
@@ -127,7 +140,11 @@ def trace(model: nn.Module, inputs: Tensor) -> Graph:
     with _traceable(model), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         graph.build_dependency(
-            model, inputs, customized_pruners={kind: _BoundedPruner() for kind in BOUNDED}, verbose=False
+            model,
+            inputs,
+            output_transform=leaves,
+            customized_pruners={kind: _BoundedPruner() for kind in BOUNDED},
+            verbose=False,
         )
     order = {name: index for index, (name, _) in enumerate(model.named_modules())}
     layers = {names[m]: m for m in graph.module2node if isinstance(m, _UNIT_LAYERS) and m in names}
@@ -158,7 +175,22 @@ def trace(model: nn.Module, inputs: Tensor) -> Graph:
     for name, module in model.named_modules():
         if isinstance(module, _UNIT_LAYERS) and module not in graph.module2node:
             fixed[name] = "the forward pass does not reach it as a module"
-    return Graph(model, families, fixed, graph)
+    return Graph(model, families, fixed, graph, {name: p.requires_grad for name, p in model.named_parameters()})
+
+
+def leaves(output: Any) -> list[Tensor]:
+    """Return the floating point tensors of a network's output: a tensor, or containers or an object that hold some."""
+    held = vars(output) if hasattr(output, "__dict__") and not isinstance(output, Tensor) else output
+    found = [
+        leaf for leaf in tree_leaves(dict(held) if isinstance(held, Mapping) else held) if isinstance(leaf, Tensor)
+    ]
+    found = [leaf for leaf in found if leaf.is_floating_point()]
+    if not found:
+        raise ValueError(
+            f"prune() got a network that returns {type(output).__name__} without floating point tensors; it takes one that "
+            "returns a tensor, or a tuple, list or dict of them."
+        )
+    return found
 
 
 def refuse(model: nn.Module) -> None:
@@ -259,14 +291,20 @@ def _reason_fixed(group: Any, graph: tp.DependencyGraph, names: dict[nn.Module, 
             return f"its units meet {graph._param_to_name.get(node.module, 'a parameter')} outside any layer"
         if isinstance(node.module, nn.LSTM | nn.MultiheadAttention):
             return f"its units meet {names.get(node.module, 'a layer')} ({type(node.module).__name__})"
-        if _pads_channels(node.grad_fn):
+        module = node.module
+        if isinstance(module, nn.modules.conv._ConvTransposeNd) and module.groups > 1:
+            return f"{names.get(module, 'a layer')} is a transposed convolution in groups"
+        if _pads_channels(node.grad_fn, group):
             return "its units pass through a shortcut that pads channels with zeros"
     if not any(_role(i.dep.target.module, i.dep.handler) == "inputs" for i in group if i.dep.target.module in names):
         return "its units are outputs of the network"
     return None
 
 
-def _pads_channels(grad_fn: Any) -> bool:
-    """Whether an operation pads the channels of [B, C, H, W]; other paddings of channels are left to the self-check."""
+def _pads_channels(grad_fn: Any, group: Any) -> bool:
+    """Whether an operation pads the channels behind convolutions; other paddings are left to the self-check."""
     pad = getattr(grad_fn, "_saved_pad", None)
-    return pad is not None and len(pad) >= 6 and any(pad[4:6])
+    ranks = [
+        i.dep.target.module.weight.ndim - 2 for i in group if isinstance(i.dep.target.module, nn.modules.conv._ConvNd)
+    ]
+    return pad is not None and bool(ranks) and any(pad[2 * ranks[0] : 2 * ranks[0] + 2])

@@ -32,7 +32,7 @@ def carry(
         inputs: [B, ...], a batch that `model` accepts, for the trace; None asks the first layer for the shape.
 
     Raises:
-        ValueError: the optimiser holds parameters that are not the model's.
+        ValueError: the optimiser holds parameters that are not the model's, or state of other shapes than theirs.
     """
     names = {id(p): name for name, p in model.named_parameters()}
     held = [p for group in optimizer.param_groups for p in group["params"]]
@@ -40,6 +40,18 @@ def carry(
         raise ValueError(
             f"carry() got an optimiser of which {strangers} of {len(held)} parameters are not the model's; it takes the "
             "optimiser of the network before pruning, e.g. carry(optimizer, model, isometry.prune(model, isometry.L1(), 0.5))."
+        )
+    foreign = {
+        key
+        for p in held
+        for key, value in optimizer.state[p].items()
+        if isinstance(value, Tensor) and value.ndim and value.shape != p.shape
+    }
+    if foreign:
+        raise ValueError(
+            f"carry() got {type(optimizer).__name__}, whose state ({', '.join(sorted(foreign))}) is not of its parameters' "
+            "shapes and cannot be cut like them. Start a new one on the pruned network: "
+            f"torch.optim.{type(optimizer).__name__}(pruned.model.parameters())."
         )
     if inputs is None:
         inputs = example_inputs(model, 2, call="carry(optimizer, model, result, inputs=inputs)")
