@@ -29,8 +29,8 @@ from matplotlib import pyplot as plt
 import isometry
 from isometry import plots
 from isometry.pruners import Run
+from isometry.recipe import Recipe, Steps
 from isometry.surgery import trace
-from isometry.training import Recipe, Steps
 from isometry.trials import Trial, check_writable, markdown, provenance, run, software, write_table
 
 RATIOS = (0.5, 0.7, 0.9)

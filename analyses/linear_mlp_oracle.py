@@ -32,7 +32,7 @@ from matplotlib.axes import Axes
 
 import isometry
 from isometry import plots
-from isometry.training import Recipe
+from isometry.recipe import Recipe
 from isometry.trials import Trial, check_writable, markdown, provenance, run, write_table
 
 # Mean JSV of the just-pruned MLP-7-Linear on MNIST by L1, as plotted by Wang et al. 2021 (arXiv 2105.05916).

@@ -31,7 +31,7 @@ from tqdm.auto import tqdm
 import isometry
 from isometry import plots
 from isometry.pruners.sparsifying import Sparsifying
-from isometry.training import Recipe, Steps
+from isometry.recipe import Recipe, Steps
 from isometry.trials import Trial, check_writable, markdown, provenance, run, write_table
 
 SHOWN = (0.3, 0.5, 0.7, 0.9)

@@ -25,14 +25,16 @@ import importlib
 from types import ModuleType
 
 from isometry import data, networks, spectra
+from isometry.evaluation import evaluate, recalibrate
 from isometry.measurement import compare, measure
 from isometry.networks import convert, fold
 from isometry.oracle import orthogonalize, recover
 from isometry.pruners import L1, TPP, GReg, GReg2, Polarization, Pruner, Random, RecedingBN, Slimming, prune
+from isometry.recipe import Cosine, Recipe, Steps
 from isometry.regularisers import KernOrth, OrthConv
 from isometry.report import Report
 from isometry.surgery import Plan, load, save
-from isometry.training import Cosine, Recipe, Steps, evaluate, recalibrate, train
+from isometry.training import train
 
 __all__ = [
     "L1",

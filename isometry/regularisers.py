@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from isometry.training import Regulariser
+from isometry.recipe import Regulariser
 
 __all__ = ["KernOrth", "OrthConv", "kernel_orthogonality"]
 

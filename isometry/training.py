@@ -1,9 +1,8 @@
-"""One training loop, as a generator of epochs; evaluation; schedules of the learning rate."""
+"""One training loop, as a generator of epochs."""
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import json
 import math
 import os
@@ -12,7 +11,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -22,11 +21,9 @@ from torch.nn import functional as F
 
 from isometry.data import Data, Split
 from isometry.networks.batchnorm import BOUNDED
+from isometry.recipe import PUBLISHED, Penalty, Recipe, Regulariser, Schedule
 
-__all__ = [
-    "Cosine", "Epoch", "Evaluation", "Penalty", "Recipe", "Regulariser", "Schedule", "Steps", "evaluate",
-    "parameter_groups", "recalibrate", "train",
-]  # fmt: skip
+__all__ = ["Epoch", "parameter_groups", "train"]
 
 _SCALE_RATE = 10.0
 
@@ -52,100 +49,6 @@ class Epoch:
     steps: int
     seconds: float
     diverged: bool = False
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Loss (mean cross-entropy), accuracy (share in [0, 1]) and number of samples, in eval mode."""
-
-    loss: float
-    accuracy: float
-    samples: int
-
-
-@dataclass(frozen=True)
-class Steps:
-    """Step schedule: the rate is multiplied by `factor` at each milestone, a share of the epochs in [0, 1].
-
-    The default is the papers' MNIST recipe: 90 epochs, x0.1 after 30 and after 60.
-    """
-
-    milestones: tuple[float, ...] = (1 / 3, 2 / 3)
-    factor: float = 0.1
-
-    def __call__(self, epoch: int, epochs: int) -> float:
-        """Return the multiplier of the initial rate in `epoch` (from 1) of `epochs`."""
-        return self.factor ** sum(epoch > max(1, round(share * epochs)) for share in self.milestones)
-
-
-@dataclass(frozen=True)
-class Cosine:
-    """Cosine schedule: from the initial rate down to `end` times it over the epochs."""
-
-    end: float = 0.0
-
-    def __call__(self, epoch: int, epochs: int) -> float:
-        """Return the multiplier of the initial rate in `epoch` (from 1) of `epochs`."""
-        return self.end + (1 - self.end) * (1 + math.cos(math.pi * (epoch - 1) / epochs)) / 2
-
-
-Schedule = Steps | Cosine
-
-
-class Regulariser:
-    """A term of the loss that depends on the network alone. Write one as a frozen dataclass of its hyperparameters."""
-
-    def loss(self, model: nn.Module) -> Tensor:
-        """Return a scalar to add to the loss."""
-        raise NotImplementedError(f"{type(self).__name__} defines no loss(model)")
-
-    def project(self, model: nn.Module) -> None:
-        """Change parameters in place after the optimiser's step; nothing by default."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to train: the numbers of `train`, in one value that a table or a file can hold."""
-
-    lr: float
-    epochs: int
-    batch_size: int = 100
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    schedule: Schedule | None = Steps()
-    nesterov: bool = False
-    epoch_steps: int | None = None
-    autocast: bool = False
-    regulariser: Regulariser | None = None
-
-    def arguments(self) -> dict[str, Any]:
-        """Return the recipe as keyword arguments of `train`."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
-
-
-class Penalty(Protocol):
-    """What a pruner adds to plain training, with a state of its own. Steps count from 0."""
-
-    def loss(self, step: int) -> Tensor | None:
-        """Return a scalar to add to the loss, or None."""
-
-    def gradients(self, step: int) -> None:
-        """Add to the parameters' gradients in place, after the backward pass."""
-
-    def project(self, step: int) -> None:
-        """Change the parameters in place after the optimiser's step."""
-
-    def finished(self, step: int) -> bool:
-        """Whether training should end before this step."""
-
-    def identity(self) -> str:
-        """Return what it is, for a checkpoint to be recognised by."""
-
-    def state(self) -> dict[str, Tensor]:
-        """Return what the penalty must remember over an interruption."""
-
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """Take back what `state` returned."""
 
 
 def parameter_groups(model: nn.Module, *, lr: float, weight_decay: float) -> list[dict[str, Any]]:
@@ -174,7 +77,7 @@ def train(
     batch_size: int = 100,
     momentum: float = 0.9,
     weight_decay: float = 1e-4,
-    schedule: Schedule | None = Steps(),
+    schedule: Schedule | None = PUBLISHED,
     nesterov: bool = False,
     epoch_steps: int | None = None,
     autocast: bool = False,
@@ -489,94 +392,3 @@ class _Noise(contextlib.AbstractContextManager["_Noise"]):
     def __exit__(self, *error: object) -> None:
         self.states = self._read()
         self.outside.__exit__(None, None, None)
-
-
-@torch.no_grad()
-def evaluate(
-    model: nn.Module, data: Split | tuple[Tensor, Tensor], batch_size: int = 500, *, autocast: bool = False
-) -> Evaluation:
-    """Return loss and accuracy of `model` on a split, in eval mode; every module's own mode is restored.
-
-    Args:
-        model: returns logits [B, K].
-        data: inputs [N, ...] and targets [N].
-        batch_size: samples a forward pass; it changes memory, not the result.
-        autocast: run the network in bfloat16 where torch holds that to be safe.
-
-    Raises:
-        ValueError: the split is empty.
-    """
-    split = Split(*data)
-    if not len(split.inputs):
-        raise ValueError("evaluate() got an empty split; it takes one with samples, e.g. evaluate(model, data.test).")
-    modes = {module: module.training for module in model.modules()}
-    device = next((p.device for p in model.parameters()), split.inputs.device)
-    loss = correct = 0.0
-    try:
-        model.eval()
-        for x, y in zip(split.inputs.split(batch_size), split.targets.split(batch_size), strict=True):
-            x = x.to(device)
-            if x.ndim == 4:
-                x = x.contiguous(memory_format=torch.channels_last)
-            with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=autocast):
-                logits = model(x).float()
-            loss += float(F.cross_entropy(logits, y.to(device), reduction="sum"))
-            correct += float((logits.argmax(1) == y.to(device)).sum())
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-    return Evaluation(loss / len(split.inputs), correct / len(split.inputs), len(split.inputs))
-
-
-@torch.no_grad()
-def recalibrate(
-    model: nn.Module,
-    data: Data | Split | tuple[Tensor, Tensor] | Tensor,
-    *,
-    samples: int = 5000,
-    batch_size: int = 128,
-    seed: int = 0,
-) -> nn.Module:
-    """Return a copy whose BatchNorm statistics are those of its own activations on `data`; `model` is left alone.
-
-    Removing units changes what the later layers see, and the running statistics no longer fit: the cheapest repair, and
-    one that every comparison of pruners should include. Mean and variance of every BatchNorm become the plain averages
-    over batches of training images as they are, without augmentation, dropout switched off.
-
-    Args:
-        model: a network with BatchNorms that track statistics.
-        data: a `Data` (its training part is used), a `Split`, (inputs, targets), or inputs [N, ...].
-        samples: at most so many, drawn without replacement.
-        batch_size: samples a forward pass; batch variances are averaged, so it should not be small.
-        seed: of the draw.
-
-    Raises:
-        ValueError: no BatchNorm that tracks statistics, or fewer than two samples.
-
-    Source: the adaptive batch normalisation of Li et al., ECCV 2020 (EagleEye), section 3.2.
-    """
-    inputs = data if isinstance(data, Tensor) else data.train.inputs if isinstance(data, Data) else data[0]
-    result = copy.deepcopy(model)
-    norms = [m for m in result.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    if not norms or len(inputs) < 2:
-        raise ValueError(
-            f"recalibrate() got a network with {len(norms)} BatchNorms that track statistics and {len(inputs)} samples; it "
-            "takes at least 1 and 2, e.g. recalibrate(isometry.networks.build('resnet-20'), torch.randn(256, 3, 32, 32))."
-        )
-    modes = {module: module.training for module in result.modules()}
-    momenta = [norm.momentum for norm in norms]
-    result.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain average over batches
-        norm.train()
-    device = next((p.device for p in result.parameters()), inputs.device)
-    order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(seed))[:samples]
-    for batch in order.split(batch_size):
-        if len(batch) > 1 or len(order) < batch_size:
-            result(inputs[batch].to(device))
-    for module, mode in modes.items():
-        module.training = mode
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    return result

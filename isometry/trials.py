@@ -23,13 +23,15 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from isometry import data, networks
+from isometry.evaluation import evaluate, recalibrate
 from isometry.measurement import measure
 from isometry.networks.batchnorm import BOUNDED
 from isometry.oracle import orthogonalize, recover
 from isometry.pruners import DivergedError, Pruner, RecedingBN, prune
 from isometry.pruners.sparsifying import Sparsifying
+from isometry.recipe import Recipe
 from isometry.surgery import Loaded, Plan, load, save
-from isometry.training import Recipe, evaluate, recalibrate, train
+from isometry.training import train
 
 __all__ = ["Trial", "markdown", "provenance", "run", "write_table"]
 

@@ -85,7 +85,7 @@ def test_no_grad_and_inference_around_the_call_do_not_matter() -> None:
     assert inside == measure(net, x).mean_jsv > 0
 
 
-@pytest.mark.parametrize("name", [name for name in networks.names() if "resnet" not in name])
+@pytest.mark.parametrize("name", [name for name in networks.names() if "resnet" not in name and "vgg" not in name])
 def test_inputs_are_guessed_and_said_so(name: str) -> None:
     report = measure(networks.build(name, seed=0))
     assert len(report.spectrum) == 64

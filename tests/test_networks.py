@@ -4,7 +4,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from isometry import data, evaluate, networks
-from isometry.pruners.pruner import size
+from isometry.networks import size
 
 
 @pytest.mark.parametrize(

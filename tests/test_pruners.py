@@ -13,9 +13,9 @@ from torch import Tensor, nn
 import isometry
 from isometry import L1, TPP, GReg, Random, evaluate, measure, networks, prune, train
 from isometry.data import Split
+from isometry.networks import size
 from isometry.pruners import Run
 from isometry.pruners.growing import GrowingPenalty
-from isometry.pruners.pruner import size
 from isometry.pruners.tpp import gram_gradient, gram_penalty
 from isometry.surgery import trace
 

@@ -174,7 +174,7 @@ def test_an_optimiser_of_another_network_is_refused(digits: isometry.data.Data) 
     assert epoch.lr == 1e-2
     assert epoch.accuracy > 0.3
     with pytest.raises(NotImplementedError, match="defines no loss"):
-        isometry.training.Regulariser().loss(model)
+        isometry.recipe.Regulariser().loss(model)
 
 
 def test_crops_and_mirrors_are_windows_of_the_padded_images() -> None:

@@ -17,12 +17,14 @@ from isometry.networks.lenet import LeNet5
 from isometry.networks.mlp import MLP
 from isometry.networks.pretrained import PRETRAINED, located
 from isometry.networks.resnet import CifarResNet, ResNet50
+from isometry.networks.size import Size, size
 from isometry.networks.vgg import VGG
 
 __all__ = [
     "PRETRAINED",
     "BoundedBatchNorm1d",
     "BoundedBatchNorm2d",
+    "Size",
     "build",
     "convert",
     "example_inputs",
@@ -30,6 +32,7 @@ __all__ = [
     "importances",
     "input_shape",
     "names",
+    "size",
 ]
 
 

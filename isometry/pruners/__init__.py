@@ -3,7 +3,7 @@
 from isometry.pruners.growing import GReg, GReg2
 from isometry.pruners.l1 import L1
 from isometry.pruners.polarization import Polarization
-from isometry.pruners.pruner import DivergedError, Pruned, Pruner, Run, Size, prune
+from isometry.pruners.pruner import DivergedError, Pruned, Pruner, Run, prune
 from isometry.pruners.random import Random
 from isometry.pruners.receding import RecedingBN, receding_penalty
 from isometry.pruners.slimming import Slimming
@@ -21,7 +21,6 @@ __all__ = [
     "Random",
     "RecedingBN",
     "Run",
-    "Size",
     "Slimming",
     "prune",
     "receding_penalty",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from isometry.pruners.sparsifying import Sparsifying, scales
-from isometry.training import Regulariser, Schedule, Steps
+from isometry.recipe import Regulariser, Schedule, Steps
 
 __all__ = ["Polarization", "Polarizing"]
 

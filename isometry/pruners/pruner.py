@@ -15,26 +15,15 @@ from typing import Any, ClassVar
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
 from isometry.data import Data, Split
-from isometry.networks import example_inputs
+from isometry.networks import Size, example_inputs, size
 from isometry.pruners.selection import Chosen, asked, select
 from isometry.surgery import Family, Member, Plan, inexact, refuse, remove, to_plan, trace
 from isometry.training import Epoch
 
-__all__ = ["DivergedError", "Pruned", "Pruner", "Run", "Size", "averaged", "magnitude", "prune"]
-
-
-@dataclass(frozen=True)
-class Size:
-    """What a network weighs: parameters (count), FLOPs of one sample's forward pass (2 a multiply-add), bytes."""
-
-    parameters: int
-    flops: int
-    bytes: int
+__all__ = ["DivergedError", "Pruned", "Pruner", "Run", "averaged", "magnitude", "prune"]
 
 
 @dataclass
@@ -349,17 +338,3 @@ def _lighter(model: nn.Module, flops: float, inputs: Tensor, choose: Callable[[f
         middle = (low + high) / 2
         low, high = (low, middle) if removed(middle) >= flops else (middle, high)
     return choose(high)
-
-
-def size(model: nn.Module, inputs: Tensor) -> Size:
-    """Return the `Size` of a network; FLOPs are counted on the first of `inputs` [B, ...]."""
-    # A copy, for the forward pass may count; with gradients and plain attention, for fused kernels hide their FLOPs.
-    twin = copy.deepcopy(model).requires_grad_(True).eval()
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        twin(inputs[:1])
-    tensors = [*model.parameters(), *model.buffers()]
-    return Size(
-        sum(p.numel() for p in model.parameters()),
-        counter.get_total_flops(),
-        sum(tensor.numel() * tensor.element_size() for tensor in tensors),
-    )

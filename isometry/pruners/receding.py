@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from isometry.networks.batchnorm import BOUNDED
 from isometry.pruners.sparsifying import Sparsifying, scales
-from isometry.training import Regulariser
+from isometry.recipe import Regulariser
 
 __all__ = ["Receding", "RecedingBN", "receding_penalty"]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from isometry.pruners.sparsifying import Sparsifying, scales
-from isometry.training import Regulariser
+from isometry.recipe import Regulariser
 
 __all__ = ["ScaleL1", "Slimming"]
 

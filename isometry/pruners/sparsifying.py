@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from isometry.networks.batchnorm import BOUNDED
 from isometry.pruners.pruner import Pruner, Run, averaged
+from isometry.recipe import Recipe, Regulariser, Schedule, Steps
 from isometry.surgery import Family
-from isometry.training import Recipe, Regulariser, Schedule, Steps, train
+from isometry.training import train
 
 __all__ = ["Sparsifying", "scales"]
 
