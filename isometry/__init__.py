@@ -10,10 +10,12 @@ Pruning moves the singular values of a network's input-output Jacobian (JSVs) aw
         pass
     isometry.measure(model, data.test)                            # Report: mean JSV with its interval, spectrum, cost
 
-    pruned = isometry.prune(model, isometry.L1(), ratio=0.8)      # also Random, GReg, TPP; the network gets smaller
+    pruned = isometry.prune(model, isometry.L1(), ratio=0.8)      # the network gets smaller; also TPP, RecedingBN, ...
     recovered = isometry.recover(pruned.model)                    # linear MLPs: every JSV becomes 1
     isometry.compare({"dense": model, "L1": pruned.model, "recovered": recovered}, data.test)
 
+Repairs of any pruned network are `recalibrate` (BatchNorm statistics) and `orthogonalize`; `convert` and `fold` go
+between ordinary and bounded BatchNorm, `save` and `load` between a pruned network and its file.
 Every verb leaves its argument alone and returns a new thing; `train` trains in place. Spectra of explicit matrices are
 in `isometry.spectra`, channel surgery in `isometry.surgery`, experiments as data in `isometry.trials`, pictures in
 `isometry.plots`.
