@@ -31,7 +31,8 @@ from isometry import plots
 from isometry.pruners import Run
 from isometry.recipe import Recipe, Steps
 from isometry.surgery import trace
-from isometry.trials import Trial, check_writable, markdown, provenance, run, software, write_table
+from isometry.tables import check_writable, markdown, software, write_table
+from isometry.trials import Trial, provenance, run
 
 RATIOS = (0.5, 0.7, 0.9)
 BUDGET = 400

@@ -39,7 +39,7 @@ from tqdm.auto import tqdm
 
 import isometry
 from isometry.spectra import Matrices, Spectrum, bidiagonalise, laws, mean_with_error, probes
-from isometry.trials import check_writable, markdown, software, write_table
+from isometry.tables import check_writable, markdown, software, write_table
 
 Row = dict[str, Any]
 PALETTE = ("#9467bd", "#1f77b4", "#ff7f0e", "#2ca02c")

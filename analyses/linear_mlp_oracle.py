@@ -33,7 +33,8 @@ from matplotlib.axes import Axes
 import isometry
 from isometry import plots
 from isometry.recipe import Recipe
-from isometry.trials import Trial, check_writable, markdown, provenance, run, write_table
+from isometry.tables import check_writable, markdown, write_table
+from isometry.trials import Trial, provenance, run
 
 # Mean JSV of the just-pruned MLP-7-Linear on MNIST by L1, as plotted by Wang et al. 2021 (arXiv 2105.05916).
 PUBLISHED = {0.1: 1.7132, 0.3: 0.5325, 0.5: 0.1180, 0.7: 0.0151, 0.9: 0.0004}

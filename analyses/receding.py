@@ -32,7 +32,8 @@ import isometry
 from isometry import plots
 from isometry.pruners.sparsifying import Sparsifying
 from isometry.recipe import Recipe, Steps
-from isometry.trials import Trial, check_writable, markdown, provenance, run, write_table
+from isometry.tables import check_writable, markdown, write_table
+from isometry.trials import Trial, provenance, run
 
 SHOWN = (0.3, 0.5, 0.7, 0.9)
 PUBLISHED_STEPS = 160 * 782  # 160 epochs of 50,000 images in batches of 64

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib.metadata
 import json
 import math
 import os
 import platform
-import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
@@ -31,9 +29,10 @@ from isometry.pruners import DivergedError, Pruner, RecedingBN, prune
 from isometry.pruners.sparsifying import Sparsifying
 from isometry.recipe import Recipe
 from isometry.surgery import Loaded, Plan, load, save
+from isometry.tables import check_writable, software, write
 from isometry.training import train
 
-__all__ = ["Trial", "markdown", "provenance", "run", "write_table"]
+__all__ = ["Trial", "provenance", "run"]
 
 _MEASURED = 64
 _REPAIRS = ("oracle", "scratch", "orthp", "recalibrate")
@@ -251,14 +250,14 @@ def _execute(part: _Part, folder: Path, device: str) -> str:
     if done.exists():
         return part.name
     place.mkdir(parents=True, exist_ok=True)
-    _write(place / "settings.json", json.dumps(part.settings, indent=1))
+    write(place / "settings.json", json.dumps(part.settings, indent=1))
     start = time.perf_counter()
     work = (_train_dense, _sparsify, _prune, _finetune)[part.level]
     rows = work(part, folder, place, device)
-    _write(place / "rows.csv", pd.DataFrame(rows).to_csv(index=False))
+    write(place / "rows.csv", pd.DataFrame(rows).to_csv(index=False))
     for file in (*place.glob("training.safetensors*"), *place.glob("rows.jsonl")):
         file.unlink()
-    _write(done, json.dumps({"seconds": round(time.perf_counter() - start, 1), **software()}))
+    write(done, json.dumps({"seconds": round(time.perf_counter() - start, 1), **software()}))
     return part.name
 
 
@@ -343,7 +342,7 @@ def _prune(part: _Part, folder: Path, place: Path, device: str) -> list[dict[str
     except DivergedError:
         return [{"phase": "pruned", "epoch": 0, "diverged": True}]
     save(result, place / "model.safetensors")
-    _write(place / "history.csv", result.history.to_csv(index=False))
+    write(place / "history.csv", result.history.to_csv(index=False))
     row = _row(trial, result.model, dataset, "pruned", 0, False)
     return [row | {"realised_ratio": result.ratio, "flops": result.after.flops}]
 
@@ -366,7 +365,7 @@ def _finetune(part: _Part, folder: Path, place: Path, device: str) -> list[dict[
     for epoch in train(model, dataset, **recipe.arguments(), seed=trial.seed + 1, checkpoint=checkpoint):
         kept = [row for row in kept if row["epoch"] < epoch.number]
         kept.append(_row(trial, model, dataset, "finetune", epoch.number, epoch.diverged) | {"steps": epoch.steps})
-        _write(log, "".join(json.dumps(row) + "\n" for row in kept))
+        write(log, "".join(json.dumps(row) + "\n" for row in kept))
     return rows + kept
 
 
@@ -400,42 +399,6 @@ def _row(trial: Trial, model: nn.Module, dataset: data.Data, phase: str, epoch: 
     return row | {"parameters": sum(p.numel() for p in model.parameters())}
 
 
-def check_writable(folder: Path) -> None:
-    """Raise an OSError that names `folder` unless files can be written there."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".writable-{os.getpid()}"
-        probe.write_text("")
-        probe.unlink()
-    except OSError as error:
-        raise OSError(
-            f"cannot write to the output folder {folder} ({error.strerror}). Name another one, e.g. --runs runs."
-        ) from error
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
-
-
-def software() -> dict[str, str]:
-    """Return the commit of the source tree (with + where it was changed since) and the versions that matter."""
-    here = Path(__file__).parent
-
-    def git(*words: str) -> str:
-        try:
-            done = subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True, timeout=20)
-        except (OSError, subprocess.SubprocessError):
-            return ""
-        return done.stdout.strip()
-
-    commit = git("rev-parse", "--short=12", "HEAD") or "unknown"
-    changed = "+" if git("status", "--porcelain", "--untracked-files=no", "--", str(here)) else ""
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "numpy", "torch-pruning", "isometry")}
-    return {"commit": commit + changed, "python": platform.python_version(), **versions}
-
-
 def provenance(trials: Sequence[Trial], folder: str | os.PathLike[str]) -> dict[str, Any]:
     """Return where the numbers of `run` came from: commits, versions, seeds, seconds of computing, settings."""
     parts = {part.name: part for trial in trials for part in _parts(trial)}
@@ -450,17 +413,3 @@ def provenance(trials: Sequence[Trial], folder: str | os.PathLike[str]) -> dict[
         "machine": f"{platform.machine()}, {platform.system()}",
         "settings": {part.name: part.settings for part in last},
     }
-
-
-def markdown(table: pd.DataFrame) -> str:
-    """Return a table as GitHub markdown, one row a line."""
-    lines = [list(map(str, table.columns)), ["---"] * table.shape[1], *table.astype(str).to_numpy().tolist()]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def write_table(table: pd.DataFrame, origin: dict[str, Any], stem: str | os.PathLike[str]) -> None:
-    """Write `<stem>.csv` and `<stem>.json` atomically: the numbers and where they came from."""
-    stem = Path(stem)
-    check_writable(stem.parent)
-    _write(stem.with_name(stem.name + ".csv"), table.to_csv(index=False, float_format="%.6g"))
-    _write(stem.with_name(stem.name + ".json"), json.dumps(origin, indent=1) + "\n")

@@ -11,7 +11,7 @@ FLOORS = {
     "oracle": 3, "pruners": 3, "regularisers": 3, "layers": 3,
     "jacobian": 2, "folding": 2, "training": 2, "surgery": 2, "inputs": 2, "report": 2, "allocation": 2,
     "networks": 1, "view": 1, "recipe": 1, "evaluation": 1,
-    "spectra": 0, "data": 0,
+    "spectra": 0, "data": 0, "tables": 0,
 }  # fmt: skip
 
 

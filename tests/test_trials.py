@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 
 from isometry import L1, TPP, Recipe, trials
-from isometry.trials import Trial, markdown, provenance, run, write_table
+from isometry.tables import markdown, write_table
+from isometry.trials import Trial, provenance, run
 
 OPTIONS = {"input_shape": (1, 8, 8), "widths": (20, 20, 20)}
 

@@ -245,26 +245,9 @@ def prune(
             which nothing can be pruned, and whatever the trace refuses (tied weights, masks, parametrisations).
         DivergedError: the pruner's training left the finite numbers.
     """
-    if not isinstance(pruner, Pruner):
-        raise TypeError(f"prune() got {pruner!r} as pruner; it takes a Pruner, e.g. prune(model, isometry.L1(), 0.8).")
-    if (ratio is None) == (flops is None) or (flops is not None and not 0 < flops < 1) or round_to < 1:
-        raise ValueError(
-            f"prune() got ratio={ratio}, flops={flops}, round_to={round_to}; it takes either a ratio in [0, 1) or a fraction "
-            "of FLOPs removed in (0, 1), and a positive round_to, e.g. prune(model, isometry.L1(), flops=0.5)."
-        )
     held = data if data is None or isinstance(data, Data) else Split(*data)
     split = held.train if isinstance(held, Data) else held
-    if pruner.trains and split is None:
-        name = type(pruner).__name__
-        raise ValueError(
-            f"{name} trains before it removes and got no data. Pass some, e.g. "
-            f"prune(model, isometry.{name}(), 0.8, data=isometry.data.load('digits'))."
-        )
-    if inputs is not None and not isinstance(inputs, Tensor):
-        raise TypeError(
-            f"prune() got inputs of type {type(inputs).__name__}; it takes one tensor [B, ...], e.g. torch.randn(2, 3, 32, 32). "
-            "Wrap a network of several inputs in a module that takes one."
-        )
+    _check_arguments(pruner, ratio, flops, round_to, split, inputs)
     refuse(model)
     work = copy.deepcopy(model)
     if inputs is None:
@@ -319,6 +302,29 @@ def prune(
     mixed = tuple(sorted({name for family, units in chosen if units for name in family.mixes}))
     history = pd.DataFrame(run.records)
     return Pruned(pruned, plan, history, size(model, inputs), size(pruned, inputs), alone, mixed)
+
+
+def _check_arguments(
+    pruner: object, ratio: object, flops: float | None, round_to: int, split: Split | None, inputs: object
+) -> None:
+    if not isinstance(pruner, Pruner):
+        raise TypeError(f"prune() got {pruner!r} as pruner; it takes a Pruner, e.g. prune(model, isometry.L1(), 0.8).")
+    if (ratio is None) == (flops is None) or (flops is not None and not 0 < flops < 1) or round_to < 1:
+        raise ValueError(
+            f"prune() got ratio={ratio}, flops={flops}, round_to={round_to}; it takes either a ratio in [0, 1) or a fraction "
+            "of FLOPs removed in (0, 1), and a positive round_to, e.g. prune(model, isometry.L1(), flops=0.5)."
+        )
+    if pruner.trains and split is None:
+        name = type(pruner).__name__
+        raise ValueError(
+            f"{name} trains before it removes and got no data. Pass some, e.g. "
+            f"prune(model, isometry.{name}(), 0.8, data=isometry.data.load('digits'))."
+        )
+    if inputs is not None and not isinstance(inputs, Tensor):
+        raise TypeError(
+            f"prune() got inputs of type {type(inputs).__name__}; it takes one tensor [B, ...], e.g. torch.randn(2, 3, 32, 32). "
+            "Wrap a network of several inputs in a module that takes one."
+        )
 
 
 def _lighter(model: nn.Module, flops: float, inputs: Tensor, choose: Callable[[float], Chosen]) -> Chosen:

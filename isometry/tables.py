@@ -1,0 +1,66 @@
+"""Tables and files of results: written atomically, with where they came from."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+__all__ = ["check_writable", "markdown", "software", "write", "write_table"]
+
+
+def check_writable(folder: Path) -> None:
+    """Raise an OSError that names `folder` unless files can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".writable-{os.getpid()}"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise OSError(
+            f"cannot write to the output folder {folder} ({error.strerror}). Name another one, e.g. --runs runs."
+        ) from error
+
+
+def write(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def software() -> dict[str, str]:
+    """Return the commit of the source tree (with + where it was changed since) and the versions that matter."""
+    here = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        try:
+            done = subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True, timeout=20)
+        except (OSError, subprocess.SubprocessError):
+            return ""
+        return done.stdout.strip()
+
+    commit = git("rev-parse", "--short=12", "HEAD") or "unknown"
+    changed = "+" if git("status", "--porcelain", "--untracked-files=no", "--", str(here)) else ""
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "numpy", "torch-pruning", "isometry")}
+    return {"commit": commit + changed, "python": platform.python_version(), **versions}
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """Return a table as GitHub markdown, one row a line."""
+    lines = [list(map(str, table.columns)), ["---"] * table.shape[1], *table.astype(str).to_numpy().tolist()]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def write_table(table: pd.DataFrame, origin: dict[str, Any], stem: str | os.PathLike[str]) -> None:
+    """Write `<stem>.csv` and `<stem>.json` atomically: the numbers and where they came from."""
+    stem = Path(stem)
+    check_writable(stem.parent)
+    write(stem.with_name(stem.name + ".csv"), table.to_csv(index=False, float_format="%.6g"))
+    write(stem.with_name(stem.name + ".json"), json.dumps(origin, indent=1) + "\n")
