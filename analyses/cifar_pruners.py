@@ -184,40 +184,42 @@ def named(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the results a method and ratio, mean and standard deviation over seeds as text, with the published rows."""
+    """Return the results a network, method and ratio, mean and standard deviation over seeds as text; published rows too."""
     table = table[table["phase"] != "cost"]
     rows = named(table)
-    dense = table[table["phase"] == "dense"].iloc[0]
-    lines: list[dict[str, Any]] = [
-        {"ratio": "", "network": "dense", **_jsvs(table[table["phase"] == "dense"].head(1)),
-         "just pruned, %": f"{100 * dense['accuracy']:.2f}", "protocol": "as given"}
-    ]  # fmt: skip
-    for (ratio, method), group in rows.groupby(["ratio", "method"], sort=False):
-        start = group[group["epoch"] == 0]
-        last = group[group["epoch"] == group["epoch"].max()]
-        lines.append(
-            {"ratio": f"{ratio:g}", "network": method, "realised": f"{start['realised_ratio'].mean():.2f}",
-             "parameters, k": f"{start['parameters'].mean() / 1e3:.0f}", **_jsvs(start),
-             "just pruned, %": _spread(100 * start["accuracy"], 2), "fine-tuned, %": _spread(100 * last["accuracy"], 2),
-             "protocol": _protocol(group, int(rows["spent"].max()))}
-        )  # fmt: skip
-        for paper, at, name, value, deviation in PUBLISHED:
-            if at == ratio and name == method:
-                spread = f"{value:.2f}" + (f" ± {deviation:.2f}" if deviation is not None else "")
-                lines.append(
-                    {
-                        "ratio": f"{ratio:g}",
-                        "network": method,
-                        "fine-tuned, %": spread,
-                        "protocol": f"published, {paper}",
-                    }
-                )
-    return pd.DataFrame(lines).fillna("")
+    lines: list[dict[str, Any]] = []
+    for network, part in rows.groupby("network", sort=False):
+        dense = table[(table["phase"] == "dense") & (table["network"] == network)].head(1)
+        cell = {"network": str(network), "method": "dense", **_jsvs(dense), "just pruned, %": _percent(dense)}
+        lines.append({**cell, "protocol": "given weights"})
+        for (ratio, method), group in part.groupby(["ratio", "method"], sort=False):
+            start, tuned = group[group["epoch"] == 0], group[group["phase"] == "finetune"]
+            cell = {"ratio": f"{ratio:g}", "network": str(network), "method": str(method),
+                    "realised": f"{start['realised_ratio'].mean():.2f}",
+                    "parameters, k": f"{start['parameters'].mean() / 1e3:.0f}", **_jsvs(start),
+                    "just pruned, %": _percent(start), "protocol": _protocol(group)}  # fmt: skip
+            if len(tuned):
+                cell["fine-tuned, %"] = _percent(tuned[tuned["epoch"] == tuned["epoch"].max()])
+            lines.append(cell)
+            for paper, at, name, value, deviation in PUBLISHED:
+                if at == ratio and name == method and network == "resnet-56":
+                    spread = f"{value:.2f}" + (f" ± {deviation:.2f}" if deviation is not None else "")
+                    told = {"fine-tuned, %": spread, "protocol": f"published, {paper}"}
+                    lines.append({"ratio": f"{ratio:g}", "network": str(network), "method": str(method), **told})
+    columns = ["network", "ratio", "method", "realised", "parameters, k", "mean JSV", "std", "condition number",
+               "just pruned, %", "fine-tuned, %", "protocol"]  # fmt: skip
+    return pd.DataFrame(lines).reindex(columns=columns).fillna("")
 
 
-def _protocol(rows: pd.DataFrame, steps: int) -> str:
+def _percent(rows: pd.DataFrame) -> str:
+    return _spread(100 * rows["accuracy"], 2)
+
+
+def _protocol(rows: pd.DataFrame) -> str:
     seeds, lost = rows["seed"].nunique(), rows.loc[rows["diverged"], "seed"].nunique()
-    return f"{steps} steps, {seeds} seed{'s' * (seeds > 1)}" + (f", {lost} diverged" if lost else "")
+    steps = int(rows["spent"].max()) if rows["steps"].notna().any() else 0
+    told = f"{steps} steps" if steps else "not fine-tuned"
+    return f"{told}, {seeds} seed{'s' * (seeds > 1)}" + (f", {lost} diverged" if lost else "")
 
 
 def _jsvs(rows: pd.DataFrame) -> dict[str, str]:
@@ -250,9 +252,15 @@ def readme(table: pd.DataFrame) -> str:
     return f"{text}\n\n{markdown(shown)}"
 
 
+def tuned_only(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of the network that is fine-tuned."""
+    rows = named(table)
+    return rows[rows["network"] == rows.loc[rows["phase"] == "finetune", "network"].iloc[0]]
+
+
 def draw(table: pd.DataFrame, path: Path) -> None:
     """Draw accuracy against steps spent a ratio, JSVs just after pruning, and what these tell of the final accuracy."""
-    rows = named(table)
+    rows = tuned_only(table)
     ratios = sorted(rows["ratio"].unique())
     figure, axes = plt.subplots(2, len(ratios), figsize=(5.2 * len(ratios), 9), layout="constrained", squeeze=False)
     for ax, below, ratio in zip(axes[0], axes[1], ratios, strict=True):
@@ -285,18 +293,18 @@ def draw(table: pd.DataFrame, path: Path) -> None:
 
 def sentence(table: pd.DataFrame) -> str:
     """Return what the figure shows, from its numbers."""
-    table = table[table["phase"] != "cost"]
-    rows = named(table)
-    ratio = rows["ratio"].max()
+    rows = tuned_only(table)
+    ratios = sorted(rows["ratio"].unique())
+    ratio = ratios[len(ratios) // 2]
     part = rows[rows["ratio"] == ratio]
     last = (
         part[part["epoch"] == part["epoch"].max()].groupby("method")["accuracy"].mean().sort_values(ascending=False)
         * 100
     )
-    told = ", ".join(f"{name} {value:.1f} %" for name, value in last.items())
+    told = ", ".join(f"{name} {value:.1f}" for name, value in last.items())
     return (
-        f"{table['network'].iloc[0]} on {table['dataset'].iloc[0]}, {int(rows['spent'].max())} training steps for every method; "
-        f"at ratio {ratio:g}: {told}\nmean over seeds; bars: one standard deviation"
+        f"{rows['network'].iloc[0]} on {rows['dataset'].iloc[0]}, {int(rows['spent'].max())} training steps for every method "
+        f"(mean over {rows['seed'].nunique()} seeds, bars: one standard deviation)\nfine-tuned accuracy at ratio {ratio:g}, %: {told}"
     )
 
 
