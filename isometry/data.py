@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["CropFlip", "Data", "Split", "load", "names"]
+__all__ = ["IMAGENET", "CropFlip", "Data", "Split", "load", "names"]
 
 
 class Split(NamedTuple):

@@ -25,20 +25,20 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, data: Split | tuple[Tensor, Tensor], batch_size: int = 500, *, autocast: bool = False
+    model: nn.Module, data: Data | Split | tuple[Tensor, Tensor], batch_size: int = 500, *, autocast: bool = False
 ) -> Evaluation:
     """Return loss and accuracy of `model` on a split, in eval mode; every module's own mode is restored.
 
     Args:
         model: returns logits [B, K].
-        data: inputs [N, ...] and targets [N].
+        data: a `Split`, (inputs [N, ...], targets [N]), or a `Data`, of which the test part is used.
         batch_size: samples a forward pass; it changes memory, not the result.
         autocast: run the network in bfloat16 where torch holds that to be safe.
 
     Raises:
         ValueError: the split is empty.
     """
-    split = Split(*data)
+    split = data.test if isinstance(data, Data) else Split(*data)
     if not len(split.inputs):
         raise ValueError("evaluate() got an empty split; it takes one with samples, e.g. evaluate(model, data.test).")
     modes = {module: module.training for module in model.modules()}

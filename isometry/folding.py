@@ -15,7 +15,7 @@ from isometry.view import Batch, View
 __all__ = ["folded"]
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_TOLERANCE = 1e-4
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 
 
 def folded(view: View, batch: Batch, keep: frozenset[str] = frozenset()) -> View | None:
@@ -56,8 +56,20 @@ def folded(view: View, batch: Batch, keep: frozenset[str] = frozenset()) -> View
             found = copied.function(batch)(copied.leaf(batch))
         except RuntimeError:
             return None
-    scale = expected.abs().max()
-    return copied if bool((found - expected).abs().max() <= _TOLERANCE * scale) else None
+    allowed = _TOLERANCE.get(expected.dtype, 1e-2)
+    pairs_of = [(found, expected), (_gradient(copied, batch), _gradient(view, batch))]
+    return copied if all(bool((a - b).abs().max() <= allowed * b.abs().max()) for a, b in pairs_of) else None
+
+
+def _gradient(view: View, batch: Batch) -> Tensor:
+    """Return the input gradient of a random combination of outputs."""
+    with torch.enable_grad():
+        leaf = view.leaf(batch).requires_grad_(True)
+        outputs = view.function(batch)(leaf.clone())
+        if not outputs.requires_grad:
+            return torch.zeros_like(leaf)
+        signs = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(0)).to(outputs.detach())
+        return torch.autograd.grad(outputs, leaf, signs, materialize_grads=True)[0]
 
 
 _FOLDABLE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, *BOUNDED)
@@ -67,7 +79,14 @@ def _pairs(view: View, batch: Batch) -> tuple[list[tuple[str, str]], Tensor]:
     """Return the (layer, BatchNorm) names to fold, and the model's outputs."""
     pairs, outputs = followed(view.model, lambda: view.function(batch)(view.leaf(batch)))
     kinds = [(pair, type(view.model.get_submodule(pair[1]))) for pair in pairs]
-    return [pair for pair, kind in kinds if kind in _FOLDABLE and view.at not in pair], outputs
+    plain_weight = {pair for pair in pairs if _own_weight(view.model.get_submodule(pair[0]))}
+    chosen = [pair for pair, kind in kinds if kind in _FOLDABLE and view.at not in pair and pair in plain_weight]
+    return chosen, outputs
+
+
+def _own_weight(layer: nn.Module) -> bool:
+    """Whether a layer's weight is its own parameter, not computed from others before every forward pass."""
+    return isinstance(layer._parameters.get("weight"), nn.Parameter) and not layer._forward_pre_hooks
 
 
 def _channels_last(model: nn.Module) -> None:

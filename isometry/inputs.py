@@ -94,12 +94,18 @@ def _blocks(x: Tensor) -> Iterator[Tensor]:
 
 
 def _is_pair(inputs: Any) -> bool:
-    return (
-        isinstance(inputs, tuple)
-        and len(inputs) == 2
-        and all(isinstance(part, Tensor) for part in inputs)
-        and not inputs[1].is_floating_point()
-    )
+    """Whether `inputs` is (x, y), or [x, y] as loaders give it: as many targets as inputs, and of another kind."""
+    if not (isinstance(inputs, tuple | list) and len(inputs) == 2 and all(isinstance(part, Tensor) for part in inputs)):
+        return False
+    x, y = inputs
+    if not x.ndim or not y.ndim or len(x) != len(y):
+        return False
+    if x.shape == y.shape and x.is_floating_point() and y.is_floating_point() and isinstance(inputs, tuple):
+        raise ValueError(
+            f"measure() got a tuple of two tensors of one shape {tuple(x.shape)}: (x, y), or two batches? Pass x alone, "
+            "measure(model, x), or a list of batches, measure(model, [a, b])."
+        )
+    return not y.is_floating_point() or y.ndim < x.ndim or (isinstance(inputs, tuple) and y.shape != x.shape)
 
 
 def _holds_tensors(inputs: Any) -> bool:

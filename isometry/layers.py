@@ -23,6 +23,7 @@ from isometry.spectra import (
     probes,
     singular_values,
 )
+from isometry.view import spared
 
 __all__ = ["Taps", "chosen_layers"]
 
@@ -85,12 +86,13 @@ class Taps:
         """Hook the layers so that a forward pass leaves their outputs in `caught`; return the hooks' handles."""
 
         def hook(name: str) -> Any:
-            def record(module: nn.Module, args: tuple[Any, ...], result: Any) -> None:
+            def record(module: nn.Module, args: tuple[Any, ...], result: Any) -> Any:
                 first = result[0] if isinstance(result, tuple) else result
                 if isinstance(first, Tensor) and first.requires_grad:
                     caught[name] = first  # of a module that runs several times, the last run
                     size = tuple(args[0].shape[2:]) if args and isinstance(args[0], Tensor) else ()
                     self.sizes[name] = (first[0].numel(), size)
+                return spared(result)
 
             return record
 
@@ -109,7 +111,7 @@ class Taps:
         in `operator`: "exact", "krylov" (the mean is the middle of a bracket, min and max are bounds) or "".
         """
         rows = []
-        for name in self.sizes:
+        for name in self.spectra:
             spectrum = Spectrum.pool(self.spectra[name])
             means = spectrum.sample_means
             module = model.get_submodule(name)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from isometry.data import Data
 from isometry.inputs import gather
 from isometry.jacobian import explained
 from isometry.networks import example_inputs
@@ -61,7 +62,7 @@ def measure(
             its `logits`.
         at: name of a module; the Jacobian then starts at its output (an embedding, for token ids).
         wrt: key or index of the differentiated input of a model with several; batches are then tuples or dicts of all
-            of them.
+            of them. A tensor as long as the batch is taken to hold an entry a sample, any other to be the same for all.
         dtype: precision of the computation; None is the model's own, float32 for half-precision models.
         seed: of drawn inputs, of the order in which part of the samples is taken, and of probes.
         progress: False silences the progress bar, None shows it on work of some seconds.
@@ -98,6 +99,11 @@ def measure(
 
 
 def _check_arguments(method: str, rtol: float | None, budget: int | None, layers: Any) -> None:
+    if torch.is_inference_mode_enabled():
+        raise ValueError(
+            "measure() was called in torch.inference_mode(), in which nothing can be differentiated. Call it outside; "
+            "torch.no_grad() is fine."
+        )
     if method not in _METHODS:
         raise ValueError(
             f"measure() got method={method!r}; it knows {', '.join(map(repr, _METHODS))}, e.g. method='auto'."
@@ -106,7 +112,7 @@ def _check_arguments(method: str, rtol: float | None, budget: int | None, layers
         raise ValueError(
             f"measure() got rtol={rtol}; it is the half-width of the interval over the mean, e.g. rtol=0.05."
         )
-    if budget is not None and budget < 1:
+    if budget is not None and (not isinstance(budget, int) or budget < 1):
         raise ValueError(f"measure() got budget={budget}; it is a number of products, e.g. budget=10_000.")
     if layers is not False and method == "krylov":
         raise ValueError(
@@ -128,7 +134,8 @@ def compare(
         options: further arguments of `measure`, the same for all networks.
 
     Returns:
-        A table with a row a network: the statistics of its report, and `difference` from the first network's mean JSV
+        A table with a row a network: the statistics of its report (of a krylov one, `max_jsv`, `min_jsv` and
+        `condition_number` are the bounds that the report prints with their signs), and `difference` from the first network's mean JSV
         with `difference_low`, `difference_high`, the 95 % interval of the paired differences sample by sample.
 
     Raises:
@@ -140,24 +147,30 @@ def compare(
         )
     if inputs is None:
         inputs = example_inputs(next(iter(networks.values())), 64, seed=seed)
-    elif hasattr(inputs, "__next__") or isinstance(inputs, torch.utils.data.DataLoader):
+    elif isinstance(inputs, Iterable) and not isinstance(inputs, Tensor | Data | Mapping | tuple | list):
         inputs = list(inputs)  # read once: a shuffling loader would give every network other inputs
     everything = dict(networks)
     if oracle:
         for name, model in networks.items():
             kind, repaired = _repaired(model)
             everything[f"{name} + {kind}"] = repaired
-    rows, reference = [], None
+    rows: list[dict[str, Any]] = []
+    reference: tuple[Tensor, Tensor, Tensor] | None = None
     for name, model in everything.items():
         report = measure(model, inputs, seed=seed, **options)
         means = report.sample_means
-        reference = means if reference is None else reference
-        if len(means) != len(reference):
+        ends = (report.brackets.lower, report.brackets.upper) if report.brackets is not None else (means, means)
+        reference = (means, *ends) if reference is None else reference
+        first, low_first, high_first = reference
+        if len(means) != len(first):
             raise ValueError(
-                f"compare() got {len(means)} samples for {name} and {len(reference)} for {next(iter(everything))}: with "
+                f"compare() got {len(means)} samples for {name} and {len(first)} for {next(iter(everything))}: with "
                 "rtol= or budget= networks stop at different samples, which cannot be paired. Leave them out."
             )
-        gap = mean_with_error(means - reference)
+        if means is first:  # with itself
+            gap = mean_with_error(means - first)
+        else:
+            gap = mean_with_error(means - first, ends[0] - high_first, ends[1] - low_first)
         low, high = gap.interval
         rows.append(
             {

@@ -75,6 +75,10 @@ def spectrum(
     """
     ax = _axes(ax)
     given = {"network": x} if isinstance(x, Report | Spectrum) else dict(x)
+    if not given:
+        raise ValueError(
+            "plots.spectrum() got no spectra; it takes at least one, e.g. spectrum(isometry.measure(model))."
+        )
     reports = {name: r.spectrum if isinstance(r, Report) else r for name, r in given.items()}
     values = np.concatenate([r.values[r.weights > 0].numpy() for r in reports.values()])
     top = max(float(values.max()), 1.0) * 1.05
@@ -286,5 +290,6 @@ def _require(table: Any, verb: str, *columns: str) -> None:
         found = ", ".join(map(str, getattr(table, "columns", []))) or type(table).__name__
         raise ValueError(
             f"plots.{verb}() got a table with {len(table)} rows and the columns {found}; it takes a DataFrame with rows "
-            f"and the columns {', '.join(columns)}, e.g. the one that isometry.trials.run returns."
+            f"and the columns {', '.join(columns)}, e.g. the one that "
+            f"{'isometry.compare' if verb == 'comparison' else 'isometry.trials.run'} returns."
         )

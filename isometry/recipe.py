@@ -21,6 +21,13 @@ class Steps:
     milestones: tuple[float, ...] = (1 / 3, 2 / 3)
     factor: float = 0.1
 
+    def __post_init__(self) -> None:
+        if not all(0 <= share <= 1 for share in self.milestones):
+            raise ValueError(
+                f"Steps() got milestones={self.milestones}; they are shares of the epochs in [0, 1], e.g. of 90 epochs the "
+                "30th and the 60th: Steps((1 / 3, 2 / 3))."
+            )
+
     def __call__(self, epoch: int, epochs: int) -> float:
         """Return the multiplier of the initial rate in `epoch` (from 1) of `epochs`."""
         return self.factor ** sum(epoch > max(1, round(share * epochs)) for share in self.milestones)
@@ -31,6 +38,12 @@ class Cosine:
     """Cosine schedule: from the initial rate down to `end` times it over the epochs."""
 
     end: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.end <= 1:
+            raise ValueError(
+                f"Cosine() got end={self.end}; it is a share of the initial rate in [0, 1], e.g. Cosine(0.01)."
+            )
 
     def __call__(self, epoch: int, epochs: int) -> float:
         """Return the multiplier of the initial rate in `epoch` (from 1) of `epochs`."""
@@ -54,7 +67,7 @@ class Regulariser:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train: the numbers of `train`, in one value that a table or a file can hold."""
+    """How to train: the arguments of `isometry.train` of the same names, in one value that a file can hold."""
 
     lr: float
     epochs: int

@@ -54,6 +54,9 @@ class KernOrth(Regulariser):
 
     weight: float = 0.1
 
+    def __post_init__(self) -> None:
+        _check_weight(self)
+
     def loss(self, model: nn.Module) -> Tensor:
         """Return the penalty, a scalar."""
         return self.weight * torch.stack([kernel_orthogonality(layer.weight) for layer in _layers(model)]).sum()
@@ -72,6 +75,9 @@ class OrthConv(Regulariser):
 
     weight: float = 0.1
 
+    def __post_init__(self) -> None:
+        _check_weight(self)
+
     def loss(self, model: nn.Module) -> Tensor:
         """Return the penalty, a scalar."""
         terms = []
@@ -81,6 +87,12 @@ class OrthConv(Regulariser):
             else:
                 terms.append(kernel_orthogonality(layer.weight))
         return self.weight * torch.stack(terms).sum()
+
+
+def _check_weight(regulariser: KernOrth | OrthConv) -> None:
+    if not regulariser.weight >= 0:
+        name = type(regulariser).__name__
+        raise ValueError(f"{name}() got weight={regulariser.weight}; it takes a number from 0 on, e.g. {name}(0.1).")
 
 
 def _layers(model: nn.Module) -> list[Any]:

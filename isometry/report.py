@@ -154,7 +154,10 @@ class Report:
         }
 
     def to_frame(self) -> pd.DataFrame:
-        """Return the statistics as a table of one row, ready for `pandas.concat`."""
+        """Return the statistics as a table of one row, ready for `pandas.concat`.
+
+        Bounds are plain numbers there: of a "krylov" report the largest is a lower, the smallest an upper bound.
+        """
         return pd.DataFrame([self.statistics()])
 
     def to_dict(self) -> dict[str, Any]:

@@ -53,8 +53,10 @@ class Survey:
     residual: float = 0.0
     forwards: int = 0
     products: int = 0
+    pilot: list[Any] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     last: Any = None
+    rows: int = 0
     columns: int = 0
     narrow: int = 0
     limit: int = 2**20
@@ -124,8 +126,8 @@ class Survey:
         if self.fast is not None:
             self.notes.append("on an equivalent copy: BatchNorm folded where possible, channels last")
         leaf = self.view.leaf(pair)
-        self.columns = leaf[0].numel()
-        self.rank = min(outputs[0].numel(), self.columns)
+        self.rows, self.columns = outputs[0].numel(), leaf[0].numel()
+        self.rank = min(self.rows, self.columns)
         if self.rank > 16 and self.layers is False and self.view.at is None:
             self.cut = self._narrow_cut(pair)
         self._choose()
@@ -150,6 +152,12 @@ class Survey:
     def _refused(self, batch: Any, error: BaseException) -> Exception:
         if out_of_memory(error):
             return RuntimeError(f"measure() ran out of memory at two samples: {error}")
+        like = next((p.dtype for p in self.view.model.parameters() if p.is_floating_point()), None)
+        if isinstance(batch, Tensor) and batch.is_floating_point() and like not in (None, batch.dtype):
+            return ValueError(
+                f"measure() got inputs of dtype {batch.dtype} for a model in {like} ({error}). Convert one of them, e.g. "
+                f"measure(model, inputs.to({like}))."
+            )
         told = (
             f"inputs of shape {tuple(batch.shape)}, dtype {batch.dtype}"
             if isinstance(batch, Tensor)
@@ -207,6 +215,8 @@ class Survey:
 
     def _price(self) -> int:
         """Return the products that one sample costs exactly."""
+        if self.taps is not None:
+            return self.rows
         return self.rank if self.cut is None else self.narrow
 
     def _at_once(self) -> int:
@@ -238,8 +248,7 @@ class Survey:
                     self._exactly(part)
                 else:
                     self._by_krylov(part, generator)
-                # A pilot after which everything is to be exact is forgotten, its samples are taken again.
-                return count if self.spectra else 0
+                return count
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error) or count == 1:
                     raise
@@ -256,7 +265,7 @@ class Survey:
                 spectrum, used = self._through_cut(view, part, leaf)
             else:
                 jacobian = Jacobian(view.function(part), leaf)
-                if caught:
+                if caught and jacobian.outputs.requires_grad:
                     assert self.taps is not None
                     spectrum = _with_taps(jacobian, caught, self.taps)
                 else:
@@ -298,6 +307,7 @@ class Survey:
         self._account(len(leaf), [jacobian])
         guided = self.rtol is not None or self.budget is not None
         if guided and (self.plan is None or not self.plan.decided):
+            self.pilot.append(part)
             self._decide(run.products)
 
     def _decide(self, products: int) -> None:
@@ -321,8 +331,18 @@ class Survey:
         if self.plan.method == "exact":
             self.method = "exact"
             self.spectra, self.brackets, self.residual = [], [], 0.0
+            self._again()
         else:
             self.method = "krylov"
+
+    def _again(self) -> None:
+        """Measure the pilot's samples exactly, as many as the budget allows."""
+        for part in self.pilot:
+            count, place = width(part, self.view.wrt), 0
+            while place < count and not (self.spectra and self._enough()):
+                stop = min(place + self._at_once(), count)
+                self._exactly(take(part, place, stop, count))
+                place = stop
 
     def _account(self, samples: int, used: list[Jacobian]) -> None:
         self.forwards += samples * len(used)

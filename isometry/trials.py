@@ -125,8 +125,13 @@ def run(
         `parameters`.
 
     Raises:
+        ValueError: no trials.
         OSError: the folder cannot be written.
     """
+    if not trials:
+        raise ValueError(
+            "run() got no trials; it takes at least one, e.g. run([Trial('digits', 'mlp-7-linear', Recipe(0.01, 9))], 'runs')."
+        )
     folder = Path(folder)
     check_writable(folder)
     waves: list[dict[str, _Part]] = [{}, {}, {}, {}]

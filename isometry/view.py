@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["View", "frozen", "unwrapped"]
+__all__ = ["View", "frozen", "spared", "unwrapped"]
 
 Batch = Tensor | tuple | list | Mapping
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
@@ -27,6 +27,7 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
     modes = {module: module.training for module in model.modules()}
     flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
     buffers = {buffer: (buffer._version, buffer.clone()) for buffer in model.buffers()}
+    bound = {module: dict(module._buffers) for module in model.modules()}
     devices = {p.device for p in (*flags, *buffers) if p.device.type == "cuda"}
     try:
         with torch.random.fork_rng(devices=list(devices)):
@@ -39,6 +40,8 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
             parameter.requires_grad_(flag)
         for module, mode in modes.items():
             module.training = mode
+        for module, held in bound.items():
+            module._buffers.update(held)
         with torch.no_grad():
             for buffer, (version, value) in buffers.items():
                 if buffer._version != version:
@@ -104,14 +107,14 @@ class View:
         return View(model, output=self.output, at=self.at, wrt=self.wrt)
 
     def leaf(self, batch: Batch) -> Tensor:
-        """Return the tensor that is differentiated, detached: [B, ...]."""
+        """Return a copy of the tensor that is differentiated, detached: [B, ...]."""
         if self.at is None:
-            return (batch if self.wrt is None else batch[self.wrt]).detach()  # type: ignore[index, union-attr]
+            return (batch if self.wrt is None else batch[self.wrt]).detach().clone()  # type: ignore[index, union-attr]
         caught: list[Tensor] = []
         module = self.model.get_submodule(self.at)
 
         def catch(_: nn.Module, args: object, result: Any) -> None:
-            caught.append(_first_tensor(result).detach())
+            caught.append(_first_tensor(result).detach().clone())  # what follows may change it in place
 
         with torch.no_grad(), _hooked(module.register_forward_hook(catch)):
             self._call(batch)
@@ -143,8 +146,9 @@ class View:
         def run(leaf: Tensor) -> Tensor:
             caught: list[Tensor] = []
 
-            def catch(_: nn.Module, args: object, result: Any) -> None:
+            def catch(_: nn.Module, args: object, result: Any) -> Any:
                 caught.append(_first_tensor(result))
+                return spared(result)
 
             with _hooked(self.model.get_submodule(name).register_forward_hook(catch)):
                 self.function(batch)(leaf)
@@ -162,9 +166,12 @@ class View:
         return tuple(parts)
 
     def _call(self, batch: Batch) -> Any:
+        # Copies: a network may change its inputs in place.
         if isinstance(batch, Tensor):
-            return self.model(batch)
-        return self.model(**batch) if isinstance(batch, Mapping) else self.model(*batch)
+            return self.model(batch.clone())
+        if isinstance(batch, Mapping):
+            return self.model(**{key: _copied(part) for key, part in batch.items()})
+        return self.model(*map(_copied, batch))
 
     def _select(self, result: Any, count: int) -> Tensor:
         chosen = result
@@ -172,9 +179,8 @@ class View:
             chosen = self.output(result)
         elif self.output is not None:
             try:
-                chosen = (
-                    result[self.output] if not hasattr(result, str(self.output)) else getattr(result, str(self.output))
-                )
+                attribute = not isinstance(result, Mapping) and hasattr(result, str(self.output))
+                chosen = getattr(result, str(self.output)) if attribute else result[self.output]
             except (KeyError, IndexError, TypeError) as error:
                 raise ValueError(
                     f"measure() got output={self.output!r}, but the model returns {_told(result)}; it takes one of these, "
@@ -244,13 +250,26 @@ class View:
         if not outputs.requires_grad:
             self._refuse_cut(function, value, again)
             return
-        if _leaks(outputs, leaf, 0) or _leaks(outputs, leaf, 1):
+        if _leaks(outputs, leaf, 0) or _leaks(outputs, leaf, 1) or self._couples(batch, value, again):
             raise ValueError(
                 f"measure() found that {self._culprit(batch, _shifted(batch))} mixes the samples of a batch, so "
                 "there is no per-sample Jacobian. Make it independent of the batch (running statistics for a BatchNorm, "
                 "batch_first=True for a recurrent or attention layer) or measure one sample at a time: "
                 f"{call.replace('inputs', 'inputs[:1]')}."
             )
+
+    def _couples(self, batch: Batch, value: Tensor, outputs: Tensor) -> bool:
+        """Whether a sample's output is another one without the other sample, which need not show in a gradient."""
+        for sample in (0, 1):
+            try:
+                with torch.no_grad():
+                    alone = self.function(_alone(batch, sample))(value[sample : sample + 1].clone())[0]
+            except (RuntimeError, ValueError, IndexError):
+                return False  # it takes no single sample, so that there is nothing to compare
+            rounding = 2e-2 if outputs.dtype in (torch.float16, torch.bfloat16) else 1e-3
+            if bool((alone - outputs[sample]).abs().max() > rounding * outputs.abs().max()):
+                return True
+        return False
 
     def _refuse_cut(self, function: Callable[[Tensor], Tensor], value: Tensor, outputs: Tensor) -> None:
         """Tell a constant network, which is fine, from one whose output is computed outside autograd."""
@@ -324,6 +343,28 @@ def _leaks(outputs: Tensor, leaf: Tensor, sample: int) -> bool:
     except (RuntimeError, NotImplementedError):
         return False  # no reverse mode here: the ladder of routes deals with that
     return len(gradient) > 1 and bool((gradient[1 - sample].nan_to_num(0.0) != 0).any())
+
+
+def spared(result: Any) -> Any:
+    """Return a module's result with a copy of its first tensor in its place, for what follows to change."""
+    if isinstance(result, Tensor):
+        return result.clone()
+    if type(result) in (tuple, list) and result and isinstance(result[0], Tensor):
+        return type(result)((result[0].clone(), *result[1:]))
+    return result
+
+
+def _copied(part: Any) -> Any:
+    return part.clone() if isinstance(part, Tensor) else part
+
+
+def _alone(batch: Batch, sample: int) -> Batch:
+    def cut(x: Any) -> Any:
+        return x[sample : sample + 1] if isinstance(x, Tensor) and x.ndim and len(x) == 2 else x
+
+    if isinstance(batch, Tensor):
+        return cut(batch)
+    return {k: cut(v) for k, v in batch.items()} if isinstance(batch, Mapping) else tuple(map(cut, batch))
 
 
 def _swapped(batch: Batch) -> Batch:

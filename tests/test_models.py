@@ -1,16 +1,18 @@
 """Whatever module a user has: it is measured right, or refused by a message that names the module and the way out."""
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import batch_norm_net
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import prune as torch_prune
 
-from isometry import measure
+from isometry import compare, measure
 from isometry.report import Report
 
 
@@ -408,3 +410,126 @@ def test_an_interrupt_leaves_the_model_as_it_was() -> None:
     assert net.training
     assert all(p.requires_grad for p in net.parameters())
     assert not net.a._forward_hooks
+
+
+@pytest.mark.parametrize("kind", [nn.SiLU, nn.ELU, nn.LeakyReLU])
+def test_operations_in_place_behind_a_captured_module_change_nothing(kind: Any) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(5, 64, dtype=torch.float64)
+    first, last = nn.Linear(64, 32).double(), nn.Linear(32, 100).double()
+    plain = nn.Sequential(first, kind(), last)
+    hurried = nn.Sequential(first, kind(inplace=True), last)
+    expected = truth(plain, x)
+    report = measure(hurried, x, progress=False)
+    assert any("narrow cut" in note for note in report.notes)
+    torch.testing.assert_close(report.spectrum.values[:, :32], expected[:, :32], rtol=1e-9, atol=1e-12)
+    for at in ("0",):
+        a, b = (measure(net, x, at=at, progress=False).spectrum.values for net in (plain, hurried))
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+    one, other = (measure(net, x, layers=["0"], progress=False).layers for net in (plain, hurried))
+    assert one["mean_jsv"].tolist() == pytest.approx(other["mean_jsv"].tolist(), rel=1e-9)
+
+
+def test_a_network_that_changes_its_inputs_in_place_leaves_the_users_alone() -> None:
+    class Normalising(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(x.sub_(0.5).div_(0.25).square())
+
+    net = Normalising().double()
+    x = torch.randn(7, 6, dtype=torch.float64)
+    before = x.clone()
+    expected = truth(lambda s: net(s.clone()), x)
+    for method in ("exact", "krylov"):
+        report = measure(net, x, method=method, progress=False)
+        assert torch.equal(x, before)
+        assert report.mean_jsv == pytest.approx(float(expected.mean()), rel=0.2 if method == "krylov" else 1e-9)
+    table = compare({"a": net, "same": net}, x)
+    assert table["difference"].tolist() == [0, 0]
+
+
+def test_samples_that_meet_without_a_gradient_are_found() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(x / x.detach().abs().max())
+
+    with pytest.raises(ValueError, match="mixes the samples of a batch"):
+        measure(Scaled(), torch.randn(7, 6))
+    assert measure(Scaled(), torch.randn(1, 6)).mean_jsv > 0
+
+
+def test_masked_layers_in_front_of_a_batchnorm_are_not_folded() -> None:
+    torch.manual_seed(0)
+    net = batch_norm_net().double().eval()
+    torch.nn.utils.prune.l1_unstructured(net[0], "weight", 0.5)
+    x = torch.randn(4, 3, 8, 8, dtype=torch.float64)
+    found = measure(net, x, progress=False).spectrum.values
+    torch.testing.assert_close(found, truth(net, x), rtol=1e-8, atol=1e-12)
+
+
+def test_buffers_bound_anew_in_the_forward_pass_are_put_back() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(4, 2)
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls = self.calls + 1
+            return self.head(x)
+
+    net = Counting()
+    measure(net, torch.randn(3, 4))
+    assert float(net.calls) == 0
+
+
+def test_pairs_of_inputs_and_targets_are_told_from_batches() -> None:
+    net = nn.Linear(4, 2)
+    x = torch.randn(9, 4)
+    for given in ((x, torch.randn(9, 1)), [x, torch.zeros(9, dtype=torch.long)], (x, torch.randn(9))):
+        assert len(measure(net, given).spectrum) == 9
+    assert len(measure(net, [x, x + 1]).spectrum) == 18
+    with pytest.raises(ValueError, match=r"two tensors of one shape \(9, 4\): \(x, y\), or two batches"):
+        measure(net, (x, x + 1))
+
+
+def test_a_pilot_in_small_batches_loses_no_sample_and_budgets_price_layers() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(160, 170), nn.Tanh(), nn.Linear(170, 150))
+    x = torch.randn(6, 160)
+    assert len(measure(net, list(x.split(1)), budget=2000, progress=False).spectrum) == 6
+    tall = nn.Sequential(nn.Linear(8, 40), nn.Tanh(), nn.Linear(40, 64))
+    report = measure(tall, torch.randn(50, 8), layers=True, budget=300, progress=False)
+    assert report.cost.products <= 330
+    with pytest.raises(ValueError, match=r"budget=100\.5; it is a number of products"):
+        measure(tall, budget=100.5)
+    with torch.inference_mode(), pytest.raises(ValueError, match="inference_mode"):
+        measure(tall)
+    with pytest.raises(ValueError, match=r"inputs of dtype torch\.float64 for a model in torch\.float32"):
+        measure(tall, torch.randn(3, 8, dtype=torch.float64))
+
+
+def test_iterables_are_read_once_for_all_networks() -> None:
+    class Fresh:
+        def __iter__(self) -> Iterator[Tensor]:
+            return iter([torch.randn(6, 4)])
+
+    net = nn.Sequential(nn.Linear(4, 3), nn.Tanh())
+    assert compare({"a": net, "same": net}, Fresh())["difference"].tolist() == [0, 0]
+
+
+def test_differences_of_brackets_cover_the_truth() -> None:
+    torch.manual_seed(0)
+    a, b = (nn.Sequential(*[nn.Linear(60, 60, bias=False) for _ in range(4)]) for _ in range(2))
+    x = torch.randn(400, 60)
+    exact = compare({"a": a, "b": b}, x[:3], method="exact")
+    found = compare({"a": a, "b": b}, x, method="krylov")
+    low, high = found["difference_low"][1], found["difference_high"][1]
+    assert low <= exact["difference"][1] <= high

@@ -33,7 +33,15 @@ def save(result: Applied, path: str | os.PathLike[str]) -> None:
     Args:
         result: what `prune` returned, or anything with a `model` and its `plan`.
         path: the file; its folder is made where absent.
+
+    Raises:
+        TypeError: `result` is a network alone.
     """
+    if not (isinstance(getattr(result, "model", None), nn.Module) and isinstance(getattr(result, "plan", None), Plan)):
+        raise TypeError(
+            f"save() got {type(result).__name__}; it takes what prune() returned, with its model and plan, e.g. "
+            "isometry.save(isometry.prune(model, isometry.L1(), 0.5), 'pruned.safetensors')."
+        )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
