@@ -340,9 +340,16 @@ def main() -> None:
         ratios, seeds = ([0.5], 1) if options.quick else (options.ratios, options.seeds)
         wanted = trials(options.network, schedule, ratios, seeds)
         table = run(wanted, options.runs, jobs=options.jobs, device=options.device, progress=True)
+        origin = provenance(wanted, options.runs)
         if options.quick:
             table = pd.concat([table, pd.DataFrame(costs(True))], ignore_index=True)
-        write_table(table, provenance(wanted, options.runs), stem)
+        elif stem.with_suffix(".csv").exists():  # what a step costs, measured before
+            before = pd.read_csv(stem.with_suffix(".csv"), keep_default_na=False, na_values=[""])
+            table = pd.concat([table, before[before["phase"] == "cost"]], ignore_index=True)
+            origin |= {
+                k: v for k, v in json.loads(stem.with_suffix(".json").read_text()).items() if k == "cost_software"
+            }
+        write_table(table, origin, stem)
     elif not stem.with_suffix(".csv").exists():
         parser.error(f"--redraw found no {stem.with_suffix('.csv')}; run without it first")
     table = pd.read_csv(stem.with_suffix(".csv"), keep_default_na=False, na_values=[""])
