@@ -25,6 +25,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -261,20 +262,21 @@ def routes(quick: bool) -> list[Row]:
     x = images[:count]
     reference = ours(net, x)
     lowest = floor(net, x)
-    times: dict[str, list[float]] = {name: [] for name in ("floor", *ROUTES)}
+    layered = "isometry.measure, layers=True"
+    calls: dict[str, Callable[[Tensor], object]] = {
+        "floor": lambda _: lowest(),
+        **{name: partial(route, net) for name, route in ROUTES.items()},
+        layered: lambda some: isometry.measure(net, some, layers=True, progress=False),
+    }
+    times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats):
-        for name in times:
+        for name, call in calls.items():
             some = x[: 2 if quick else 4] if name in SINGLY else x
             start = time.perf_counter()
-            lowest() if name == "floor" else ROUTES[name](net, some)
+            call(some)
             times[name].append((time.perf_counter() - start) * len(x) / len(some))
-    layered = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        isometry.measure(net, x, layers=True, progress=False)
-        layered.append(time.perf_counter() - start)
     rows: list[Row] = []
-    for name, seconds in {**times, "isometry.measure, layers=True": layered}.items():
+    for name, seconds in times.items():
         ratios = [a / b for a, b in zip(seconds, times["isometry.measure"], strict=True)]
         row = {"part": "routes", "case": f"{described}, {count} inputs", "method": name, "seconds": statistics.median(seconds),
                "ratio": statistics.median(ratios), "ratio_low": min(ratios), "ratio_high": max(ratios)}  # fmt: skip

@@ -15,7 +15,7 @@ from isometry.view import Batch, View
 __all__ = ["folded"]
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
 
 
 def folded(view: View, batch: Batch, keep: frozenset[str] = frozenset()) -> View | None:
@@ -56,20 +56,8 @@ def folded(view: View, batch: Batch, keep: frozenset[str] = frozenset()) -> View
             found = copied.function(batch)(copied.leaf(batch))
         except RuntimeError:
             return None
-    allowed = _TOLERANCE.get(expected.dtype, 1e-2)
-    pairs_of = [(found, expected), (_gradient(copied, batch), _gradient(view, batch))]
-    return copied if all(bool((a - b).abs().max() <= allowed * b.abs().max()) for a, b in pairs_of) else None
-
-
-def _gradient(view: View, batch: Batch) -> Tensor:
-    """Return the input gradient of a random combination of outputs."""
-    with torch.enable_grad():
-        leaf = view.leaf(batch).requires_grad_(True)
-        outputs = view.function(batch)(leaf.clone())
-        if not outputs.requires_grad:
-            return torch.zeros_like(leaf)
-        signs = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(0)).to(outputs.detach())
-        return torch.autograd.grad(outputs, leaf, signs, materialize_grads=True)[0]
+    gap = (found - expected).abs().max()
+    return copied if bool(gap <= _TOLERANCE.get(expected.dtype, 1e-2) * expected.abs().max()) else None
 
 
 _FOLDABLE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, *BOUNDED)
