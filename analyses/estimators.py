@@ -442,6 +442,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
         capsize=3,
     )
     ax.axvline(1, color="black", linewidth=0.8)
+    ax.set_xscale("log")
     ax.invert_yaxis()
     ax.set_xlabel("seconds over those of isometry.measure\n(median of paired runs, bars: their range)")
     ax.set_title(f"ResNet-56, {rows['case'].iloc[0]}", fontsize="medium")

@@ -233,7 +233,7 @@ class Survey:
             if self.plan is None or not self.plan.decided:
                 most = _PILOT[0] if self.budget is None else min(_PILOT[0], max(2, self.budget // (4 * count * _GUESS)))
             elif self.budget is not None:
-                most = max(1, (self.budget - self.products) // self.plan.price)
+                most = min(most, max(1, (self.budget - self.products) // self.plan.price))
         if self.budget is not None and self.method == "exact":
             most = min(most, max(1, (self.budget - self.products) // self._price()))
         return max(1, min(most, self.limit, _BYTES // (4 * entries)))
