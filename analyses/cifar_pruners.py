@@ -5,9 +5,10 @@ FINDING
 In the short schedule every method has the same budget of training steps, those before removal included. Nothing is chosen
 on the test part; the given weights were trained on all of the training part.
 Run `python analyses/cifar_pruners.py --out figures` with $ISOMETRY_DATA pointing at the CIFAR-10 files and the pretrained
-weights (see the README). `--schedule published`, for a GPU, has TPP's own (100,000 + 10,000 steps, 120 epochs of fine-tuning
-for all) and 160 epochs before removal for Slimming and RNI; `--quick` runs a tiny version on the bundled digits; `--redraw` draws from the written table;
-an interrupted run goes on where it was. `--cost` measures what a step of TPP costs over a plain one.
+weights (see the README): some three hours of one core. `--schedule published`, for a GPU, has TPP's own (100,000 + 10,000
+steps, 120 epochs of fine-tuning for all) and 160 epochs before removal for Slimming and RNI; `--quick` runs a tiny version
+on the bundled digits; `--redraw` draws from the written table; an interrupted run goes on where it was. `--cost` measures
+what a step of TPP costs over a plain one.
 """
 
 from __future__ import annotations
@@ -311,7 +312,7 @@ def sentence(table: pd.DataFrame) -> str:
 def main() -> None:
     """Run, write, draw."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--network", choices=["resnet-20", "resnet-56"], default="resnet-56")
+    parser.add_argument("--network", choices=["resnet-20", "resnet-56"], default="resnet-20")
     parser.add_argument("--schedule", choices=["short", "published"], default="short")
     parser.add_argument("--quick", action="store_true", help="a tiny version on the bundled digits")
     parser.add_argument("--redraw", action="store_true", help="draw from the written table, without training")
