@@ -179,6 +179,15 @@ def test_vgg_loses_half_of_its_filters() -> None:
     assert [len(units) for units in result.plan.removed.values()] == [32] * 2 + [64] * 2 + [128] * 3 + [256] * 6
 
 
+def test_the_published_choice_of_layers_in_vgg() -> None:
+    """All convolutions but the first; counted again from Wang & Fu 2023: 74.87 % of the parameters leave at ratio 0.5."""
+    net = networks.build("vgg-19", 100, seed=0)
+    result = prune(net, L1(), {"features.*": 0.5}, skip="features.0")
+    assert "features.0" not in result.plan.removed
+    assert len(result.plan.removed) == 15
+    assert 1 - result.after.parameters / result.before.parameters == pytest.approx(0.7487, abs=5e-4)
+
+
 def test_the_published_choice_of_layers_in_residual_networks() -> None:
     net = networks.build("resnet-56", seed=0)
     for ratio, widths, parameters in ((0.5, (8, 16, 32), 0.428e6), (0.7, (4, 9, 19), None), (0.9, (1, 3, 6), None)):
