@@ -16,7 +16,7 @@ With 400 training steps in all (ResNet-20, given weights, 2 seeds, mean ± stand
 
 In the short schedule every method has the same budget of training steps, those before removal included. Nothing is chosen
 on the test part; the given weights were trained on all of the training part.
-Run `python analyses/cifar_pruners.py --out figures` with $ISOMETRY_DATA pointing at the CIFAR-10 files and the pretrained
+Run `python analyses/cifar_pruners.py --seeds 2 --out figures` with $ISOMETRY_DATA pointing at the CIFAR-10 files and the pretrained
 weights (see the README): some three hours of one core. `--schedule published`, for a GPU, has TPP's own (100,000 + 10,000
 steps, 120 epochs of fine-tuning for all) and 160 epochs before removal for Slimming and RNI; `--quick` runs a tiny version
 on the bundled digits; `--redraw` draws from the written table; an interrupted run goes on where it was. `--cost` measures
