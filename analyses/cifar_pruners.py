@@ -99,11 +99,11 @@ def trials(network: str, schedule: str, ratios: list[float], seeds: int) -> list
         {"slimming": 1e-5, "receding": 1e-4} if schedule == "published" else {"slimming": 1e-2, "receding": 5e-2}
     )
     zero_out = 100 if schedule == "published" else 1
-    methods: list[tuple[isometry.Pruner, str | None, Recipe]] = [
+    methods: list[tuple[isometry.Pruner, str | None, Recipe | None]] = [
         (isometry.Random(), None, after_one_shot),
         (isometry.L1(), None, after_one_shot),
         (isometry.L1(), "orthp", after_one_shot),
-        (isometry.L1(), "recalibrate", after_one_shot),
+        (isometry.L1(), "recalibrate", None),  # training replaces the statistics: from then on it is L1
         (isometry.GReg(**grow), None, after_training),
         (isometry.TPP(**{**grow, "zero_out": zero_out}), None, after_training),
         (isometry.Slimming(strength=strengths["slimming"], **sparse), None, after_training),
