@@ -274,7 +274,7 @@ class Survey:
         finally:
             for handle in handles:
                 handle.remove()
-        self.spectra.append(spectrum)
+        self.spectra.append(_on_cpu(spectrum))
         self._account(len(leaf), used)
 
     def _through_cut(self, view: View, part: Any, leaf: Tensor) -> tuple[Spectrum, list[Jacobian]]:
@@ -423,7 +423,7 @@ def _with_taps(jacobian: Jacobian, caught: dict[str, Tensor], taps: Taps) -> Spe
         raise FloatingPointError("gradient")
     for name, store in zip(names, rows[1:], strict=True):
         taps.add(name, store)
-    return _on_cpu(Spectrum.of(singular_values(rows[0])))
+    return Spectrum.of(singular_values(rows[0]))
 
 
 def _arranged(leaf: Tensor, fast: bool) -> Tensor:

@@ -1,9 +1,11 @@
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import matplotlib
 import pytest
 import torch
+from pretended import pretended_cuda
 from torch import nn
 
 import isometry
@@ -18,6 +20,17 @@ def real_data() -> Path:
     if not root or not Path(root).is_dir():
         pytest.skip("real data: set ISOMETRY_DATA to the folder that holds mnist/, cifar10/ and weights/")
     return Path(root)
+
+
+@pytest.fixture
+def cuda() -> Iterator[torch.device]:
+    """A CUDA device; where there is none, a pretended one, which refuses what the real one refuses."""
+    device = torch.device("cuda", 0)
+    if torch.cuda.is_available():
+        yield device
+    else:
+        with pretended_cuda():
+            yield device
 
 
 @pytest.fixture(scope="session")

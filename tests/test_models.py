@@ -326,14 +326,14 @@ def test_folding_a_conv_that_is_read_twice_is_noticed() -> None:
     assert not any("folded" in note for note in report.notes)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_models_on_cuda_agree_with_the_cpu() -> None:
-    for build, shape in WORKS.values():
-        torch.manual_seed(0)
-        net, x = build().eval(), torch.randn(4, *shape)
-        expected = measure(net, x).mean_jsv
-        report = measure(copy.deepcopy(net).cuda(), x)
-        assert report.mean_jsv == pytest.approx(expected, rel=1e-3)
+@pytest.mark.parametrize("name", WORKS)
+def test_models_on_cuda_agree_with_the_cpu(cuda: torch.device, name: str) -> None:
+    build, shape = WORKS[name]
+    torch.manual_seed(0)
+    net, x = build().eval(), torch.randn(4, *shape)
+    expected = measure(net, x).mean_jsv
+    report = measure(copy.deepcopy(net).to(cuda), x)
+    assert report.mean_jsv == pytest.approx(expected, rel=1e-3)
 
 
 class Random(nn.Module):

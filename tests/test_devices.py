@@ -1,0 +1,177 @@
+"""On another device the numbers are the same, and nothing mixes devices; a pretended CUDA where there is none."""
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pretended import pretended_cuda
+from torch import Tensor, nn
+
+import isometry
+from isometry import surgery
+from isometry.data import CropFlip, Data
+from isometry.pruners import Pruner
+from isometry.recipe import Recipe
+from isometry.report import Report
+from isometry.trials import Trial, run
+
+
+def residual() -> nn.Module:
+    return isometry.networks.build("resnet-20", seed=0, input_shape=(1, 8, 8))
+
+
+def images() -> Tensor:
+    return torch.randn(10, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the real device refuses by itself")
+def test_the_pretended_device_refuses_what_the_real_one_refuses() -> None:
+    with pretended_cuda():
+        there = torch.ones(3, device="cuda")
+        assert there.is_cuda
+        assert (2 * there + torch.tensor(1.0))[torch.tensor([0])].device.type == "cuda"
+        with pytest.raises(RuntimeError, match="same device"):
+            there + torch.ones(3)
+        with pytest.raises(RuntimeError, match="same device"):
+            nn.Linear(3, 2)(there)
+        with pytest.raises(RuntimeError, match="same device"):
+            torch.ones(3)[there.long()]
+        with pytest.raises(TypeError, match="numpy"):
+            there.numpy()
+        with pytest.raises(RuntimeError, match="generator"):
+            torch.randn(3, device="cuda", generator=torch.Generator())
+        layer = nn.Linear(3, 2).to("cuda")
+        layer(there).sum().backward()
+        assert layer.weight.grad is not None
+        assert layer.weight.grad.is_cuda
+        assert not layer.cpu().weight.is_cuda
+
+
+DENSE = {
+    "wide": nn.Sequential(nn.Flatten(), nn.Linear(64, 150), nn.ReLU(), nn.Linear(150, 140)),
+    "cut": nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.ReLU(), nn.Linear(20, 60)),
+}
+
+
+@pytest.mark.parametrize(
+    ("net", "options"),
+    [
+        (residual, {}),
+        (residual, {"layers": True}),
+        (residual, {"method": "krylov"}),
+        (residual, {"rtol": 0.5}),
+        (residual, {"budget": 60}),
+        (residual, {"at": "layer2.0"}),
+        (residual, {"dtype": torch.float64}),
+        (lambda: DENSE["wide"], {"budget": 3000}),
+        (lambda: DENSE["wide"], {"method": "krylov"}),
+        (lambda: DENSE["cut"], {}),
+    ],
+)
+def test_a_measurement_is_the_same_there(
+    cuda: torch.device, net: Callable[[], nn.Module], options: dict[str, Any]
+) -> None:
+    model = net()
+    here = isometry.measure(model, images(), progress=False, **options)
+    there = isometry.measure(copy.deepcopy(model).to(cuda), images(), progress=False, **options)
+    assert there.mean_jsv == pytest.approx(here.mean_jsv, rel=1e-3)
+    assert there.spectrum.values.device.type == "cpu"
+    assert Report.from_dict(there.to_dict()).mean_jsv == there.mean_jsv
+    isometry.plots.spectrum(there)
+
+
+def test_networks_compare_the_same_there(cuda: torch.device) -> None:
+    net = residual()
+    pruned = isometry.prune(net, isometry.L1(), 0.5, inputs=images()).model
+    here = isometry.compare({"dense": net, "L1": pruned}, images(), oracle=True, progress=False)
+    moved = {"dense": copy.deepcopy(net).to(cuda), "L1": copy.deepcopy(pruned).to(cuda)}
+    there = isometry.compare(moved, images(), oracle=True, progress=False)
+    assert there["mean_jsv"].to_numpy() == pytest.approx(here["mean_jsv"].to_numpy(), rel=1e-3)
+
+
+SHORT: dict[str, Any] = {"batch_size": 16}
+GROWTH: dict[str, Any] = {"delta": 0.5, "interval": 1, "ceiling": 1.0, "stabilise": 2, **SHORT}
+SPARSE: dict[str, Any] = {"epochs": 1, "epoch_steps": 2, **SHORT}
+
+
+@pytest.mark.parametrize(
+    "pruner",
+    [
+        isometry.Random(),
+        isometry.L1(),
+        isometry.L1(scope="global"),
+        isometry.GReg(**GROWTH),
+        isometry.GReg2(**GROWTH),
+        isometry.TPP(**{**GROWTH, "stabilise": 20, "zero_out": 1}),
+        isometry.Slimming(**SPARSE),
+        isometry.Polarization(**SPARSE),
+        isometry.RecedingBN(**SPARSE),
+    ],
+    ids=lambda pruner: f"{type(pruner).__name__}-{pruner.scope}",
+)
+def test_pruners_choose_the_same_there(cuda: torch.device, digits: Data, pruner: Pruner, tmp_path: Path) -> None:
+    net = residual()
+    net = isometry.convert(net) if isinstance(pruner, isometry.RecedingBN) else net
+    here = isometry.prune(net, pruner, 0.5, data=digits, progress=False)
+    there = isometry.prune(copy.deepcopy(net).to(cuda), pruner, 0.5, data=digits, progress=False)
+    assert all(p.is_cuda for p in there.model.parameters())
+    if not (torch.cuda.is_available() and pruner.trains):  # another processor trains to other weights
+        assert there.plan.removed == here.plan.removed
+    isometry.save(there, tmp_path / "pruned.safetensors")
+    loaded = isometry.load(tmp_path / "pruned.safetensors", copy.deepcopy(net).to(cuda)).model
+    saved = there.model.state_dict()
+    assert all(t.is_cuda and torch.equal(t, saved[name]) for name, t in loaded.state_dict().items())
+
+
+def test_training_resumes_there_bit_for_bit(cuda: torch.device, digits: Data, tmp_path: Path) -> None:
+    data = dataclasses.replace(digits, augment=CropFlip(padding=1))
+    options: dict[str, Any] = {"lr": 0.01, "epochs": 2, "epoch_steps": 3, "regulariser": isometry.KernOrth()}
+    whole, interrupted = residual().to(cuda), residual().to(cuda)
+    list(isometry.train(whole, data, **options))
+    path = tmp_path / "training.safetensors"
+    for epoch in isometry.train(interrupted, data, **options, checkpoint=path):
+        if epoch.number == 2:  # the first one is written, this one is not
+            break
+    resumed = residual().to(cuda)
+    assert [epoch.number for epoch in isometry.train(resumed, data, **options, checkpoint=path)] == [2]
+    for one, other in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True):
+        assert one.is_cuda
+        assert torch.equal(one, other)
+
+
+def test_repairs_and_conversions_stay_there(cuda: torch.device, digits: Data) -> None:
+    net = residual().to(cuda)
+    bounded = isometry.convert(net)
+    repaired = [bounded, isometry.fold(bounded), isometry.recalibrate(net, digits), isometry.orthogonalize(net)]
+    for model in repaired:
+        assert all(t.is_cuda for t in (*model.parameters(), *model.buffers()))
+        assert torch.isfinite(model.eval()(images().to(cuda)).cpu()).all()
+    isometry.plots.importances(bounded)
+
+
+def test_the_oracle_recovers_there(cuda: torch.device, digits: Data) -> None:
+    net = isometry.networks.build("mlp-7-linear", input_shape=(1, 8, 8), seed=0).to(cuda)
+    pruned = isometry.prune(net, isometry.L1(), 0.5)
+    report = isometry.measure(isometry.recover(pruned.model), digits.test, progress=False)
+    assert report.mean_jsv == pytest.approx(1, abs=1e-5)
+
+
+def test_an_optimiser_is_carried_there(cuda: torch.device, digits: Data) -> None:
+    net = residual().to(cuda)
+    optimizer = torch.optim.Adam(net.parameters())
+    list(isometry.train(net, digits, lr=0.01, epochs=1, epoch_steps=2, optimizer=optimizer))
+    pruned = isometry.prune(net, isometry.L1(), 0.5)
+    carried = surgery.carry(optimizer, net, pruned)
+    list(isometry.train(pruned.model, digits, lr=0.01, epochs=1, epoch_steps=2, optimizer=carried))
+    assert all(state["exp_avg"].is_cuda for state in carried.state.values())
+
+
+def test_trials_run_there(cuda: torch.device, tmp_path: Path) -> None:
+    tune = Recipe(0.01, 1, epoch_steps=2)
+    trial = Trial("digits", "mlp-7-linear", tune, tune, isometry.L1(), 0.5, options={"input_shape": (1, 8, 8)})
+    table = run([trial], tmp_path, jobs=1, device="cuda", progress=False)
+    assert table["accuracy"].notna().all()
