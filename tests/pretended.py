@@ -140,6 +140,6 @@ def pretended_cuda() -> Iterator[Pretended]:
 
     state = {"get_rng_state": lambda *_: torch.get_rng_state(), "set_rng_state": lambda *_: None}
     made_by = mock.patch.object(torch.Tensor, "_make_subclass", staticmethod(parameter))
-    cudnn = mock.patch("torch.backends.cudnn.is_acceptable", lambda tensor: False)
+    cudnn = mock.patch("torch.backends.cudnn.is_acceptable", return_value=False)
     with mock.patch.multiple(torch.cuda, **state), mock.patch("torch.cuda.empty_cache"), cudnn, made_by, device:
         yield device

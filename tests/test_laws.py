@@ -11,9 +11,11 @@ from isometry.spectra import Spectrum, laws
 from isometry.spectra.laws import (
     BernoulliGaussian,
     BernoulliOrthogonal,
+    CircularConvolution,
     FussCatalan,
     Isometry,
     Law,
+    MagnitudeMask,
     MarchenkoPastur,
     NormLaw,
     RandomMask,
@@ -131,7 +133,38 @@ def test_magnitude_pruned_gaussians_are_gaussians_of_less_variance() -> None:
     torch.manual_seed(0)
     w = [kept(gaussian(500), 0.1) for _ in range(3)]
     found = Spectrum.of(torch.linalg.svdvals(w[2] @ w[1] @ w[0]))
-    assert FussCatalan(3, math.sqrt(magnitude_variance(0.1))).distance(found) < 0.03
+    law = MagnitudeMask(3, kept=0.1)
+    assert law.distance(found) < 0.03
+    assert law.moment(1) == pytest.approx(magnitude_variance(0.1) ** 3)
+    assert law.edges == pytest.approx(FussCatalan(3, math.sqrt(magnitude_variance(0.1))).edges)
+
+
+def test_a_circular_convolution_has_the_values_of_its_fourier_transform() -> None:
+    torch.manual_seed(0)
+    for channels, stride in ((3, 1), (5, 2)):
+        conv = nn.Conv2d(2, channels, 3, stride, padding=1, padding_mode="circular", bias=False).double()
+        law = CircularConvolution(conv.weight.detach(), (6, 6), (stride, stride))
+        report = measure(conv, torch.randn(2, 2, 6, 6).double(), method="exact")
+        assert law.distance(report.spectrum) < 0.02  # values apart by rounding only
+        assert law.mean_jsv == pytest.approx(report.mean_jsv)
+        assert law.edges == pytest.approx((report.min_jsv, report.max_jsv))
+        assert sum(law.atoms.values()) == pytest.approx(1)
+
+
+def test_open_gates_leave_gaussian_products_at_any_depth() -> None:
+    for depth in (2, 8, 20, 50):
+        law, known = BernoulliGaussian(depth, 1.0), FussCatalan(depth)
+        assert law.mean_jsv == pytest.approx(known.mean_jsv, rel=2e-3)
+        s = known.edges[1] * np.geomspace(1e-12, 1, 50)
+        assert law.cdf(s) == pytest.approx(known.cdf(s), abs=3e-3)
+
+
+def test_deep_products_have_the_mass_that_simulations_put_near_zero() -> None:
+    torch.manual_seed(0)
+    product = torch.eye(300, dtype=torch.float64)
+    for _ in range(16):
+        product = gaussian(300) @ product
+    assert FussCatalan(16).distance(Spectrum.of(torch.linalg.svdvals(product))) < 0.02
 
 
 def test_residual_edges_are_reciprocal() -> None:
@@ -176,8 +209,10 @@ def test_bad_parameters_are_refused() -> None:
         lambda: MarchenkoPastur(1.5),
         lambda: BernoulliGaussian(2, 0.0),
         lambda: Residual(-1),
+        lambda: MagnitudeMask(2, kept=2.0),
+        lambda: NormLaw(2, 1.0),
     ):
-        with pytest.raises(ValueError, match="it takes a"):
+        with pytest.raises(ValueError, match=r"it takes a .*e\.g\."):
             call()
     with pytest.raises(ValueError, match=r"in \(0, 1\]"):
         magnitude_variance(0)

@@ -1,0 +1,84 @@
+"""Maps whose singular values are known one by one, at any size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from torch import Tensor
+
+from isometry.spectra.convolution import circular
+from isometry.spectra.laws.law import Discrete, positive
+
+__all__ = ["CircularConvolution", "Isometry", "NormLaw"]
+
+
+@dataclass(frozen=True)
+class Isometry(Discrete):
+    """All singular values equal `scale`: products of orthogonal layers of gain g have scale g^L at any width.
+
+    Also a convolution whose only tap is orthonormal (delta-orthogonal), zero or circular padding, stride 1.
+
+    Source: Saxe et al., ICLR 2014 (arXiv 1312.6120); Xiao et al., ICML 2018 (arXiv 1806.05393).
+    """
+
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        positive(self, "Isometry(1.0)", scale=self.scale)
+
+    @property
+    def atoms(self) -> dict[float, float]:
+        """Everything at `scale`."""
+        return {self.scale: 1.0}
+
+
+@dataclass(frozen=True)
+class NormLaw(Discrete):
+    """LayerNorm (scale 1, epsilon 0) of width n at an input of standard deviation `spread`: 1/spread, and zeros.
+
+    LayerNorm removes the mean and the length, two directions; RMSNorm the length alone. Exact at any width.
+
+    Attributes:
+        width: n.
+        spread: the population standard deviation of the input (LayerNorm), its root mean square (RMSNorm).
+        lost: directions lost, 2 for LayerNorm, 1 for RMSNorm.
+    """
+
+    width: int
+    spread: float
+    lost: int = 2
+
+    def __post_init__(self) -> None:
+        positive(self, "NormLaw(256, spread=1.0)", width=self.width - self.lost, spread=self.spread)
+
+    @property
+    def atoms(self) -> dict[float, float]:
+        """The lost directions at 0, all others at 1 / spread."""
+        return {0.0: self.lost / self.width, 1 / self.spread: 1 - self.lost / self.width}
+
+
+@dataclass(frozen=True, eq=False)
+class CircularConvolution(Discrete):
+    """A convolution with circular padding: the union over frequencies of the singular values of its Fourier transform.
+
+    Attributes:
+        kernel: [C_out, C_in, *k].
+        size: spatial size of the input, one number a dimension.
+        stride: one number a dimension; 1 where None. Each must divide its size.
+
+    Source: Sedghi, Gupta & Long, ICLR 2019 (arXiv 1805.10408).
+    """
+
+    kernel: Tensor
+    size: tuple[int, ...]
+    stride: tuple[int, ...] | None = None
+
+    @cached_property
+    def atoms(self) -> dict[float, float]:
+        """Every singular value, with the share that it has; those apart by rounding only are one."""
+        values = circular(self.kernel, self.size, self.stride).flip(0).cpu().numpy()
+        starts = np.flatnonzero(np.append(True, np.diff(values) > 1e-9 * values[-1]))
+        counts = np.diff(np.append(starts, len(values)))
+        return dict(zip(values[starts].tolist(), (counts / len(values)).tolist(), strict=True))
