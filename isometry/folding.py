@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from isometry.networks.batchnorm import BOUNDED, followed, plain
-from isometry.view import Batch, View
+from isometry.view import Batch, View, copied
 
 __all__ = ["folded"]
 
@@ -27,20 +26,21 @@ def folded(view: View, batch: Batch, keep: frozenset[str] = frozenset()) -> View
     Args:
         view: of a frozen model in eval mode.
         batch: holds a sample or two.
-        keep: names of modules whose outputs must stay what they are.
+        keep: names of modules whose outputs must stay what they are, the view's own start among them.
 
     Returns:
         None where there is nothing to gain, the model cannot be copied, or the copy's outputs differ.
     """
     with torch.no_grad():
         pairs, expected = _pairs(view, batch)
-        pairs = [pair for pair in pairs if keep.isdisjoint(pair)]
+        kept = keep | ({view.at} if view.at is not None else set())
+        pairs = [pair for pair in pairs if not any(_changes(pair, name) for name in kept)]
         flat = any(isinstance(module, nn.Conv2d) for module in view.model.modules())
         if not pairs and not flat:
             return None
         shared: dict[int, Any] = {id(t): t for t in (*view.model.parameters(), *view.model.buffers())}
         try:
-            model = copy.deepcopy(view.model, shared)
+            model = copied(view.model, shared)
         except (RuntimeError, TypeError, AttributeError):
             return None
         for first, norm in pairs:
@@ -51,13 +51,13 @@ def folded(view: View, batch: Batch, keep: frozenset[str] = frozenset()) -> View
         if flat:
             _channels_last(model)
         model.requires_grad_(False)
-        copied = View(model, output=view.output, at=view.at, wrt=view.wrt)
+        twin = View(model, output=view.output, at=view.at, wrt=view.wrt)
         try:
-            found = copied.function(batch)(copied.leaf(batch))
+            found = twin.function(batch)(twin.leaf(batch))
         except RuntimeError:
             return None
     gap = (found - expected).abs().max()
-    return copied if bool(gap <= _TOLERANCE.get(expected.dtype, 1e-2) * expected.abs().max()) else None
+    return twin if bool(gap <= _TOLERANCE.get(expected.dtype, 1e-2) * expected.abs().max()) else None
 
 
 _FOLDABLE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, *BOUNDED)
@@ -68,8 +68,15 @@ def _pairs(view: View, batch: Batch) -> tuple[list[tuple[str, str]], Tensor]:
     pairs, outputs = followed(view.model, lambda: view.function(batch)(view.leaf(batch)))
     kinds = [(pair, type(view.model.get_submodule(pair[1]))) for pair in pairs]
     plain_weight = {pair for pair in pairs if _own_weight(view.model.get_submodule(pair[0]))}
-    chosen = [pair for pair, kind in kinds if kind in _FOLDABLE and view.at not in pair and pair in plain_weight]
+    chosen = [pair for pair, kind in kinds if kind in _FOLDABLE and pair in plain_weight]
     return chosen, outputs
+
+
+def _changes(pair: tuple[str, str], name: str) -> bool:
+    """Whether folding a (layer, BatchNorm) pair changes the output of the module `name`: of either, or of one around the layer."""
+    layer, norm = pair
+    around = layer.startswith(f"{name}.") and not norm.startswith(f"{name}.")
+    return name in pair or around
 
 
 def _own_weight(layer: nn.Module) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 from isometry.data import Data, Split
 from isometry.networks import example_inputs, input_shape
 
-__all__ = ["Inputs", "gather", "take", "width"]
+__all__ = ["Inputs", "among", "converted", "gather", "several", "take", "width"]
 
 Batch = Any
 DRAWN = 64
@@ -26,13 +28,11 @@ class Inputs:
         batches: an iterator of batches: tensors, or tuples or dicts of all the model's inputs.
         total: how many samples there are, None where only the end tells.
         described: what they are, in words.
-        extendable: whether more can be drawn.
     """
 
     batches: Iterator[Batch]
     total: int | None
     described: str
-    extendable: bool = False
 
 
 def gather(
@@ -52,7 +52,7 @@ def gather(
     Raises:
         TypeError, ValueError: empty, not finite, of the wrong kind; the message shows a call that works.
     """
-    device = next((p.device for p in model.parameters()), None)
+    device = next((t.device for t in itertools.chain(model.parameters(), model.buffers())), None)
     if inputs is None:
         if integers:
             raise ValueError(
@@ -60,9 +60,7 @@ def gather(
             )
         shape = input_shape(model, "measure(model, inputs)")
         x = _checked(example_inputs(model, drawn, seed=seed), device, integers)
-        return Inputs(
-            _blocks(x), drawn, f"standard normal inputs of shape {shape}, as none were given", extendable=True
-        )
+        return Inputs(_blocks(x), drawn, f"standard normal inputs of shape {shape}, as none were given")
     if isinstance(inputs, Data):
         inputs = inputs.test
     if isinstance(inputs, Split) or (not whole and _is_pair(inputs)):
@@ -73,8 +71,7 @@ def gather(
             x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)).to(x.device)]
         return Inputs(_blocks(x), len(x), f"inputs of shape {tuple(x.shape[1:])}")
     if whole and isinstance(inputs, tuple | Mapping) and _holds_tensors(inputs):
-        batch = _each(inputs, lambda part: part.to(device) if isinstance(part, Tensor) else part)
-        return Inputs(iter([batch]), None, "inputs, all of the model's")
+        return Inputs(iter([_each(inputs, lambda part: _moved(part, device))]), None, "inputs, all of the model's")
     if isinstance(inputs, Mapping):
         raise TypeError(
             f"measure() got a dict of inputs, {', '.join(map(repr, inputs))}; say which of them is differentiated, e.g. "
@@ -108,6 +105,20 @@ def _is_pair(inputs: Any) -> bool:
     return not y.is_floating_point() or y.ndim < x.ndim or (isinstance(inputs, tuple) and y.shape != x.shape)
 
 
+def _moved(part: Any, device: torch.device | None) -> Any:
+    return part.detach().to(device) if isinstance(part, Tensor) else part
+
+
+def several(model: nn.Module) -> bool:
+    """Whether the forward pass of a model must be given more than one argument, or may take any number."""
+    try:
+        arguments = inspect.signature(model.forward).parameters.values()
+    except (TypeError, ValueError):
+        return True
+    needed = [a for a in arguments if a.kind in (a.POSITIONAL_ONLY, a.POSITIONAL_OR_KEYWORD) and a.default is a.empty]
+    return len(needed) > 1 or any(a.kind is a.VAR_POSITIONAL for a in arguments)
+
+
 def _holds_tensors(inputs: Any) -> bool:
     parts = inputs.values() if isinstance(inputs, Mapping) else inputs
     return any(isinstance(part, Tensor) for part in parts)
@@ -115,7 +126,7 @@ def _holds_tensors(inputs: Any) -> bool:
 
 def _entry(batch: Any, device: torch.device | None, whole: bool, integers: bool) -> Batch:
     if whole:
-        return _each(batch, lambda part: part.to(device) if isinstance(part, Tensor) else part)
+        return _each(batch, lambda part: _moved(part, device))
     if isinstance(batch, Mapping):
         raise TypeError(
             f"measure() got batches that are dicts, of {', '.join(map(repr, batch))}; say which entry is differentiated, "
@@ -173,9 +184,19 @@ def width(batch: Batch, key: str | int | None = None) -> int:
 
 def take(batch: Batch, start: int, stop: int, count: int) -> Batch:
     """Return samples `start` to `stop` of a batch of `count`; what is not of that length is for all samples alike."""
+    return among(batch, torch.arange(start, min(stop, count)), count)
+
+
+def among(batch: Batch, samples: Tensor, count: int) -> Batch:
+    """Return the samples of a batch of `count` with the given indices, which may repeat; likewise."""
+    whole = len(samples) == count and bool((samples == torch.arange(count)).all())
+    follows = len(samples) and bool((samples.diff() == 1).all())
+    index: Any = slice(int(samples[0]), int(samples[-1]) + 1) if follows else samples
 
     def cut(part: Any) -> Any:
-        return part[start:stop] if isinstance(part, Tensor) and part.ndim and len(part) == count else part
+        if whole or not (isinstance(part, Tensor) and part.ndim and len(part) == count):
+            return part
+        return part[index if follows else samples.to(part.device)]
 
     return _each(batch, cut)
 

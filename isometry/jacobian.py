@@ -45,6 +45,8 @@ class Jacobian(Operator):
         leaf: [B, ...], floating point.
         backward: start the ladder for Jᵀu at this route; None starts at "batched" on CUDA, at "loop" elsewhere.
         forward: start the ladder for J v at this route; None starts at "double vjp".
+        among: indices of samples [b] (which may repeat) -> `function` for those samples alone, where it holds more of
+            them than the leaf; None where `function` takes leaves of any number of samples.
         expected: about how many products J v will be asked for; very many make "linearize" worth its set-up.
 
     Raises:
@@ -60,8 +62,10 @@ class Jacobian(Operator):
         backward: str | None = None,
         forward: str | None = None,
         expected: int = 0,
+        among: Callable[[Tensor], Callable[[Tensor], Tensor]] | None = None,
     ) -> None:
         self.function = function
+        self.among = among or (lambda samples: function)
         self.leaf = leaf.detach().requires_grad_(True)
         with torch.enable_grad():
             # The clone lets a function change its argument in place.
@@ -102,21 +106,21 @@ class Jacobian(Operator):
         result = torch.empty(self.batch, count, self.columns, dtype=self.dtype, device=self.device)
         if self.backward == "loop":
             for k in range(count):
-                result[:, k] = self.pullback(cotangents[:, k])[0].flatten(1)
+                result[:, k] = self.pullback(cotangents[:, k])[0].reshape(self.batch, -1)
         elif self.backward == "batched":
             for part in torch.arange(count).split(self.chunk):
                 stacked = cotangents[:, part].transpose(0, 1)
                 (gradient,) = torch.autograd.grad(
                     self.outputs, self.leaf, stacked, retain_graph=True, is_grads_batched=True, materialize_grads=True
                 )
-                result[:, part] = gradient.flatten(2).transpose(0, 1)
+                result[:, part] = gradient.reshape(len(part), self.batch, -1).transpose(0, 1)
         elif self.backward == "replicated":
             for part in torch.arange(count).split(self.chunk):
-                result[:, part] = self._afresh(self.leaf, cotangents[:, part])
+                result[:, part] = self._afresh(torch.arange(self.batch), cotangents[:, part])
         else:
             for b in range(self.batch):
                 for k in range(count):
-                    result[b, k] = self._afresh(self.leaf[b : b + 1], cotangents[b : b + 1, k : k + 1])[0, 0]
+                    result[b, k] = self._afresh(torch.tensor([b]), cotangents[b : b + 1, k : k + 1])[0, 0]
         return result
 
     def pullback(self, cotangent: Tensor, taps: Sequence[Tensor] = ()) -> tuple[Tensor, ...]:
@@ -125,15 +129,16 @@ class Jacobian(Operator):
             self.outputs, (self.leaf, *taps), cotangent, retain_graph=True, materialize_grads=True
         )
 
-    def _afresh(self, leaf: Tensor, cotangents: Tensor) -> Tensor:
-        """Return [b, k, n] by a forward and a backward pass over the batch repeated k times, keeping no graph."""
+    def _afresh(self, samples: Tensor, cotangents: Tensor) -> Tensor:
+        """Return [b, k, n] by a forward and a backward pass over samples repeated k times, keeping no graph."""
         count = cotangents.shape[1]
-        copies = leaf.detach().repeat_interleave(count, 0).requires_grad_(True)
+        repeated = samples.repeat_interleave(count)
+        copies = self.leaf.detach()[repeated.to(self.device)].requires_grad_(True)
         with torch.enable_grad():
             # Plain backward: it runs where autograd.grad does not (re-entrant checkpointing).
-            self.function(copies.clone()).backward(cotangents.flatten(0, 1))
+            self.among(repeated)(copies.clone()).backward(cotangents.flatten(0, 1))
         assert copies.grad is not None
-        return copies.grad.flatten(1).unflatten(0, (len(leaf), count))
+        return copies.grad.reshape(len(samples), count, -1)
 
     def matvec(self, v: Tensor) -> Tensor:
         """Apply J to k vectors: v [B, k, n] -> [B, k, m]."""
@@ -146,7 +151,7 @@ class Jacobian(Operator):
             try:
                 push = self._pushed or self._checked(self._pusher())
                 for k in range(v.shape[1]):
-                    out[:, k] = push(tangents[:, k]).detach().flatten(1)
+                    out[:, k] = push(tangents[:, k]).detach().reshape(self.batch, -1)
             except (RuntimeError, NotImplementedError, TypeError, AdjointError) as error:
                 self._pushed = None
                 self.forward = self._next(FORWARD, self.forward, error)
@@ -160,7 +165,8 @@ class Jacobian(Operator):
     def _checked(self, push: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         """Return `push` if <u, J v> = <Jᵀu, v> for random signs u and v: a route can be wrong without an error.
 
-        A once-differentiable function, for instance, silently drops out of a second backward pass.
+        A once-differentiable function, for instance, silently drops out of a second backward pass; operations in place
+        change what torch.func.linearize replays, so that it is right once only.
         """
         generator = torch.Generator().manual_seed(0)
 
@@ -169,11 +175,17 @@ class Jacobian(Operator):
 
         v, u = signs(self.leaf), signs(self.outputs)
         pushed = push(v).detach()
+        again = push(v).detach() if self.forward == "linearize" else pushed
         pulled = self.rmatvec(u.reshape(self.batch, 1, -1)).view(self.leaf.shape)
-        self.products += 1
-        gap = ((u * pushed).flatten(1).sum(1) - (pulled * v).flatten(1).sum(1)).abs()
+        self.products += 2 if self.forward == "linearize" else 1
+
+        def sums(x: Tensor) -> Tensor:
+            return x.reshape(self.batch, -1).sum(1)
+
+        gap = (sums(u * pushed).to(self.device) - sums(pulled * v)).abs()
         # Either side is a sum of terms of random sign; its size is the norm of the terms, not their sum.
-        size = (pushed.flatten(1).norm(dim=1) + pulled.flatten(1).norm(dim=1)).clamp_min(1e-30)
+        size = (sums(pushed.square()).sqrt().to(self.device) + sums(pulled.square()).sqrt()).clamp_min(1e-30)
+        gap = torch.maximum(gap, sums((pushed - again).square()).sqrt().to(self.device))
         allowed = 2e-2 if self.forward == "differences" else 1e4 * torch.finfo(self.dtype).eps
         if bool((gap > allowed * size).any()):
             raise AdjointError(float((gap / size).max()))
@@ -207,19 +219,19 @@ class Jacobian(Operator):
         """Return a central difference along v; relative error about eps^(2/3), 2e-5 in float32."""
         leaf = self.leaf.detach()
         # One step length a sample, relative to the size of leaf and direction.
-        dims = tuple(range(1, leaf.ndim))
-        size = (leaf.abs().amax(dims, keepdim=True) + 1) / v.abs().amax(dims, keepdim=True).clamp_min(1e-30)
-        step = torch.finfo(leaf.dtype).eps ** (1 / 3) * size
-        ends = [self.function(leaf + sign * step * v) for sign in (1, -1)]
-        return (ends[0] - ends[1]) / (2 * step.reshape(-1, *[1] * (self.outputs.ndim - 1)))
+        leaf_size, v_size = (x.reshape(self.batch, -1).abs().amax(1) for x in (leaf, v))
+        step = torch.finfo(leaf.dtype).eps ** (1 / 3) * (leaf_size + 1) / v_size.clamp_min(1e-30)
+        moved = step.reshape(-1, *[1] * (leaf.ndim - 1)) * v
+        ends = [self.function(leaf + sign * moved) for sign in (1, -1)]
+        return (ends[0] - ends[1]) / (2 * step.reshape(-1, *[1] * (self.outputs.ndim - 1)).to(ends[0]))
 
     def _by_differences(self) -> Tensor:
         """Return J [B, m, n], column by column."""
         columns = torch.empty(self.batch, self.rows, self.columns, dtype=self.dtype, device=self.device)
-        unit = torch.zeros_like(self.leaf)
+        unit = torch.zeros_like(self.leaf, memory_format=torch.contiguous_format)
         for column in range(self.columns):
             unit.view(self.batch, -1)[:, column] = 1
-            columns[..., column] = self._difference(unit).flatten(1)
+            columns[..., column] = self._difference(unit).reshape(self.batch, -1)
             unit.view(self.batch, -1)[:, column] = 0
         return columns
 
@@ -254,8 +266,8 @@ def explained(nonfinite: Callable[[], str]) -> Iterator[None]:
     except AdjointError as error:
         raise ValueError(
             f"measure() found <u, J v> and <Jᵀu, v> to differ by {error.args[0]:.1e} of their size: an operation of the "
-            "model has a wrong derivative or is not deterministic. Check its custom autograd functions, or use "
-            "measure(model, inputs, method='exact'), which needs Jᵀ alone."
+            "model has a wrong derivative, is not deterministic or is computed in half precision. Check its custom autograd "
+            "functions, or use measure(model, inputs, method='exact'), which needs Jᵀ alone."
         ) from error
     except FloatingPointError as error:
         if str(error) != "gradient":

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
@@ -23,7 +24,7 @@ from isometry.spectra import (
     probes,
     singular_values,
 )
-from isometry.view import spared
+from isometry.view import hooked, spared
 
 __all__ = ["Taps", "chosen_layers"]
 
@@ -82,8 +83,10 @@ class Taps:
     spectra: dict[str, list[Spectrum]] = field(default_factory=dict)
     sizes: dict[str, tuple[int, tuple[int, ...]]] = field(default_factory=dict)
 
-    def listen(self, model: nn.Module, caught: dict[str, Tensor]) -> list[torch.utils.hooks.RemovableHandle]:
-        """Hook the layers so that a forward pass leaves their outputs in `caught`; return the hooks' handles."""
+    @contextlib.contextmanager
+    def listening(self, model: nn.Module) -> Iterator[dict[str, Tensor]]:
+        """Lend a dict in which a forward pass leaves the outputs of the layers."""
+        caught: dict[str, Tensor] = {}
 
         def hook(name: str) -> Any:
             def record(module: nn.Module, args: tuple[Any, ...], result: Any) -> Any:
@@ -96,7 +99,51 @@ class Taps:
 
             return record
 
-        return [model.get_submodule(name).register_forward_hook(hook(name)) for name in self.names]
+        with contextlib.ExitStack() as stack:
+            for name in self.names:
+                stack.enter_context(hooked(model.get_submodule(name).register_forward_hook(hook(name))))
+            yield caught
+
+    def settle(self, caught: dict[str, Tensor], outputs: Tensor, leaf: Tensor) -> list[str]:
+        """Keep the layers that lie between the input and `outputs`; return the names of the others.
+
+        Args:
+            caught: outputs of the layers in a forward pass of two samples.
+            outputs: [2, ...], what that pass ended in.
+            leaf: [2, ...], what it began with.
+
+        Raises:
+            ValueError: a layer's output does not have the samples in front, or no layer lies between; a network that
+                cannot be differentiated with respect to its layers.
+        """
+        for name, activation in caught.items():
+            if len(activation) != len(outputs):
+                raise ValueError(
+                    f"measure() got layers= with {name}, whose output has the shape {tuple(activation.shape)} for "
+                    f"{len(outputs)} samples; the samples must come first. Choose others, e.g. layers=['pattern'], or pass "
+                    "batch_first=True to recurrent and attention layers."
+                )
+        names = list(caught)
+        found: tuple[Any, ...] = ()
+        if outputs.requires_grad:
+            try:
+                found = torch.autograd.grad(
+                    outputs, [*(caught[name] for name in names), leaf], torch.ones_like(outputs), allow_unused=True
+                )
+            except (RuntimeError, NotImplementedError) as error:
+                raise ValueError(
+                    f"measure() cannot differentiate this network with respect to its layers ({error}). Measure it without "
+                    "layers=, or make it differentiable there, e.g. checkpoint(..., use_reentrant=False)."
+                ) from error
+        between = [name for name, gradient in zip(names, found, strict=False) if gradient is not None]
+        if outputs.requires_grad and not between:
+            raise ValueError(
+                f"measure() got layers= with {', '.join(self.names)}, none of which has an output on the way from the input "
+                "to the output. Choose others, e.g. layers=True."
+            )
+        left = [name for name in self.names if name not in between]
+        self.names = between
+        return left
 
     def add(self, name: str, rows: Tensor) -> None:
         """Take the Jacobians [B, r, width] from a layer's output to the network's."""
@@ -164,21 +211,32 @@ def _values(module: nn.Module, size: tuple[int, ...]) -> Tensor | Convolution | 
     weight = getattr(module, "weight", None)
     if isinstance(module, nn.Linear) and isinstance(weight, Tensor):
         return singular_values(weight.detach().float())
-    if not isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) or isinstance(module.padding, str) or not size:
+    if not isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) or not size:
         return None
     kernel = module.weight.detach().float()
+    padding = _padding(module)
+    if padding is None:
+        return None
     if module.padding_mode == "circular":
-        same = all(
-            2 * p == d * (k - 1) for p, d, k in zip(module.padding, module.dilation, kernel.shape[2:], strict=True)
-        )
+        same = all(2 * p == d * (k - 1) for p, d, k in zip(padding, module.dilation, kernel.shape[2:], strict=True))
         fits = not any(n % s for n, s in zip(size, module.stride, strict=True))
         if same and fits and module.groups == 1 and set(module.dilation) == {1}:
             return circular(kernel, size, module.stride)
         return None
     if module.padding_mode != "zeros":
         return None
-    operator = Convolution(kernel, size, module.stride, module.padding, module.dilation, module.groups)
+    operator = Convolution(kernel, size, module.stride, padding, module.dilation, module.groups)
     return _dense(operator) if operator.rank <= _DENSE_UP_TO else operator
+
+
+def _padding(module: nn.modules.conv._ConvNd) -> tuple[int, ...] | None:
+    """Return the zeros on either side of every dimension; None where the two sides differ."""
+    if not isinstance(module.padding, str):
+        return tuple(module.padding)
+    if module.padding == "valid":
+        return (0,) * len(module.kernel_size)
+    both = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+    return None if any(total % 2 for total in both) else tuple(total // 2 for total in both)
 
 
 def _dense(operator: Operator) -> Tensor:

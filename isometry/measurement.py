@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import pandas as pd
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from isometry.data import Data
-from isometry.inputs import gather
+from isometry.inputs import gather, several
 from isometry.jacobian import explained
 from isometry.networks import example_inputs
 from isometry.report import Report
@@ -79,15 +80,21 @@ def measure(
     Source: the estimand is that of Wang & Fu, ICLR 2023 (mean JSV over samples and values, of logits with respect to
     inputs); the bracket is Gauss and Gauss-Radau quadrature (Golub & Meurant 2010).
     """
-    _check_arguments(method, rtol, budget, layers)
+    _check_arguments(method, rtol, budget, layers, dtype)
     start = time.perf_counter()
     model = unwrapped(model)
+    _check_model(model)
+    if wrt is not None and isinstance(inputs, Tensor):
+        raise TypeError(
+            f"measure() got wrt={wrt!r} with a tensor; with wrt= the inputs are a tuple or dict of all of the model's, e.g. "
+            "measure(model, (inputs, condition), wrt=0)."
+        )
     with frozen(model):
         work = Survey(View(model, output=output, at=at, wrt=wrt), method, rtol, budget, layers, dtype, seed)
         given = gather(
             model,
             inputs,
-            whole=wrt is not None or at is not None,
+            whole=wrt is not None or (at is not None and several(model)),
             integers=at is not None,
             shuffle=rtol is not None or budget is not None,
             seed=seed,
@@ -98,7 +105,25 @@ def measure(
         return work.report(given.described, time.perf_counter() - start)
 
 
-def _check_arguments(method: str, rtol: float | None, budget: int | None, layers: Any) -> None:
+def _check_model(model: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"measure() got a {type(model).__name__} for a model; it takes a torch.nn.Module, e.g. "
+            "measure(isometry.networks.build('lenet-5-relu'))."
+        )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError(
+            "measure() got a TorchScript module, whose parts cannot be looked into. Pass the module it was scripted or traced "
+            "from, e.g. measure(model, inputs)."
+        )
+    lazy = [name for name, module in model.named_modules() if getattr(module, "has_uninitialized_params", bool)()]
+    if lazy:
+        raise ValueError(
+            f"measure() got a model whose {lazy[0] or 'parameters'} are not initialised yet; run it once first: model(inputs)."
+        )
+
+
+def _check_arguments(method: str, rtol: Any, budget: Any, layers: Any, dtype: Any) -> None:
     if torch.is_inference_mode_enabled():
         raise ValueError(
             "measure() was called in torch.inference_mode(), in which nothing can be differentiated. Call it outside; "
@@ -108,12 +133,19 @@ def _check_arguments(method: str, rtol: float | None, budget: int | None, layers
         raise ValueError(
             f"measure() got method={method!r}; it knows {', '.join(map(repr, _METHODS))}, e.g. method='auto'."
         )
-    if rtol is not None and not 0 < rtol < 1:
+    if rtol is not None and not (isinstance(rtol, Real) and 0 < float(rtol) < 1):
         raise ValueError(
             f"measure() got rtol={rtol}; it is the half-width of the interval over the mean, e.g. rtol=0.05."
         )
-    if budget is not None and (not isinstance(budget, int) or budget < 1):
+    if budget is not None and (not isinstance(budget, Integral) or isinstance(budget, bool) or budget < 1):
         raise ValueError(f"measure() got budget={budget}; it is a number of products, e.g. budget=10_000.")
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ValueError(f"measure() got dtype={dtype}; it takes a floating point one, e.g. dtype=torch.float64.")
+    patterns = isinstance(layers, list | tuple) and all(isinstance(pattern, str) for pattern in layers)
+    if not (isinstance(layers, bool | int | str) or patterns):
+        raise ValueError(
+            f"measure() got layers={layers!r}; it takes True for blocks, a depth, or name patterns, e.g. layers='*conv*'."
+        )
     if layers is not False and method == "krylov":
         raise ValueError(
             "measure() got layers= with method='krylov'; layers need every row: method='exact' (or 'auto')."
@@ -129,7 +161,8 @@ def compare(
         networks: {name: model}; the first is what the others are compared with.
         inputs: as `measure` takes them; an iterable is read once. None draws inputs for the first network's shape.
         oracle: add to every network its repaired twin: "<name> + oracle" (`recover`, for linear MLPs) or "<name> + OrthP"
-            (`orthogonalize`, with a gain of sqrt(2) where the network holds ReLUs) for the others.
+            (`orthogonalize`, with the reference's gain of sqrt(2) for ReLU; of 1 where the network's activations are
+            modules and none of them is a ReLU) for the others.
         seed: of inputs drawn for None, and of probes: the same for all networks.
         options: further arguments of `measure`, the same for all networks.
 
@@ -141,9 +174,10 @@ def compare(
     Raises:
         ValueError: no network is given; and whatever `measure` refuses.
     """
-    if not networks:
+    if not isinstance(networks, Mapping) or not networks:
+        told = "no networks" if isinstance(networks, Mapping) else f"a {type(networks).__name__}"
         raise ValueError(
-            "compare() got no networks; it takes {name: model}, e.g. compare({'dense': a, 'pruned': b}, x)."
+            f"compare() got {told}; it takes {{name: model}}, e.g. compare({{'dense': a, 'pruned': b}}, x)."
         )
     if inputs is None:
         inputs = example_inputs(next(iter(networks.values())), 64, seed=seed)
@@ -152,7 +186,12 @@ def compare(
     everything = dict(networks)
     if oracle:
         for name, model in networks.items():
-            kind, repaired = _repaired(model)
+            kind, repaired = _repaired(unwrapped(model))
+            if f"{name} + {kind}" in networks:
+                raise ValueError(
+                    f"compare() got a network named {name + ' + ' + kind!r}, which is what oracle=True calls the repaired "
+                    f"{name!r}. Give it another name."
+                )
             everything[f"{name} + {kind}"] = repaired
     rows: list[dict[str, Any]] = []
     reference: tuple[Tensor, Tensor, Tensor] | None = None
@@ -190,5 +229,6 @@ def _repaired(model: nn.Module) -> tuple[str, nn.Module]:
     try:
         return "oracle", recover(model)
     except ValueError:
-        rectified = any(isinstance(module, nn.ReLU) for module in model.modules())
+        activations = [m for m in model.modules() if type(m).__module__ == nn.ReLU.__module__]
+        rectified = not activations or any(isinstance(module, nn.ReLU) for module in activations)
         return "OrthP", orthogonalize(model, gain=math.sqrt(2) if rectified else 1.0)

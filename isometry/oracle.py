@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import operator
 from collections.abc import Sequence
 
@@ -11,6 +10,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
 from isometry.spectra import orthogonal
+from isometry.view import copied
 
 __all__ = ["orthogonalize", "recover"]
 
@@ -34,7 +34,7 @@ def recover(model: nn.Module) -> nn.Module:
 
     Source: Wang & Fu, ICLR 2023 (OrthP); the alignment of widening layers is this library's.
     """
-    recovered = copy.deepcopy(model)
+    recovered = copied(model)
     names = _chain(recovered)
     weights = [recovered.get_submodule(name).get_parameter("weight") for name in names]
     _check_widths(names, weights)
@@ -60,7 +60,7 @@ def orthogonalize(model: nn.Module, *, gain: float = 1.0) -> nn.Module:
 
     Source: Wang & Fu, ICLR 2023, the baseline "L1 + OrthP".
     """
-    result = copy.deepcopy(model)
+    result = copied(model)
     layers = {n: m for n, m in result.named_modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)}
     if not layers:
         raise ValueError(

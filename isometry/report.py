@@ -31,7 +31,7 @@ class Cost:
     seconds: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Brackets:
     """What a stochastic measurement knows of every sample's mean JSV.
 
@@ -47,7 +47,7 @@ class Brackets:
     largest_residual: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Report:
     """The Jacobian spectrum of a network and what follows from it.
 
@@ -105,7 +105,8 @@ class Report:
         """The parts of the error: standard errors of `samples` and `probes`, half-width of the `quadrature` bracket."""
         if self.brackets is None:
             return {"samples": self.sem, "probes": 0.0, "quadrature": 0.0}
-        probes = float(self.brackets.probe_variance.mean() / len(self.spectrum))
+        # Samples with one probe say nothing of it.
+        probes = float(self.brackets.probe_variance.nanmean() / len(self.spectrum))
         half = float((self.brackets.upper - self.brackets.lower).mean() / 2)
         between = math.sqrt(max(self.sem**2 - probes, 0.0)) if not math.isnan(probes) else self.sem
         return {"samples": between, "probes": math.sqrt(probes), "quadrature": half}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,12 +14,13 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from isometry.allocation import Allocation, allocate
+from isometry.diagnosis import check, nonfinite
 from isometry.folding import folded
-from isometry.inputs import Inputs, converted, take, width
+from isometry.inputs import Inputs, among, converted, take, width
 from isometry.jacobian import Jacobian, out_of_memory
 from isometry.layers import Taps, chosen_layers
 from isometry.report import Brackets, Cost, Report
-from isometry.spectra import Spectrum, bidiagonalise, exact, probes, singular_values
+from isometry.spectra import Bidiagonal, Spectrum, bidiagonalise, exact, probes, singular_values
 from isometry.view import View
 
 __all__ = ["Survey"]
@@ -28,6 +30,7 @@ _BRACKET = 0.03
 _STEPS = 96
 _AT_ONCE = 32  # more makes no pass faster, and activations of fewer stay nearer to the cache
 _BYTES = 2**29
+_REFUSALS = (RuntimeError, IndexError, AttributeError, NotImplementedError)
 _PILOT = (8, 2)  # samples and probes before anything is known; of a budget, half at most
 _GUESS = 24  # steps of a probe, likewise
 
@@ -51,6 +54,7 @@ class Survey:
     spectra: list[Spectrum] = field(default_factory=list)
     brackets: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
     residual: float = 0.0
+    slope: float = 1.0
     forwards: int = 0
     products: int = 0
     pilot: list[Any] = field(default_factory=list)
@@ -64,7 +68,7 @@ class Survey:
 
     def nonfinite(self) -> str:
         """Return what to say of NaN or infinity at the samples last looked at."""
-        return self.view.nonfinite(self.last)
+        return nonfinite(self.view, self.last)
 
     def run(self, given: Inputs, hidden: bool | None) -> None:
         """Measure at the inputs given until there are enough or no more; `hidden` is tqdm's `disable`."""
@@ -109,6 +113,16 @@ class Survey:
         if self.dtype is None and leaf.dtype in (torch.float16, torch.bfloat16):
             self.dtype = torch.float32
             self.notes.append(f"computed in float32, the model is in {str(leaf.dtype).removeprefix('torch.')}")
+        if not leaf.is_floating_point():
+            raise TypeError(
+                f"measure() got wrt={self.view.wrt!r}, an input of dtype {leaf.dtype}, which has no derivative. Name a floating "
+                "point one, or start at a module behind it, e.g. measure(model, inputs, at='embedding')."
+            )
+        if self.view.at is None and not bool(torch.isfinite(leaf).all()):
+            raise ValueError(
+                "measure() got inputs with NaN or infinite entries; all must be finite, e.g. "
+                "measure(model, torch.nan_to_num(inputs))."
+            )
         if self.dtype is not None:
             self.view = self.view.copied(self.dtype)
             batch = converted(batch, self.dtype)
@@ -116,12 +130,17 @@ class Survey:
         self.last = pair
         outputs = self._outputs(pair)
         if not bool(torch.isfinite(outputs).all()):
-            raise ValueError(self.view.nonfinite(pair))
-        self.view.check(pair)
+            raise ValueError(self.nonfinite())
+        check(self.view, pair)
         self.forwards += 6
         self.products += 4
         if self.layers is not False:
             self.taps = Taps(chosen_layers(self.view.model, self.layers))
+            with self.taps.listening(self.view.model) as caught:
+                start = self.view.leaf(pair).requires_grad_(True)
+                outputs = self.view.function(pair)(start)
+            if left := self.taps.settle(caught, outputs, start):
+                self.notes.append(f"without {', '.join(left)}: not on the way from the input to the output")
         self.fast = folded(self.view, pair, frozenset(self.taps.names if self.taps else ()))
         if self.fast is not None:
             self.notes.append("on an equivalent copy: BatchNorm folded where possible, channels last")
@@ -136,7 +155,7 @@ class Survey:
     def _leaf(self, batch: Any) -> Tensor:
         try:
             return self.view.leaf(batch)
-        except (RuntimeError, IndexError) as error:
+        except _REFUSALS as error:
             raise self._refused(batch, error) from error
 
     def _shape(self, sample: Any) -> tuple[int, ...]:
@@ -146,7 +165,7 @@ class Survey:
         try:
             with torch.no_grad():
                 return self.view.function(batch)(self.view.leaf(batch))
-        except (RuntimeError, IndexError) as error:
+        except _REFUSALS as error:
             raise self._refused(batch, error) from error
 
     def _refused(self, batch: Any, error: BaseException) -> Exception:
@@ -217,7 +236,7 @@ class Survey:
         """Return the products that one sample costs exactly."""
         if self.taps is not None:
             return self.rows
-        return self.rank if self.cut is None else self.narrow
+        return self.rank if self.cut is None else self.narrow + 1
 
     def _at_once(self) -> int:
         """Return how many samples the next part should hold."""
@@ -258,44 +277,68 @@ class Survey:
     def _exactly(self, part: Any) -> None:
         view = self.fast or self.view
         leaf = _arranged(view.leaf(part), self.fast is not None)
-        caught: dict[str, Tensor] = {}
-        handles = self.taps.listen(view.model, caught) if self.taps else []
-        try:
-            if self.cut is not None:
-                spectrum, used = self._through_cut(view, part, leaf)
-            else:
-                jacobian = Jacobian(view.function(part), leaf)
-                if caught and jacobian.outputs.requires_grad:
-                    assert self.taps is not None
-                    spectrum = _with_taps(jacobian, caught, self.taps)
-                else:
-                    spectrum = exact(jacobian)
-                used = [jacobian]
-        finally:
-            for handle in handles:
-                handle.remove()
+        if self.cut is not None and self._through_cut(view, part, leaf):
+            return
+        listening: Any = self.taps.listening(view.model) if self.taps else contextlib.nullcontext({})
+        with listening as caught:
+            jacobian = self._jacobian(view, part, leaf)
+        if caught and jacobian.outputs.requires_grad:
+            assert self.taps is not None
+            spectrum = _with_taps(jacobian, caught, self.taps)
+        else:
+            spectrum = exact(jacobian)
         self.spectra.append(_on_cpu(spectrum))
-        self._account(len(leaf), used)
+        self._account(len(leaf), [jacobian])
 
-    def _through_cut(self, view: View, part: Any, leaf: Tensor) -> tuple[Spectrum, list[Jacobian]]:
-        """Return the spectrum of J = (head) (trunk), with as many rows differentiated as the cut is wide."""
+    def _jacobian(self, view: View, part: Any, leaf: Tensor, expected: int = 0) -> Jacobian:
+        return Jacobian(
+            view.function(part),
+            leaf,
+            expected=expected,
+            among=lambda samples: view.function(among(part, samples, len(leaf))),
+        )
+
+    def _through_cut(self, view: View, part: Any, leaf: Tensor) -> bool:
+        """Measure J = (head) (trunk) with as many rows differentiated as the cut is wide; return whether that is J.
+
+        One product with the whole network's Jᵀ tells, for at other samples than the first another branch may be open.
+        """
         assert self.cut is not None
-        trunk = Jacobian(view.to_module(part, self.cut), leaf)
-        behind = View(view.model, output=view.output, at=self.cut)
-        head = Jacobian(behind.function(part), behind.leaf(part))
-        # [B, F, m] by F products, the head being taller than wide; its R factor carries the singular values.
-        mixing = torch.linalg.qr(head.dense().double().mT, mode="r").R
-        values = singular_values(mixing @ trunk.dense().double())
+        try:
+            trunk = Jacobian(view.to_module(part, self.cut), leaf)
+            behind = View(view.model, output=view.output, at=self.cut, wrt=view.wrt)
+            head = Jacobian(behind.function(part), behind.leaf(part))
+            # [B, F, m] by F products, the head being taller than wide; its R factor carries the singular values.
+            rows, columns = head.dense().double(), trunk.dense().double()
+            whole = self._jacobian(view, part, leaf)
+        except (RuntimeError, ValueError) as error:
+            if out_of_memory(error):
+                raise
+            return self._leave_cut()
+        u = probes(len(leaf), 1, self.rows, torch.Generator().manual_seed(0), leaf)
+        directly, composed = whole.rmatvec(u).double(), u.double() @ rows.mT @ columns
+        if bool(((directly - composed).norm(dim=-1) > 1e-3 * directly.norm(dim=-1) + 1e-12).any()):
+            return self._leave_cut()
+        values = singular_values(torch.linalg.qr(rows.mT, mode="r").R @ columns)
         padded = values.new_zeros(len(leaf), self.rank)
         padded[:, : values.shape[1]] = values[:, : self.rank]
-        return Spectrum.of(padded), [trunk, head]
+        self.spectra.append(_on_cpu(Spectrum.of(padded)))
+        self._account(len(leaf), [trunk, head, whole])
+        return True
+
+    def _leave_cut(self) -> bool:
+        self.notes.append(f"not through {self.cut} after all: something reaches the output past it")
+        self.cut = None
+        return False
 
     def _by_krylov(self, part: Any, generator: torch.Generator) -> None:
         view = self.fast or self.view
         leaf = _arranged(view.leaf(part), self.fast is not None)
         count = self.plan.probes if self.plan else _PILOT[1]
-        jacobian = Jacobian(view.function(part), leaf, expected=count * _GUESS)
+        jacobian = self._jacobian(view, part, leaf, expected=count * _GUESS)
         tolerance = _BRACKET if self.rtol is None else min(_BRACKET, 0.15 * self.rtol)
+        if self.plan is not None:
+            tolerance *= self.plan.length**-self.slope
         start = probes(len(leaf), count, jacobian.rank, generator, leaf)
         run = bidiagonalise(jacobian, start, steps=_STEPS, rtol=tolerance)
         lower, upper = run.bracket()
@@ -308,25 +351,33 @@ class Survey:
         guided = self.rtol is not None or self.budget is not None
         if guided and (self.plan is None or not self.plan.decided):
             self.pilot.append(part)
-            self._decide(run.products)
+            self._decide(run)
 
-    def _decide(self, products: int) -> None:
+    def _decide(self, run: Bidiagonal) -> None:
         """Choose method and probes from what the pilot has shown."""
         if len(self.sample_means) < 2:
+            self.method = "krylov"
             return
         within = torch.cat([variance for _, _, variance in self.brackets]).nanmean()
         count = self.plan.probes if self.plan else _PILOT[1]
         probe_variance = float(within) * count if math.isfinite(float(within)) else 0.0
         total = float(self.sample_means.var())
+        half, before = (
+            float((b[1] - b[0]).mean()) / 2 for b in (run.bracket(), run.first(run.alpha.shape[-1] // 2).bracket())
+        )
+        if half > 0:
+            self.slope = min(max(math.log2(before / half), 0.5), 4.0)
         self.plan = allocate(
             sample_variance=max(total - probe_variance / count, 0.0),
             probe_variance=probe_variance,
             exact_price=self._price(),
-            probe_price=products,
+            probe_price=run.products,
             budget=None if self.budget is None else self.budget - self.products,
             allowed=("krylov",) if self.method == "krylov" else ("exact", "krylov"),
             available=self.available if self.budget is not None else None,
             pilot=(len(self.sample_means), count),
+            bracket=0.0 if self.budget is None else half,
+            slope=self.slope,
         )
         if self.plan.method == "exact":
             self.method = "exact"
@@ -403,16 +454,18 @@ class Survey:
 
 def _with_taps(jacobian: Jacobian, caught: dict[str, Tensor], taps: Taps) -> Spectrum:
     """Return the spectrum, and give `taps` those from every tapped layer: all from the same m backward passes."""
-    names = [name for name in taps.sizes if name in caught]
+    # As they are now: a checkpoint runs its part of the forward pass again on the way back.
+    names = [name for name in taps.names if name in caught]
+    tapped = [caught[name] for name in names]
     rows = [torch.empty(jacobian.batch, jacobian.rows, jacobian.columns, dtype=jacobian.dtype, device=jacobian.device)]
     rows += [
-        torch.empty(jacobian.batch, jacobian.rows, caught[n][0].numel(), dtype=jacobian.dtype, device=jacobian.device)
-        for n in names
+        torch.empty(jacobian.batch, jacobian.rows, t[0].numel(), dtype=jacobian.dtype, device=jacobian.device)
+        for t in tapped
     ]
-    cotangent = torch.zeros_like(jacobian.outputs)
+    cotangent = torch.zeros_like(jacobian.outputs, memory_format=torch.contiguous_format)
     for row in range(jacobian.rows):
         cotangent.view(jacobian.batch, -1)[:, row] = 1
-        for store, gradient in zip(rows, jacobian.pullback(cotangent, [caught[n] for n in names]), strict=True):
+        for store, gradient in zip(rows, jacobian.pullback(cotangent, tapped), strict=True):
             # The order of columns does not matter for singular values: as they lie in memory is fastest.
             order = sorted(range(1, gradient.ndim), key=gradient.stride, reverse=True)
             store[:, row] = gradient.permute(0, *order).flatten(1)
@@ -454,4 +507,4 @@ def _moved(batch: Any, wrt: str | int | None) -> Any:
         return batch + 0.5 + 0.5 * batch.flip(0)
     if isinstance(batch, Mapping):
         return {k: _moved(v, None) if k == wrt else v for k, v in batch.items()}
-    return tuple(_moved(v, None) if i == wrt else v for i, v in enumerate(batch))
+    return tuple(_moved(v, None) if i == int(wrt or 0) % len(batch) else v for i, v in enumerate(batch))

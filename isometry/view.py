@@ -1,4 +1,4 @@
-"""View: a network seen as one differentiable function of one tensor, and what can be wrong with that."""
+"""View: a network seen as one differentiable function of one tensor."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["View", "frozen", "spared", "unwrapped"]
+from isometry.precision import full_precision
+
+__all__ = ["Batch", "View", "copied", "frozen", "hooked", "spared", "unwrapped"]
 
 Batch = Tensor | tuple | list | Mapping
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
@@ -44,7 +46,8 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
             module._buffers.update(held)
         with torch.no_grad():
             for buffer, (version, value) in buffers.items():
-                if buffer._version != version:
+                # Kernels (batch_norm's) may write without counting a version.
+                if buffer._version != version or not torch.equal(buffer, value):
                     buffer.copy_(value)
 
 
@@ -57,6 +60,21 @@ def unwrapped(model: nn.Module) -> nn.Module:
         if inner is None:
             return model
         model = inner
+
+
+def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """Return a deep copy, also of a network that holds weights computed from others (masks, weight normalisation).
+
+    Args:
+        model: any network.
+        memo: {id: object} of what the copy shares with the original, as `copy.deepcopy` takes it.
+    """
+    memo = dict(memo or {})
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+    return copy.deepcopy(model, memo)
 
 
 class View:
@@ -89,7 +107,7 @@ class View:
                 f"measure() got at={at!r}; the model's modules are {known}. E.g. at={known.split(', ')[0]!r}."
             )
         for name, module in names.items():
-            if "quantized" in type(module).__module__:
+            if type(module).__module__.startswith("torch.") and "quantized" in type(module).__module__:
                 raise ValueError(
                     f"measure() cannot differentiate {name or 'the model'} ({type(module).__name__}), which is quantised. "
                     "Measure the floating point model it was made from."
@@ -98,8 +116,8 @@ class View:
     def copied(self, dtype: torch.dtype) -> View:
         """Return the view of a copy of the model in another dtype."""
         try:
-            model = copy.deepcopy(self.model).to(dtype)
-        except RuntimeError as error:
+            model = copied(self.model).to(dtype)
+        except (RuntimeError, TypeError) as error:
             raise ValueError(
                 f"measure() cannot copy the model to compute in {dtype} ({error}). Convert it yourself: "
                 f"measure(model.to({dtype}), inputs)."
@@ -116,8 +134,8 @@ class View:
         def catch(_: nn.Module, args: object, result: Any) -> None:
             caught.append(_first_tensor(result).detach().clone())  # what follows may change it in place
 
-        with torch.no_grad(), _hooked(module.register_forward_hook(catch)):
-            self._call(batch)
+        with torch.no_grad(), hooked(module.register_forward_hook(catch)):
+            self.call(batch)
         if len(caught) != 1:
             raise ValueError(
                 f"measure() got at={self.at!r}, which runs {len(caught)} times in a forward pass; it must run once. Name "
@@ -129,14 +147,16 @@ class View:
         """Return leaf -> outputs [B, ...], everything else of `batch` held fixed."""
 
         def from_input(leaf: Tensor) -> Tensor:
-            return self._select(self._call(self._with_leaf(batch, leaf)), len(leaf))
+            return self._select(self.call(self._with_leaf(batch, leaf)), len(leaf))
 
         def from_module(leaf: Tensor) -> Tensor:
+            leaf = leaf.clone()  # what follows may change it in place
+
             def replace(_: nn.Module, args: object, result: Any) -> Any:
                 return leaf if isinstance(result, Tensor) else (leaf, *result[1:])
 
-            with _hooked(self.model.get_submodule(str(self.at)).register_forward_hook(replace)):
-                return self._select(self._call(batch), len(leaf))
+            with hooked(self.model.get_submodule(str(self.at)).register_forward_hook(replace)):
+                return self._select(self.call(batch), len(leaf))
 
         return from_input if self.at is None else from_module
 
@@ -150,8 +170,10 @@ class View:
                 caught.append(_first_tensor(result))
                 return spared(result)
 
-            with _hooked(self.model.get_submodule(name).register_forward_hook(catch)):
+            with hooked(self.model.get_submodule(name).register_forward_hook(catch)):
                 self.function(batch)(leaf)
+            if len(caught) != 1:
+                raise RuntimeError(f"{name} ran {len(caught)} times")
             return caught[0]
 
         return run
@@ -165,8 +187,8 @@ class View:
         parts[self.wrt] = leaf
         return tuple(parts)
 
-    def _call(self, batch: Batch) -> Any:
-        # Copies: a network may change its inputs in place.
+    def call(self, batch: Batch) -> Any:
+        """Run the model on copies, for a network may change its inputs in place."""
         if isinstance(batch, Tensor):
             return self.model(batch.clone())
         if isinstance(batch, Mapping):
@@ -212,137 +234,16 @@ class View:
 
     @contextlib.contextmanager
     def differentiable(self) -> Iterator[None]:
-        """Choose kernels that have the derivatives needed: attention in plain matrix products, no cuDNN for RNNs."""
+        """Choose kernels that have the derivatives and the precision needed.
+
+        Attention in plain matrix products, no cuDNN for recurrent layers, float32 without shortcuts.
+        """
         recurrent = any(isinstance(module, _RECURRENT) for module in self.model.modules())
         kernels = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
-        cudnn = torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled and not recurrent)
-        with warnings.catch_warnings(), torch.enable_grad(), kernels, cudnn:
+        with warnings.catch_warnings(), torch.enable_grad(), kernels, full_precision(cudnn=not recurrent):
             # Re-entrant checkpoints say so in every forward pass that needs no gradient.
             warnings.filterwarnings("ignore", "None of the inputs have requires_grad")
             yield
-
-    def check(self, batch: Batch, call: str = "measure(model, inputs)") -> None:
-        """Refuse a model that mixes samples, is not deterministic, or whose outputs cut the gradient.
-
-        Two samples are enough: the gradient of the first one's output must vanish at the second one's leaf.
-
-        Args:
-            batch: holds two samples.
-            call: named in the errors.
-
-        Raises:
-            ValueError: the message names the module and the way out.
-        """
-        value = self.leaf(batch)
-        function = self.function(batch)
-        with self.differentiable():
-            leaf = value.clone().requires_grad_(True)
-            outputs = function(leaf.clone())
-            again = function(value.clone()).detach()
-        spread = (outputs.detach() - again).abs().max() if outputs.numel() else torch.zeros(())
-        noise = 50 * torch.finfo(outputs.dtype).eps * again.abs().max()
-        if bool(spread > noise):
-            raise ValueError(
-                f"measure() found that two forward passes at the same inputs differ by {float(spread):.1e}: "
-                f"{self._culprit(batch, batch)} is random or keeps state in eval mode. Make it deterministic, or measure "
-                "with a fixed draw: fork and seed the generator inside its forward."
-            )
-        if not outputs.requires_grad:
-            self._refuse_cut(function, value, again)
-            return
-        if _leaks(outputs, leaf, 0) or _leaks(outputs, leaf, 1) or self._couples(batch, value, again):
-            raise ValueError(
-                f"measure() found that {self._culprit(batch, _shifted(batch))} mixes the samples of a batch, so "
-                "there is no per-sample Jacobian. Make it independent of the batch (running statistics for a BatchNorm, "
-                "batch_first=True for a recurrent or attention layer) or measure one sample at a time: "
-                f"{call.replace('inputs', 'inputs[:1]')}."
-            )
-
-    def _couples(self, batch: Batch, value: Tensor, outputs: Tensor) -> bool:
-        """Whether a sample's output is another one without the other sample, which need not show in a gradient."""
-        for sample in (0, 1):
-            try:
-                with torch.no_grad():
-                    alone = self.function(_alone(batch, sample))(value[sample : sample + 1].clone())[0]
-            except (RuntimeError, ValueError, IndexError):
-                return False  # it takes no single sample, so that there is nothing to compare
-            rounding = 2e-2 if outputs.dtype in (torch.float16, torch.bfloat16) else 1e-3
-            if bool((alone - outputs[sample]).abs().max() > rounding * outputs.abs().max()):
-                return True
-        return False
-
-    def _refuse_cut(self, function: Callable[[Tensor], Tensor], value: Tensor, outputs: Tensor) -> None:
-        """Tell a constant network, which is fine, from one whose output is computed outside autograd."""
-        with torch.no_grad():
-            moved = function(value + 0.37 * (value.abs().mean() + 1))
-        if not torch.equal(moved, outputs):
-            raise ValueError(
-                "measure() found that the outputs change with the inputs but carry no gradient: an operation of the model "
-                "is not differentiable (argmax, rounding, detach, NumPy). Measure the part before it, e.g. "
-                "measure(model, inputs, output=lambda result: result.logits)."
-            )
-
-    def nonfinite(self, batch: Batch) -> str:
-        """Return a message that names the first module with a NaN or infinite output."""
-        for name, output in self._leaf_outputs(batch).items():
-            if not bool(torch.isfinite(output).all()):
-                return (
-                    f"measure() found NaN or infinite values in the output of {name}, the first module to produce them. "
-                    "Check its weights and the scale of the inputs: measure(model, inputs) needs a finite forward pass."
-                )
-        return (
-            "measure() found NaN or infinite values in the output of the model, computed outside its submodules. "
-            "measure(model, inputs) needs a finite forward pass."
-        )
-
-    def _culprit(self, batch: Batch, other: Batch) -> str:
-        """Return the name of the first leaf module whose output for a sample that `other` shares is not the same there.
-
-        `other` shares sample 0; a second look swaps the two samples, for what only mixes backwards.
-        """
-        for swap in (False, True):
-            one, two = (_swapped(part) if swap else part for part in (batch, other))
-            changed = self._leaf_outputs(two)
-            for name, output in self._leaf_outputs(one).items():
-                same = changed.get(name)
-                shared = 1 if swap else 0
-                if (
-                    same is not None
-                    and output.ndim
-                    and (len(output) != 2 or not torch.equal(output[shared], same[shared]))
-                ):
-                    return name
-        return "an operation outside its submodules"
-
-    @torch.no_grad()
-    def _leaf_outputs(self, batch: Batch) -> dict[str, Tensor]:
-        """Return {name: first tensor output} of every leaf module, in the order of the forward pass."""
-        seen: dict[str, Tensor] = {}
-
-        def hook(name: str) -> Callable[..., None]:
-            def record(module: nn.Module, args: object, result: object) -> None:
-                if (first := _first_tensor(result, strict=False)) is not None:
-                    seen.setdefault(f"{name or 'the model'} ({type(module).__name__})", first.clone())
-
-            return record
-
-        leaves = [(name, m) for name, m in self.model.named_modules() if not any(True for _ in m.children())]
-        with contextlib.ExitStack() as stack:
-            for name, module in leaves:
-                stack.enter_context(_hooked(module.register_forward_hook(hook(name))))
-            self._call(batch)
-        return seen
-
-
-def _leaks(outputs: Tensor, leaf: Tensor, sample: int) -> bool:
-    """Return whether one sample's outputs have a gradient at the other sample's leaf."""
-    cotangent = torch.zeros_like(outputs)
-    cotangent[sample] = torch.randn(outputs[0].shape, generator=torch.Generator().manual_seed(0)).to(outputs)
-    try:
-        (gradient,) = torch.autograd.grad(outputs, leaf, cotangent, retain_graph=True, materialize_grads=True)
-    except (RuntimeError, NotImplementedError):
-        return False  # no reverse mode here: the ladder of routes deals with that
-    return len(gradient) > 1 and bool((gradient[1 - sample].nan_to_num(0.0) != 0).any())
 
 
 def spared(result: Any) -> Any:
@@ -358,54 +259,22 @@ def _copied(part: Any) -> Any:
     return part.clone() if isinstance(part, Tensor) else part
 
 
-def _alone(batch: Batch, sample: int) -> Batch:
-    def cut(x: Any) -> Any:
-        return x[sample : sample + 1] if isinstance(x, Tensor) and x.ndim and len(x) == 2 else x
-
-    if isinstance(batch, Tensor):
-        return cut(batch)
-    return {k: cut(v) for k, v in batch.items()} if isinstance(batch, Mapping) else tuple(map(cut, batch))
-
-
-def _swapped(batch: Batch) -> Batch:
-    def swap(x: Any) -> Any:
-        return x.flip(0) if isinstance(x, Tensor) and x.ndim and len(x) == 2 else x
-
-    if isinstance(batch, Tensor):
-        return swap(batch)
-    return {k: swap(v) for k, v in batch.items()} if isinstance(batch, Mapping) else tuple(map(swap, batch))
-
-
-def _shifted(batch: Batch) -> Batch:
-    """Return `batch` with its second sample moved, the first one as it was."""
-
-    def move(x: Any) -> Any:
-        if isinstance(x, Tensor) and x.is_floating_point() and len(x) == 2:
-            return torch.stack([x[0], x[1] + 1 + x[1].abs()])
-        return torch.stack([x[0], x[1].flip(0)]) if isinstance(x, Tensor) and x.ndim > 1 and len(x) == 2 else x
-
-    if isinstance(batch, Tensor):
-        return move(batch)
-    return {k: move(v) for k, v in batch.items()} if isinstance(batch, Mapping) else tuple(map(move, batch))
-
-
 @contextlib.contextmanager
-def _hooked(handle: torch.utils.hooks.RemovableHandle) -> Iterator[None]:
+def hooked(handle: torch.utils.hooks.RemovableHandle) -> Iterator[None]:
+    """Remove a hook at the end."""
     try:
         yield
     finally:
         handle.remove()
 
 
-def _first_tensor(result: Any, strict: bool = True) -> Any:
+def _first_tensor(result: Any) -> Tensor:
     first = result[0] if isinstance(result, tuple | list) and result else result
-    if isinstance(first, Tensor) and (first.is_floating_point() or not strict):
+    if isinstance(first, Tensor) and first.is_floating_point():
         return first
-    if strict:
-        raise ValueError(
-            f"measure() got at= a module that returns {_told(result)}; it takes one that returns a floating tensor."
-        )
-    return None
+    raise ValueError(
+        f"measure() got at= a module that returns {_told(result)}; it takes one that returns a floating tensor."
+    )
 
 
 def _told(result: Any) -> str:

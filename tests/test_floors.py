@@ -9,9 +9,9 @@ FLOORS = {
     "trials": 6, "plots": 6,
     "measurement": 5, "survey": 4,
     "oracle": 3, "pruners": 3, "regularisers": 3, "layers": 3,
-    "jacobian": 2, "folding": 2, "training": 2, "surgery": 2, "inputs": 2, "report": 2, "allocation": 2,
+    "jacobian": 2, "folding": 2, "training": 2, "surgery": 2, "inputs": 2, "report": 2, "diagnosis": 2, "allocation": 2,
     "networks": 1, "view": 1, "recipe": 1, "evaluation": 1,
-    "spectra": 0, "data": 0, "tables": 0,
+    "spectra": 0, "data": 0, "tables": 0, "precision": 0,
 }  # fmt: skip
 
 

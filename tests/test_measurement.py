@@ -173,7 +173,7 @@ def test_nan_names_the_first_module_to_produce_it() -> None:
     net = networks.build("lenet-5-relu", seed=0)
     with torch.no_grad():
         net.conv2.weight[0, 0, 0, 0] = math.nan
-    with pytest.raises(ValueError, match=r"output of conv2 \(Conv2d\), the first module"):
+    with pytest.raises(ValueError, match=r"output of conv2 \(Conv2d\), the first to"):
         measure(net, torch.randn(2, 1, 32, 32))
 
     class Root(nn.Module):

@@ -66,6 +66,13 @@ class Bidiagonal:
             lower = (values * vh[..., :, 0].square()[..., : values.shape[-1]]).sum(-1)
         return torch.where(self.residual > 0, lower, upper), upper
 
+    def first(self, steps: int) -> Bidiagonal:
+        """Return what the run was after so many of its steps."""
+        if steps >= self.alpha.shape[-1]:
+            return self
+        residual = self.beta[..., steps - 1]
+        return Bidiagonal(self.alpha[..., :steps], self.beta[..., : steps - 1], residual, 2 * steps)
+
     def largest(self) -> tuple[Tensor, Tensor]:
         """Return the largest Ritz value [B, P], a lower bound of the largest singular value, and its residual.
 

@@ -76,7 +76,7 @@ def mean_with_error(units: Tensor, low: Tensor | None = None, high: Tensor | Non
     return Estimate(value, float(units.std()) / math.sqrt(count), interval, count)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Spectrum:
     """Weighted singular values of B maps.
 
