@@ -280,7 +280,13 @@ def _cifar_set(
         records = np.concatenate([_records(_file(name, folder, file, "", ""), width, share) for file in files])
         pixels = torch.from_numpy(records[:, source.labels :].reshape(-1, 3, 32, 32))
         inputs = pixels.float().div_(255).sub_(mean).div_(std)
-        parts.append(Split(inputs, torch.from_numpy(records[:, source.labels - 1].astype(np.int64))))
+        labels = torch.from_numpy(records[:, source.labels - 1].astype(np.int64))
+        if int(labels.max()) >= source.classes:
+            raise ValueError(
+                f"{name} in {folder} is corrupt: it has the label {int(labels.max())}, but the set has {source.classes} "
+                f"classes. Fetch it again: isometry.data.load({name!r}) with the folder absent."
+            )
+        parts.append(Split(inputs, labels))
     return parts[0], parts[1]
 
 

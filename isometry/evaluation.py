@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from isometry.data import Data, Split
+from isometry.networks import placed
 
 __all__ = ["Evaluation", "evaluate", "recalibrate"]
 
@@ -42,12 +43,12 @@ def evaluate(
     if not len(split.inputs):
         raise ValueError("evaluate() got an empty split; it takes one with samples, e.g. evaluate(model, data.test).")
     modes = {module: module.training for module in model.modules()}
-    device = next((p.device for p in model.parameters()), split.inputs.device)
+    device = placed(split.inputs[:1], model).device
     loss = correct = 0.0
     try:
         model.eval()
         for x, y in zip(split.inputs.split(batch_size), split.targets.split(batch_size), strict=True):
-            x = x.to(device)
+            x = placed(x, model)
             if x.ndim == 4:
                 x = x.contiguous(memory_format=torch.channels_last)
             with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=autocast):
@@ -90,10 +91,12 @@ def recalibrate(
     inputs = data if isinstance(data, Tensor) else data.train.inputs if isinstance(data, Data) else data[0]
     result = copy.deepcopy(model)
     norms = [m for m in result.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    if not norms or len(inputs) < 2:
+    count = min(len(inputs), samples)
+    if not norms or count < 2 or batch_size < 2:
         raise ValueError(
-            f"recalibrate() got a network with {len(norms)} BatchNorms that track statistics and {len(inputs)} samples; it "
-            "takes at least 1 and 2, e.g. recalibrate(isometry.networks.build('resnet-20'), torch.randn(256, 3, 32, 32))."
+            f"recalibrate() got a network with {len(norms)} BatchNorms that track statistics, {count} samples and "
+            f"batch_size={batch_size}; it takes at least 1, 2 and 2, e.g. recalibrate(isometry.networks.build('resnet-20'), "
+            "torch.randn(256, 3, 32, 32))."
         )
     modes = {module: module.training for module in result.modules()}
     momenta = [norm.momentum for norm in norms]
@@ -102,11 +105,10 @@ def recalibrate(
         norm.reset_running_stats()
         norm.momentum = None  # a plain average over batches
         norm.train()
-    device = next((p.device for p in result.parameters()), inputs.device)
     order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(seed))[:samples]
     for batch in order.split(batch_size):
         if len(batch) > 1 or len(order) < batch_size:
-            result(inputs[batch].to(device))
+            result(placed(inputs[batch], result))
     for module, mode in modes.items():
         module.training = mode
     for norm, momentum in zip(norms, momenta, strict=True):

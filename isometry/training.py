@@ -9,7 +9,7 @@ import os
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +214,8 @@ class _Loop:
                 **settings,
                 "seed": self.seed,
                 "samples": len(self.inputs),
-                "data": _digest([self.targets, self.inputs[:64], self.inputs[-64:]]),
+                "data": _digest([self.targets, self.inputs[:: max(1, len(self.inputs) // 4096)]]),
+                "augment": None if self.augment is None else _told(self.augment),
                 "weights": _digest(self.model.state_dict().values()),
                 "optimiser": [type(self.optimizer).__name__, self.rates, groups],
                 "penalty": None if self.penalty is None else self.penalty.identity(),
@@ -266,7 +267,9 @@ class _Loop:
                 if self.step % 200 == 0 and not math.isfinite(float(loss_sum)):
                     break
         self.model.eval()
-        diverged = not math.isfinite(float(loss_sum))
+        # The last step's damage shows in the weights only.
+        whole = all(bool(torch.isfinite(p).all()) for p in self.model.parameters())
+        diverged = not math.isfinite(float(loss_sum)) or not whole
         return Epoch(
             number,
             float(loss_sum) / seen,
@@ -322,9 +325,15 @@ class _Loop:
         os.replace(partial, path)
 
     def resume(self, path: Path, identity: str) -> None:
-        with safe_open(path, "pt") as file:
-            meta = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        try:
+            with safe_open(path, "pt") as file:
+                meta = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        except Exception as error:
+            raise ValueError(
+                f"train() found a checkpoint {path} that is no whole safetensors file ({error}). Delete it or name another: "
+                "train(..., checkpoint='other.safetensors')."
+            ) from error
         if meta.get("training") != identity:
             theirs, ours = json.loads(meta.get("training", "{}")), json.loads(identity)
             other = sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key))
@@ -358,6 +367,11 @@ def _laid_out(value: Any, parameter: Tensor) -> Any:
     return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
+def _told(change: object) -> str:
+    """Return a description that is the same in another process."""
+    return repr(change) if is_dataclass(change) else str(getattr(change, "__qualname__", type(change).__qualname__))
+
+
 def _digest(tensors: Iterable[Tensor]) -> str:
     found = 0
     for tensor in tensors:
@@ -371,7 +385,9 @@ class _Noise(contextlib.AbstractContextManager["_Noise"]):
     def __init__(self, seed: int, device: torch.device) -> None:
         self.device = device if device.type == "cuda" else None
         with self._fork():
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
+            if self.device:
+                torch.cuda.manual_seed(seed)
             self.states = self._read()
 
     def _fork(self) -> contextlib.AbstractContextManager[None]:

@@ -9,6 +9,7 @@ import math
 import os
 import platform
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -77,6 +78,11 @@ class Trial:
         if self.repair not in (None, *_REPAIRS):
             known = ", ".join(map(repr, _REPAIRS))
             raise ValueError(f"Trial() got repair={self.repair!r}; it knows None, {known}, e.g. repair='recalibrate'.")
+        if self.repair == "scratch" and not self.network.startswith("mlp"):
+            raise ValueError(
+                f"Trial() got repair='scratch' for {self.network}; fresh weights of the pruned widths are built for MLPs only. "
+                "Train another control, e.g. repair='recalibrate', or a narrower network by options=."
+            )
         if self.pruner is None and (self.finetune or self.repair):
             raise ValueError(
                 "Trial() got a repair or a fine-tuning with nothing before it: pass pruner=, e.g. pruner=isometry.L1()."
@@ -151,10 +157,12 @@ def run(
                 bar.update()
                 bar.set_postfix_str(name)
     tables = []
+    names = Counter(chain[-1].trial.key for chain in {chain[-1].name: chain for chain in chains}.values())
     for trial, chain in zip(trials, chains, strict=True):
         rows = pd.concat([pd.read_csv(folder / part.name / "rows.csv") for part in chain], ignore_index=True)
         facts: dict[str, Any] = {
-            "trial": trial.key,
+            # Trials that differ in a setting which the readable name leaves out are told apart by its digest.
+            "trial": trial.key if names[trial.key] == 1 else f"{trial.key}-{chain[-1].name[-8:]}",
             "network": trial.network,
             "dataset": trial.dataset,
             "pruner": trial.pruner_name,

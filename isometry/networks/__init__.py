@@ -12,7 +12,7 @@ from torch import nn
 
 from isometry.networks.batchnorm import BoundedBatchNorm1d, BoundedBatchNorm2d, convert, fold, importances
 from isometry.networks.conv import ConvNet
-from isometry.networks.inputs import example_inputs, input_shape
+from isometry.networks.inputs import example_inputs, input_shape, placed
 from isometry.networks.lenet import LeNet5
 from isometry.networks.mlp import MLP
 from isometry.networks.pretrained import PRETRAINED, located
@@ -32,6 +32,7 @@ __all__ = [
     "importances",
     "input_shape",
     "names",
+    "placed",
     "size",
 ]
 
@@ -138,7 +139,7 @@ def build(
         )
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # not CUDA's, which is not forked
         network = builder(classes=classes, **{**defaults, **options})
         for module in network.modules():
             if isinstance(module, BoundedBatchNorm2d):

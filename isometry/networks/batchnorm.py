@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
-from isometry.networks.inputs import example_inputs
+from isometry.networks.inputs import example_inputs, placed
 
 __all__ = ["BOUNDED", "BoundedBatchNorm1d", "BoundedBatchNorm2d", "convert", "fold", "followed", "importances", "plain"]
 
@@ -152,6 +152,7 @@ def convert(
     before: Any = None
     if any(bool((norm.weight < 0).any()) for norm in norms.values()):
         x = example_inputs(result, 2, call="convert(model, inputs)") if inputs is None else inputs
+        x = placed(x, result)
         pairs, before = followed(result, lambda: result.eval()(x))
         feeders = {norm: layer for layer, norm in pairs}
     for name, norm in norms.items():
@@ -166,7 +167,9 @@ def convert(
             _negate(result.get_submodule(feeders[name]), flipped)
             if norm.running_mean is not None:
                 norm.running_mean[flipped] *= -1
-        result.set_submodule(name, _bounded(norm, headroom))
+        made = _bounded(norm, headroom)
+        for place in [place for place, module in result.named_modules(remove_duplicate=False) if module is norm]:
+            result.set_submodule(place, made)
     if feeders:
         outputs = zip(_tensors(result.eval()(x)), _tensors(before), strict=True)
         if any(float((new - old).abs().max()) > 1e-3 * float(old.abs().max()) for new, old in outputs):

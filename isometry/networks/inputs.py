@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-__all__ = ["example_inputs", "input_shape"]
+__all__ = ["example_inputs", "input_shape", "placed"]
 
 
 def input_shape(model: nn.Module, call: str) -> tuple[int, ...]:
@@ -50,6 +50,10 @@ def example_inputs(model: nn.Module, count: int, *, seed: int = 0, call: str = "
     They have the model's device and the dtype of its first floating point parameter.
     """
     shape = input_shape(model, call)
-    like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
-    drawn = torch.randn(count, *shape, generator=torch.Generator().manual_seed(seed))
-    return drawn.to(like.device, like.dtype)
+    return placed(torch.randn(count, *shape, generator=torch.Generator().manual_seed(seed)), model)
+
+
+def placed(inputs: Tensor, model: nn.Module) -> Tensor:
+    """Return `inputs` on the model's device; floating point ones in the dtype of its first floating point parameter."""
+    like = next((p for p in model.parameters() if p.is_floating_point()), inputs)
+    return inputs.to(like.device, like.dtype if inputs.is_floating_point() else None)

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from isometry.networks.inputs import placed
+
 __all__ = ["Size", "size"]
 
 
@@ -26,6 +28,7 @@ def size(model: nn.Module, inputs: Tensor) -> Size:
     """Return the `Size` of a network; FLOPs are counted on the first of `inputs` [B, ...]."""
     # A copy, for the forward pass may count; with gradients and plain attention, for fused kernels hide their FLOPs.
     twin = copy.deepcopy(model).requires_grad_(True).eval()
+    inputs = placed(inputs, model)
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         twin(inputs[:1])
     tensors = [*model.parameters(), *model.buffers()]

@@ -57,7 +57,7 @@ class Growing(Pruner):
 
     def penalty(self, run: Run, chosen: Chosen) -> GrowingPenalty:
         """Return the penalty that drives the chosen units to zero."""
-        return GrowingPenalty(self, run.model, chosen)
+        return GrowingPenalty(self, run, chosen)
 
     def recede(self, run: Run, chosen: Chosen) -> None:
         """Train until the chosen units have receded."""
@@ -120,12 +120,14 @@ class GReg2(GReg):
     def condition(self, run: Run) -> None:
         """Train with the penalty on all units."""
         every = [(family, tuple(range(family.units))) for family in run.families]
-        first = replace(self, delta=self.pick_delta, ceiling=self.pick, stabilise=0, magnitude_ratio=None)
-        first.grow(run, GrowingPenalty(first, run.model, every), "condition")
+        first = replace(
+            self, delta=self.pick_delta, ceiling=self.pick, stabilise=0, magnitude_ratio=None, zero_out=None
+        )
+        first.grow(run, GrowingPenalty(first, run, every), "condition")
 
     def penalty(self, run: Run, chosen: Chosen) -> GrowingPenalty:
         """Return the penalty that goes on from `pick`, with the opposite course for the units that stay."""
-        return _ContrastingPenalty(self, run.model, chosen)
+        return _ContrastingPenalty(self, run, chosen)
 
 
 class GrowingPenalty:
@@ -134,8 +136,9 @@ class GrowingPenalty:
     It works on the gradients: + strength x w for every leaving weight w, the gradient of (strength / 2) ||w||².
     """
 
-    def __init__(self, pruner: Growing, model: nn.Module, chosen: Chosen) -> None:
+    def __init__(self, pruner: Growing, run: Run, chosen: Chosen) -> None:
         self.pruner = pruner
+        model = run.model
         order = {name: index for index, name in enumerate(_unit_layers(model))}
         members = [
             (order[member.layer], member.layer, member.take(units), family, units)
@@ -144,7 +147,7 @@ class GrowingPenalty:
             if units
         ]
         self.layers = [
-            _Layer(model, index, name, units, _scales(model, family, name, left) if pruner.norms else [], pruner.biases)
+            _Layer(model, index, name, units, _scales(run, family, name, left) if pruner.norms else [], pruner.biases)
             for index, name, units, family, left in sorted(members, key=lambda entry: entry[0])
         ]
         count = len(self.layers)
@@ -310,17 +313,19 @@ def _unit_layers(model: nn.Module) -> list[str]:
     return [name for name, m in model.named_modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)]
 
 
-def _scales(model: nn.Module, family: Family, layer: str, units: tuple[int, ...]) -> list[tuple[Tensor, Tensor]]:
+def _scales(run: Run, family: Family, layer: str, units: tuple[int, ...]) -> list[tuple[Tensor, Tensor]]:
     """Return (parameter, flags of the leaving channels) of the family's BatchNorms behind `layer`.
 
-    That are those between it and the family's next layer, in the network's order.
+    That are those that normalise its very output; of the others, which take in a sum or what an activation left, those
+    between it and the family's next layer, in the network's order.
     """
+    model = run.model
     order = {name: index for index, (name, _) in enumerate(model.named_modules())}
     layers = sorted(family.layers, key=order.__getitem__)
     found = []
     for member in family.of("norm"):
         before = [name for name in layers if order[name] < order[member.layer]]
-        if layer != (before[-1] if before else layers[0]):
+        if layer != run.behind.get(member.layer, before[-1] if before else layers[0]):
             continue
         norm = model.get_submodule(member.layer)
         if isinstance(norm, BOUNDED):

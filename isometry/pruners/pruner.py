@@ -8,7 +8,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from isometry.data import Data, Split
-from isometry.networks import Size, example_inputs, size
+from isometry.networks import Size, example_inputs, placed, size
+from isometry.networks.batchnorm import followed
 from isometry.pruners.selection import Chosen, asked, select
 from isometry.surgery import Family, Member, Plan, inexact, refuse, remove, to_plan, trace
+from isometry.tables import write
 from isometry.training import Epoch
 
 __all__ = ["DivergedError", "Pruned", "Pruner", "Run", "averaged", "magnitude", "prune"]
@@ -104,6 +106,18 @@ class Run:
         assert self.data is not None
         return self.data.train if isinstance(self.data, Data) else self.data
 
+    @cached_property
+    def behind(self) -> dict[str, str]:
+        """{BatchNorm: the layer whose very output it normalises}, as one forward pass of the training data shows."""
+        if self.data is None:
+            return {}
+        x, modes = placed(self.split.inputs[:2], self.model), {m: m.training for m in self.model.modules()}
+        with torch.no_grad():
+            pairs, _ = followed(self.model.eval(), lambda: self.model(x))
+        for module, mode in modes.items():
+            module.training = mode
+        return {norm: layer for layer, norm in pairs}
+
     def stage(self, name: str) -> Path | None:
         """Return the checkpoint file of one of several trainings of a pruner, None where none was asked for."""
         return None if self.checkpoint is None else Path(f"{os.fspath(self.checkpoint)}.{name}")
@@ -119,7 +133,7 @@ class Run:
                 kept.append({"stage": name, **asdict(epoch), **log()})
                 if path:
                     path.parent.mkdir(parents=True, exist_ok=True)
-                    path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+                    write(path, "".join(json.dumps(row) + "\n" for row in kept))
                 bar.update(epoch.steps - bar.n)
                 bar.set_postfix(loss=f"{epoch.loss:.3f}", accuracy=f"{epoch.accuracy:.3f}")
         self.records += kept
@@ -253,10 +267,12 @@ def prune(
     if inputs is None:
         call = "prune(model, pruner, ratio, inputs=inputs)"
         inputs = split.inputs[:2] if split is not None else example_inputs(model, 2, call=call)
-    inputs = inputs.to(next((p.device for p in model.parameters()), inputs.device))
+    inputs = placed(inputs, model)
     graph = trace(work, inputs)
     ratios = asked(graph, 0.5 if ratio is None else ratio, layers, skip)
     trial = {f.root: torch.rand(f.units, generator=torch.Generator().manual_seed(0)) for f in graph.families}
+    for scores in trial.values():
+        scores[0] = -1  # the first unit among those that leave: the one a broadcast would read
     uncut = inexact(
         work, select(graph.families, ratios, trial, floor=pruner.floor, round_to=round_to, clamp=True), inputs
     )

@@ -115,7 +115,7 @@ def select(
     if scope == "global":
         for ratio in sorted({ratios[family.root] for family in concerned}):
             group = [family for family in concerned if ratios[family.root] == ratio]
-            every = torch.cat([scores[family.root] for family in group])
+            every = torch.cat([scores[family.root].cpu() for family in group])
             owners = torch.cat([torch.full((family.units,), index) for index, family in enumerate(group)])
             leaving = owners[every.argsort(stable=True)[: math.ceil(ratio * len(every) - 1e-9)]]
             for index, family in enumerate(group):

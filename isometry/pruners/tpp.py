@@ -34,7 +34,7 @@ class TPP(Growing):
 
     def penalty(self, run: Run, chosen: Chosen) -> GrowingPenalty:
         """Return the growing L2 penalty with the Gram term."""
-        return _GramPenalty(self, run.model, chosen)
+        return _GramPenalty(self, run, chosen)
 
 
 class _GramPenalty(GrowingPenalty):

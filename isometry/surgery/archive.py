@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -73,7 +72,12 @@ def load(path: str | os.PathLike[str], model: nn.Module, *, inputs: Tensor | Non
         raise ValueError(f"{path} is no whole safetensors file ({error}); write it with isometry.save().") from error
     if "plan" not in meta:
         raise ValueError(f"{path} carries no plan; it takes a file that isometry.save(result, path) wrote.")
-    plan = Plan.from_json(meta["plan"])
+    try:
+        plan = Plan.from_json(meta["plan"])
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"{path} carries a plan that cannot be read ({error}); write it with isometry.save()."
+        ) from error
     if inputs is None:
         inputs = example_inputs(model, 2, call="load(path, model, inputs=inputs)")
     pruned = remove(model, plan, inputs)
@@ -85,13 +89,14 @@ def load(path: str | os.PathLike[str], model: nn.Module, *, inputs: Tensor | Non
             f"{path} belongs to another network: after its plan, {wrong} has the shape {expected.get(wrong)} here and "
             f"{found.get(wrong)} in the file. Build the network it was pruned from and load again."
         )
-    pruned.to(_precision(tensors)).load_state_dict(tensors)
+    _fill(pruned, tensors)
     return Loaded(pruned.eval(), plan)
 
 
-def _precision(tensors: Mapping[str, Tensor]) -> torch.dtype | None:
-    """Return the dtype of the first floating point tensor."""
-    return next((tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()), None)
+def _fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Give a model the tensors, each in its own precision, on the device where the model has it."""
+    held = model.state_dict()
+    model.load_state_dict({n: t.clone().to(held[n].device) for n, t in tensors.items()}, strict=False, assign=True)
 
 
 def adopt(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
@@ -108,7 +113,7 @@ def adopt(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     Raises:
         ValueError: names that the model does not have or that are missing, or a tensor of another number of dimensions.
     """
-    result = copy.deepcopy(model).to(_precision(state))
+    result = copy.deepcopy(model)
     expected = dict(result.state_dict())
     wrong = [name for name in expected.keys() ^ state.keys() if not name.endswith("num_batches_tracked")]
     wrong += [name for name in expected.keys() & state.keys() if expected[name].ndim != state[name].ndim]
@@ -127,12 +132,12 @@ def adopt(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
             continue
         if key in module._parameters:
             flag = module.get_parameter(key).requires_grad
-            module.register_parameter(key, nn.Parameter(tensor.detach().clone(), requires_grad=flag))
+            module.register_parameter(key, nn.Parameter(tensor.detach().to(expected[name].device), requires_grad=flag))
         else:
-            module._buffers[key] = tensor.detach().clone()
+            module._buffers[key] = tensor.detach().to(expected[name].device)
     for name, module in result.named_modules():
         _resize(module, model.get_submodule(name))
-    result.load_state_dict(state, strict=False)
+    _fill(result, {name: tensor.detach() for name, tensor in state.items() if name in expected})
     return result
 
 
@@ -144,7 +149,8 @@ def _resize(module: Any, before: Any) -> None:
     elif isinstance(module, nn.modules.conv._ConvNd):
         transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
         if module.groups > 1 and module.groups == module.in_channels:  # depthwise: so many filters a channel as before
-            module.groups = len(module.weight) // (before.out_channels // before.in_channels)
+            filters = len(module.weight) * (module.weight.shape[1] if transposed else 1)
+            module.groups = filters // (before.out_channels // before.in_channels)
         first, second = module.weight.shape[:2]
         module.in_channels, module.out_channels = (
             (first, second * module.groups) if transposed else (second * module.groups, first)

@@ -139,13 +139,20 @@ def trace(model: nn.Module, inputs: Tensor) -> Graph:
     graph = tp.DependencyGraph()
     with _traceable(model), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        graph.build_dependency(
-            model,
-            inputs,
-            output_transform=leaves,
-            customized_pruners={kind: _BoundedPruner() for kind in BOUNDED},
-            verbose=False,
-        )
+        try:
+            graph.build_dependency(
+                model,
+                inputs,
+                output_transform=leaves,
+                customized_pruners={kind: _BoundedPruner() for kind in BOUNDED},
+                verbose=False,
+            )
+        except (RuntimeError, TypeError, IndexError) as error:
+            raise ValueError(
+                f"prune() cannot follow the forward pass at inputs of shape {tuple(inputs.shape)}, dtype {inputs.dtype} "
+                f"({error}). Pass a batch that the network accepts, e.g. "
+                "prune(model, pruner, 0.5, inputs=torch.randn(2, 3, 32, 32))."
+            ) from error
     order = {name: index for index, (name, _) in enumerate(model.named_modules())}
     layers = {names[m]: m for m in graph.module2node if isinstance(m, _UNIT_LAYERS) and m in names}
     families: list[Family] = []
@@ -157,14 +164,17 @@ def trace(model: nn.Module, inputs: Tensor) -> Graph:
             continue
         cut = graph.get_pruner_of_module(module)
         try:
-            group = graph.get_pruning_group(module, cut.prune_out_channels, list(range(_width(module))))
+            with _bounded_walk(100 * sum(len(node.dependencies) for node in graph.module2node.values()) + 1000):
+                group = graph.get_pruning_group(module, cut.prune_out_channels, list(range(_width(module))))
             family = _family(group, names)
             reason = _reason_fixed(group, graph, names)
         except (IndexError, KeyError, RuntimeError, ValueError) as error:
             fixed[name] = f"its units cannot be followed through the network ({type(error).__name__}: {error})"
             continue
-        if part := [m.layer for m in family.of("units") if sum(map(len, m.indices.values())) < _width(layers[m.layer])]:
-            partial[name] = f"its units are coupled with part of those of {', '.join(part)}"
+        if part := [
+            m.layer for m in family.of("units") if sum(map(len, m.indices.values())) != _width(layers[m.layer])
+        ]:
+            partial[name] = f"its units are coupled with part of those of {', '.join(part)}, or several with one"
         elif reason:
             fixed |= dict.fromkeys(family.layers, reason)
         else:
@@ -203,6 +213,11 @@ def refuse(model: nn.Module) -> None:
                 f"it first: torch.nn.utils.parametrize.remove_parametrizations(model.{name}, 'weight')."
             )
         for key in list(module._parameters):
+            if key.endswith("_orig") and f"{key.removesuffix('_orig')}_u" in module._buffers:
+                raise ValueError(
+                    f"{name} ({type(module).__name__}) carries spectral_norm, which channel surgery would break. Fold it "
+                    f"first: torch.nn.utils.remove_spectral_norm(model.{name})."
+                )
             if key.endswith("_orig"):
                 raise ValueError(
                     f"{name} ({type(module).__name__}) carries a mask of torch.nn.utils.prune, which channel surgery "
@@ -223,6 +238,26 @@ def refuse(model: nn.Module) -> None:
                     f"a copy first: model.{name}.{key} = torch.nn.Parameter(model.{name}.{key}.detach().clone())."
                 )
             owners[id(parameter)] = f"{name}.{key}"
+
+
+@contextlib.contextmanager
+def _bounded_walk(steps: int) -> Iterator[None]:
+    """Raise a RuntimeError where Torch-Pruning's walk through the graph goes round in circles, with ever other indices."""
+    kind = tp.dependency.Group
+    plain, taken = kind.add_dep, 0
+
+    def counted(*args: Any, **options: Any) -> Any:
+        nonlocal taken
+        taken += 1
+        if taken > steps:
+            raise RuntimeError("the walk through the dependency graph does not end")
+        return plain(*args, **options)
+
+    kind.add_dep = counted
+    try:
+        yield
+    finally:
+        kind.add_dep = plain
 
 
 @contextlib.contextmanager

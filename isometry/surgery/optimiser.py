@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from isometry.networks import example_inputs
+from isometry.networks import example_inputs, placed
 from isometry.surgery.families import trace
 from isometry.surgery.plan import Applied, Plan
 from isometry.surgery.removal import units_of
@@ -44,7 +44,7 @@ def carry(
     foreign = {
         key
         for p in held
-        for key, value in optimizer.state[p].items()
+        for key, value in optimizer.state.get(p, {}).items()
         if isinstance(value, Tensor) and value.ndim and value.shape != p.shape
     }
     if foreign:
@@ -61,14 +61,18 @@ def carry(
         | {"params": [fresh[names[id(p)]] for p in group["params"]]}
         for group in optimizer.param_groups
     ]
-    carried = type(optimizer)(groups)  # type: ignore[call-arg]
-    keys = {key for p in held for key, value in optimizer.state[p].items() if _shaped(value, p)}
+    make: Any = type(optimizer)
+    try:
+        carried = make(groups)
+    except TypeError:  # some demand a rate of their own
+        carried = make(groups, lr=groups[0]["lr"])
+    keys = {key for p in held for key, value in optimizer.state.get(p, {}).items() if _shaped(value, p)}
     cut = {key: _cut(optimizer, key, model, result.plan, inputs) for key in keys}
     for p in held:
         name = names[id(p)]
         state: dict[str, Any] = {
             key: torch.empty_like(fresh[name]).copy_(cut[key][name]) if _shaped(value, p) else copy.deepcopy(value)
-            for key, value in optimizer.state[p].items()
+            for key, value in optimizer.state.get(p, {}).items()
         }
         if state:
             carried.state[fresh[name]] = state
@@ -81,7 +85,7 @@ def _shaped(value: Any, parameter: Tensor) -> bool:
 
 def _cut(optimizer: torch.optim.Optimizer, key: str, model: nn.Module, plan: Plan, inputs: Tensor) -> dict[str, Tensor]:
     """Return the state tensors of one key after surgery, by the names of their parameters."""
-    graph = trace(copy.deepcopy(model), inputs)
+    graph = trace(copy.deepcopy(model), placed(inputs, model))
     with torch.no_grad():
         for p, stand_in in zip(model.parameters(), graph.model.parameters(), strict=True):
             value = optimizer.state[p].get(key) if p in optimizer.state else None
