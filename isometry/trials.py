@@ -406,6 +406,8 @@ def _row(trial: Trial, model: nn.Module, dataset: data.Data, phase: str, epoch: 
     if diverged:
         return row
     result = evaluate(model, dataset.test, autocast=trial.autocast)
+    if not math.isfinite(result.loss):  # weights still finite, but too large
+        return row | {"diverged": True}
     report = measure(model, dataset.train.inputs[:_MEASURED], progress=False)
     names = ("mean_jsv", "sem", "std_jsv", "max_jsv", "min_jsv", "condition_number", "isometry_gap")
     row |= {"accuracy": result.accuracy, "loss": result.loss, **{name: getattr(report, name) for name in names}}

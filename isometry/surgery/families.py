@@ -135,6 +135,11 @@ def trace(model: nn.Module, inputs: Tensor) -> Graph:
             the layer and with the call that resolves it.
     """
     refuse(model)
+    if not inputs.numel():
+        raise ValueError(
+            f"prune() got inputs of shape {tuple(inputs.shape)}, which hold nothing; it takes a batch that the network accepts, "
+            "e.g. prune(model, pruner, 0.5, inputs=torch.randn(2, 3, 32, 32))."
+        )
     names = {module: name for name, module in model.named_modules()}
     graph = tp.DependencyGraph()
     with _traceable(model), warnings.catch_warnings():
@@ -158,13 +163,14 @@ def trace(model: nn.Module, inputs: Tensor) -> Graph:
     families: list[Family] = []
     fixed: dict[str, str] = {}
     partial: dict[str, str] = {}
+    most = 10 * max(10_000, *(max(p.shape, default=1) for p in model.parameters()))
     # The widest first: behind a concatenation it holds the units of all that were joined.
     for name, module in sorted(layers.items(), key=lambda entry: (-_width(entry[1]), order[entry[0]])):
         if name in fixed or any(name in family.layers for family in families):
             continue
         cut = graph.get_pruner_of_module(module)
         try:
-            with _bounded_walk(100 * sum(len(node.dependencies) for node in graph.module2node.values()) + 1000):
+            with _bounded_walk(100 * sum(len(node.dependencies) for node in graph.module2node.values()) + 1000, most):
                 group = graph.get_pruning_group(module, cut.prune_out_channels, list(range(_width(module))))
             family = _family(group, names)
             reason = _reason_fixed(group, graph, names)
@@ -241,17 +247,22 @@ def refuse(model: nn.Module) -> None:
 
 
 @contextlib.contextmanager
-def _bounded_walk(steps: int) -> Iterator[None]:
-    """Raise a RuntimeError where Torch-Pruning's walk through the graph goes round in circles, with ever other indices."""
+def _bounded_walk(steps: int, width: int) -> Iterator[None]:
+    """Raise a RuntimeError where Torch-Pruning's walk through the graph goes round in circles, with ever more indices.
+
+    Args:
+        steps: at most so many.
+        width: at most so many indices in one of them.
+    """
     kind = tp.dependency.Group
     plain, taken = kind.add_dep, 0
 
-    def counted(*args: Any, **options: Any) -> Any:
+    def counted(group: Any, dep: Any, idxs: Any) -> Any:
         nonlocal taken
         taken += 1
-        if taken > steps:
+        if taken > steps or len(idxs) > width:
             raise RuntimeError("the walk through the dependency graph does not end")
-        return plain(*args, **options)
+        return plain(group, dep, idxs)
 
     kind.add_dep = counted
     try:
