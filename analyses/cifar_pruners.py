@@ -115,17 +115,10 @@ def trials(network: str, schedule: str, ratios: list[float], seeds: int) -> list
         methods = [(p, r, t) for p, r, t in methods if not isinstance(p, isometry.TPP)]
     else:
         base = {"dataset": "cifar10", "network": network, "pretrain": "cifar10", "validation": 5000, "autocast": True}
-    found = [
+    return [
         Trial(**base, finetune=tune, pruner=pruner, ratio=ratio, layers="layer*.conv1", repair=repair, seed=seed)
         for seed, ratio, (pruner, repair, tune) in itertools.product(range(seeds), ratios, methods)
     ]
-    if schedule == "short" and network != "resnet-56":  # the deeper network, once, up to the cut
-        deep = {**base, "network": "resnet-56", "layers": "layer*.conv1"}
-        found += [
-            Trial(**deep, pruner=pruner, ratio=ratio, repair=repair)
-            for ratio, (pruner, repair, _) in itertools.product(ratios, methods)
-        ]
-    return found
 
 
 def costs(quick: bool) -> list[dict[str, Any]]:
@@ -194,7 +187,8 @@ def named(table: pd.DataFrame) -> pd.DataFrame:
     rows[list(sizes)] = rows.groupby("trial")[list(sizes)].transform("max")
     rows = rows[(rows["repair"] == "none") | (rows["phase"] != "pruned")]
     total = rows.groupby("trial")["steps"].transform("max")
-    rows["spent"] = rows["steps"].fillna(0) + (total.max() - total)
+    most = total.groupby(rows["network"]).transform("max")
+    rows["spent"] = rows["steps"].fillna(0) + (most - total).fillna(0)
     return rows
 
 
@@ -267,15 +261,16 @@ def readme(table: pd.DataFrame) -> str:
     return f"{text}\n\n{markdown(shown)}"
 
 
-def tuned_only(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of the network that is fine-tuned."""
-    rows = named(table)
-    return rows[rows["network"] == rows.loc[rows["phase"] == "finetune", "network"].iloc[0]]
-
-
 def draw(table: pd.DataFrame, path: Path) -> None:
+    """Draw a picture a network, the first at `path`, the others beside it with the network's name added."""
+    rows = named(table)
+    for index, (network, part) in enumerate(rows.groupby("network", sort=False)):
+        draw_network(part, path if not index else path.with_stem(f"{path.stem}-{network}"))
+
+
+def draw_network(rows: pd.DataFrame, path: Path) -> None:
     """Draw accuracy against steps spent a ratio, JSVs just after pruning, and what these tell of the final accuracy."""
-    rows = tuned_only(table)
+    tuned = rows["trial"].isin(rows.loc[rows["phase"] == "finetune", "trial"])
     ratios = sorted(rows["ratio"].unique())
     figure, axes = plt.subplots(2, len(ratios), figsize=(5.2 * len(ratios), 9), layout="constrained", squeeze=False)
     for ax, below, ratio in zip(axes[0], axes[1], ratios, strict=True):
@@ -287,12 +282,15 @@ def draw(table: pd.DataFrame, path: Path) -> None:
                 markersize=3, capsize=2, linestyle="--" if "+" in str(name) else "-", linewidth=1.4,
             )  # fmt: skip
             start, last = group[group["epoch"] == 0], group[group["epoch"] == group["epoch"].max()]
+            if not tuned[group.index].any():
+                continue
             below.scatter(
                 start["mean_jsv"], 100 * last.set_index("seed").loc[start["seed"], "accuracy"],
                 color=plots.colour(str(name)), marker="s" if "+" in str(name) else "o", s=30,
             )  # fmt: skip
         ax.set(xlabel="training steps spent, those before removal included", ylabel="test accuracy, %")
         ax.set_title(f"ratio {ratio:g} of the units of every block's conv1", fontsize="medium")
+        part = part[tuned[part.index]]
         joined = part[part["epoch"] == 0].set_index("trial")["mean_jsv"]
         final = part[part["epoch"] == part["epoch"].max()].set_index("trial")["accuracy"]
         correlation = joined.rank().corr(final.reindex(joined.index).rank())
@@ -301,14 +299,13 @@ def draw(table: pd.DataFrame, path: Path) -> None:
         below.set_title(f"a point a trial; rank correlation {correlation:.2f}", fontsize="medium")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
-    figure.suptitle(sentence(table), fontsize="large")
+    figure.suptitle(sentence(rows[tuned]), fontsize="large")
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
 
-def sentence(table: pd.DataFrame) -> str:
+def sentence(rows: pd.DataFrame) -> str:
     """Return what the figure shows, from its numbers."""
-    rows = tuned_only(table)
     ratios = sorted(rows["ratio"].unique())
     ratio = ratios[len(ratios) // 2]
     part = rows[rows["ratio"] == ratio]
@@ -323,10 +320,18 @@ def sentence(table: pd.DataFrame) -> str:
     )
 
 
+def totals(networks: dict[str, Any]) -> dict[str, Any]:
+    """Return the software and the seconds of all networks together."""
+    software_used = [entry for origin in networks.values() for entry in origin["software"]]
+    unique = [entry for index, entry in enumerate(software_used) if entry not in software_used[:index]]
+    seconds = sum(origin["computing_seconds"] for origin in networks.values())
+    return {"software": unique, "computing_seconds": round(seconds, 1)}
+
+
 def main() -> None:
     """Run, write, draw."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--network", choices=["resnet-20", "resnet-56"], default="resnet-20")
+    parser.add_argument("--network", choices=["resnet-20", "resnet-56"], default="resnet-56")
     parser.add_argument("--schedule", choices=["short", "published"], default="short")
     parser.add_argument("--quick", action="store_true", help="a tiny version on the bundled digits")
     parser.add_argument("--redraw", action="store_true", help="draw from the written table, without training")
@@ -355,16 +360,16 @@ def main() -> None:
         ratios, seeds = ([0.5], 1) if options.quick else (options.ratios, options.seeds)
         wanted = trials(options.network, schedule, ratios, seeds)
         table = run(wanted, options.runs, jobs=options.jobs, device=options.device, progress=True)
-        origin = provenance(wanted, options.runs)
+        origin = {"networks": {wanted[0].network: provenance(wanted, options.runs)}}
         if options.quick:
             table = pd.concat([table, pd.DataFrame(costs(True))], ignore_index=True)
-        elif stem.with_suffix(".csv").exists():  # what a step costs, measured before
+        elif stem.with_suffix(".csv").exists():  # other networks, and what a step costs, measured before
             before = pd.read_csv(stem.with_suffix(".csv"), keep_default_na=False, na_values=[""])
-            table = pd.concat([table, before[before["phase"] == "cost"]], ignore_index=True)
-            origin |= {
-                k: v for k, v in json.loads(stem.with_suffix(".json").read_text()).items() if k == "cost_software"
-            }
-        write_table(table, origin, stem)
+            kept = json.loads(stem.with_suffix(".json").read_text())
+            others = before[before["network"] != wanted[0].network]
+            table = pd.concat([table, others], ignore_index=True).sort_values("network", ascending=False, kind="stable")
+            origin = kept | {"networks": {**kept["networks"], **origin["networks"]}}
+        write_table(table, origin | totals(origin["networks"]), stem)
     elif not stem.with_suffix(".csv").exists():
         parser.error(f"--redraw found no {stem.with_suffix('.csv')}; run without it first")
     table = pd.read_csv(stem.with_suffix(".csv"), keep_default_na=False, na_values=[""])

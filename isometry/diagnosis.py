@@ -18,7 +18,7 @@ __all__ = ["check", "nonfinite"]
 _FLAT = ("SignBackward", "SgnBackward", "RoundBackward", "FloorBackward", "CeilBackward", "TruncBackward")
 
 
-def check(view: View, batch: Batch) -> None:
+def check(view: View, batch: Batch, again: Tensor) -> None:
     """Refuse a network that mixes samples, is not deterministic, or whose outputs carry no gradient.
 
     Two samples are enough: the gradient of the first one's output must vanish at the second one's leaf.
@@ -26,6 +26,7 @@ def check(view: View, batch: Batch) -> None:
     Args:
         view: of the network, frozen.
         batch: holds two samples.
+        again: [2, ...], the outputs of another pass at the same two.
 
     Raises:
         ValueError: the message names the module or operation and the way out.
@@ -35,7 +36,6 @@ def check(view: View, batch: Batch) -> None:
     with view.differentiable():
         leaf = value.clone().requires_grad_(True)
         outputs = function(leaf.clone())
-        again = function(value.clone()).detach()
     if not outputs.numel():
         raise ValueError(
             f"measure() got outputs of shape {tuple(outputs.shape)}, which hold nothing; it takes a model with at least one "

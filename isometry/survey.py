@@ -131,7 +131,7 @@ class Survey:
         outputs = self._outputs(pair)
         if not bool(torch.isfinite(outputs).all()):
             raise ValueError(self.nonfinite())
-        check(self.view, pair)
+        check(self.view, pair, outputs)
         self.forwards += 6
         self.products += 4
         if self.layers is not False:
