@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from isometry.networks.batchnorm import BOUNDED, followed, plain
 from isometry.view import Batch, View, copied
@@ -44,9 +44,7 @@ def folded(view: View, batch: Batch, keep: frozenset[str] = frozenset()) -> View
         except (RuntimeError, TypeError, AttributeError):
             return None
         for first, norm in pairs:
-            layer = model.get_submodule(first)
-            fuse: Any = fuse_conv_bn_eval if isinstance(layer, _CONVS) else fuse_linear_bn_eval
-            model.set_submodule(first, fuse(layer, plain(model.get_submodule(norm))))
+            _fuse(model.get_submodule(first), plain(model.get_submodule(norm)))
             model.set_submodule(norm, nn.Identity())
         if flat:
             _channels_last(model)
@@ -82,6 +80,16 @@ def _changes(pair: tuple[str, str], name: str) -> bool:
 def _own_weight(layer: nn.Module) -> bool:
     """Whether a layer's weight is its own parameter, not computed from others before every forward pass."""
     return isinstance(layer._parameters.get("weight"), nn.Parameter) and not layer._forward_pre_hooks
+
+
+def _fuse(layer: Any, norm: Any) -> None:
+    """Let a layer do what it and the BatchNorm behind it did; its parameters become new ones."""
+    scale = norm.weight if norm.weight is not None else torch.ones_like(norm.running_var)
+    shift = norm.bias if norm.bias is not None else torch.zeros_like(norm.running_var)
+    fuse: Any = fuse_conv_bn_weights if isinstance(layer, _CONVS) else fuse_linear_bn_weights
+    layer.weight, layer.bias = fuse(
+        layer.weight, layer.bias, norm.running_mean, norm.running_var, norm.eps, scale, shift
+    )
 
 
 def _channels_last(model: nn.Module) -> None:

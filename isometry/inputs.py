@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from isometry.data import Data, Split
 from isometry.networks import example_inputs, input_shape
 
-__all__ = ["Inputs", "among", "converted", "gather", "several", "take", "width"]
+__all__ = ["Inputs", "among", "converted", "gather", "moved", "several", "take", "twice", "width"]
 
 Batch = Any
 DRAWN = 64
@@ -71,7 +71,7 @@ def gather(
             x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)).to(x.device)]
         return Inputs(_blocks(x), len(x), f"inputs of shape {tuple(x.shape[1:])}")
     if whole and isinstance(inputs, tuple | Mapping) and _holds_tensors(inputs):
-        return Inputs(iter([_each(inputs, lambda part: _moved(part, device))]), None, "inputs, all of the model's")
+        return Inputs(iter([_each(inputs, lambda part: _placed(part, device))]), None, "inputs, all of the model's")
     if isinstance(inputs, Mapping):
         raise TypeError(
             f"measure() got a dict of inputs, {', '.join(map(repr, inputs))}; say which of them is differentiated, e.g. "
@@ -105,7 +105,7 @@ def _is_pair(inputs: Any) -> bool:
     return not y.is_floating_point() or y.ndim < x.ndim or (isinstance(inputs, tuple) and y.shape != x.shape)
 
 
-def _moved(part: Any, device: torch.device | None) -> Any:
+def _placed(part: Any, device: torch.device | None) -> Any:
     return part.detach().to(device) if isinstance(part, Tensor) else part
 
 
@@ -126,7 +126,7 @@ def _holds_tensors(inputs: Any) -> bool:
 
 def _entry(batch: Any, device: torch.device | None, whole: bool, integers: bool) -> Batch:
     if whole:
-        return _each(batch, lambda part: _moved(part, device))
+        return _each(batch, lambda part: _placed(part, device))
     if isinstance(batch, Mapping):
         raise TypeError(
             f"measure() got batches that are dicts, of {', '.join(map(repr, batch))}; say which entry is differentiated, "
@@ -204,3 +204,26 @@ def among(batch: Batch, samples: Tensor, count: int) -> Batch:
 def converted(batch: Batch, dtype: torch.dtype) -> Batch:
     """Return a batch with its floating point tensors in `dtype`."""
     return _each(batch, lambda part: part.to(dtype) if isinstance(part, Tensor) and part.is_floating_point() else part)
+
+
+def twice(batch: Any, count: int) -> Any:
+    """Return a batch of two samples: the first two, or the only one twice."""
+    pair = take(batch, 0, 2, count)
+    if count > 1:
+        return pair
+
+    def repeat(part: Any) -> Any:
+        return torch.cat([part, part]) if isinstance(part, Tensor) and part.ndim and len(part) == 1 else part
+
+    if isinstance(pair, Tensor):
+        return repeat(pair)
+    return {k: repeat(v) for k, v in pair.items()} if isinstance(pair, Mapping) else tuple(map(repeat, pair))
+
+
+def moved(batch: Any, wrt: str | int | None) -> Any:
+    """Return a batch whose differentiated input is elsewhere."""
+    if isinstance(batch, Tensor):
+        return batch + 0.5 + 0.5 * batch.flip(0)
+    if isinstance(batch, Mapping):
+        return {k: moved(v, None) if k == wrt else v for k, v in batch.items()}
+    return tuple(moved(v, None) if i == int(wrt or 0) % len(batch) else v for i, v in enumerate(batch))

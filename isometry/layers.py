@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from isometry.jacobian import Jacobian
 from isometry.spectra import (
     Convolution,
     Matrices,
@@ -145,9 +146,30 @@ class Taps:
         self.names = between
         return left
 
-    def add(self, name: str, rows: Tensor) -> None:
-        """Take the Jacobians [B, r, width] from a layer's output to the network's."""
-        self.spectra.setdefault(name, []).append(Spectrum.of(singular_values(rows).cpu()))
+    def measured(self, jacobian: Jacobian, caught: dict[str, Tensor]) -> Spectrum:
+        """Return the spectrum of `jacobian`, and keep those from every layer: all from the same m backward passes."""
+        # As they are now: a checkpoint runs its part of the forward pass again on the way back.
+        names = [name for name in self.names if name in caught]
+        tapped = [caught[name] for name in names]
+        stores = [
+            torch.empty(jacobian.batch, jacobian.rows, width, dtype=jacobian.dtype, device=jacobian.device)
+            for width in (jacobian.columns, *(activation[0].numel() for activation in tapped))
+        ]
+        cotangent = torch.zeros_like(jacobian.outputs, memory_format=torch.contiguous_format)
+        for row in range(jacobian.rows):
+            cotangent.view(jacobian.batch, -1)[:, row] = 1
+            for store, gradient in zip(stores, jacobian.pullback(cotangent, tapped), strict=True):
+                # The order of columns does not matter for singular values: as they lie in memory is fastest.
+                order = sorted(range(1, gradient.ndim), key=gradient.stride, reverse=True)
+                store[:, row] = gradient.permute(0, *order).reshape(jacobian.batch, -1)
+            cotangent.view(jacobian.batch, -1)[:, row] = 0
+        jacobian.products += jacobian.rows
+        jacobian.routes.add("loop")
+        if not bool(torch.isfinite(stores[0]).all()):
+            raise FloatingPointError("gradient")
+        for name, store in zip(names, stores[1:], strict=True):
+            self.spectra.setdefault(name, []).append(Spectrum.of(singular_values(store).cpu()))
+        return Spectrum.of(singular_values(stores[0]))
 
     def table(self, model: nn.Module) -> pd.DataFrame:
         """Return a row a layer, from input to output.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from isometry.allocation import Allocation, allocate
 from isometry.diagnosis import check, nonfinite
 from isometry.folding import folded
-from isometry.inputs import Inputs, among, converted, take, width
+from isometry.inputs import Inputs, among, converted, moved, take, twice, width
 from isometry.jacobian import Jacobian, out_of_memory
 from isometry.layers import Taps, chosen_layers
 from isometry.report import Brackets, Cost, Report
@@ -28,7 +28,7 @@ __all__ = ["Survey"]
 _EXACT_UP_TO = 128
 _BRACKET = 0.03
 _STEPS = 96
-_AT_ONCE = 32  # more makes no pass faster, and activations of fewer stay nearer to the cache
+_AT_ONCE = 64  # more makes no pass faster
 _BYTES = 2**29
 _REFUSALS = (RuntimeError, IndexError, AttributeError, NotImplementedError)
 _PILOT = (8, 2)  # samples and probes before anything is known; of a budget, half at most
@@ -126,7 +126,7 @@ class Survey:
         if self.dtype is not None:
             self.view = self.view.copied(self.dtype)
             batch = converted(batch, self.dtype)
-        pair = _twice(batch, count)
+        pair = twice(batch, count)
         self.last = pair
         outputs = self._outputs(pair)
         if not bool(torch.isfinite(outputs).all()):
@@ -214,9 +214,9 @@ class Survey:
         for name in sorted(narrow, key=lambda name: widths[name][0])[:3]:
             behind = View(self.view.model, output=self.view.output, at=name)
             # With the module's output held fixed, nothing else may carry the input to the output.
-            moved = behind.function(pair)(behind.leaf(pair))
-            shifted = behind.function(_moved(pair, self.view.wrt))(behind.leaf(pair))
-            if torch.equal(moved, shifted):
+            held = behind.function(pair)(behind.leaf(pair))
+            shifted = behind.function(moved(pair, self.view.wrt))(behind.leaf(pair))
+            if torch.equal(held, shifted):
                 self.narrow = widths[name][0]
                 self.notes.append(f"through the narrow cut at {name} ({self.narrow} of {self.rank})")
                 return name
@@ -284,7 +284,7 @@ class Survey:
             jacobian = self._jacobian(view, part, leaf)
         if caught and jacobian.outputs.requires_grad:
             assert self.taps is not None
-            spectrum = _with_taps(jacobian, caught, self.taps)
+            spectrum = self.taps.measured(jacobian, caught)
         else:
             spectrum = exact(jacobian)
         self.spectra.append(_on_cpu(spectrum))
@@ -452,59 +452,9 @@ class Survey:
         return self._found(f"{count} {described}", seconds, table)
 
 
-def _with_taps(jacobian: Jacobian, caught: dict[str, Tensor], taps: Taps) -> Spectrum:
-    """Return the spectrum, and give `taps` those from every tapped layer: all from the same m backward passes."""
-    # As they are now: a checkpoint runs its part of the forward pass again on the way back.
-    names = [name for name in taps.names if name in caught]
-    tapped = [caught[name] for name in names]
-    rows = [torch.empty(jacobian.batch, jacobian.rows, jacobian.columns, dtype=jacobian.dtype, device=jacobian.device)]
-    rows += [
-        torch.empty(jacobian.batch, jacobian.rows, t[0].numel(), dtype=jacobian.dtype, device=jacobian.device)
-        for t in tapped
-    ]
-    cotangent = torch.zeros_like(jacobian.outputs, memory_format=torch.contiguous_format)
-    for row in range(jacobian.rows):
-        cotangent.view(jacobian.batch, -1)[:, row] = 1
-        for store, gradient in zip(rows, jacobian.pullback(cotangent, tapped), strict=True):
-            # The order of columns does not matter for singular values: as they lie in memory is fastest.
-            order = sorted(range(1, gradient.ndim), key=gradient.stride, reverse=True)
-            store[:, row] = gradient.permute(0, *order).flatten(1)
-        cotangent.view(jacobian.batch, -1)[:, row] = 0
-    jacobian.products += jacobian.rows
-    jacobian.routes.add("loop")
-    if not all(bool(torch.isfinite(store).all()) for store in rows[:1]):
-        raise FloatingPointError("gradient")
-    for name, store in zip(names, rows[1:], strict=True):
-        taps.add(name, store)
-    return Spectrum.of(singular_values(rows[0]))
-
-
 def _arranged(leaf: Tensor, fast: bool) -> Tensor:
     return leaf.contiguous(memory_format=torch.channels_last) if fast and leaf.ndim == 4 else leaf
 
 
 def _on_cpu(spectrum: Spectrum) -> Spectrum:
     return Spectrum(spectrum.values.cpu(), spectrum.weights.cpu(), spectrum.complete)
-
-
-def _twice(batch: Any, count: int) -> Any:
-    """Return a batch of two samples: the first two, or the only one twice."""
-    pair = take(batch, 0, 2, count)
-    if count > 1:
-        return pair
-
-    def repeat(part: Any) -> Any:
-        return torch.cat([part, part]) if isinstance(part, Tensor) and part.ndim and len(part) == 1 else part
-
-    if isinstance(pair, Tensor):
-        return repeat(pair)
-    return {k: repeat(v) for k, v in pair.items()} if isinstance(pair, Mapping) else tuple(map(repeat, pair))
-
-
-def _moved(batch: Any, wrt: str | int | None) -> Any:
-    """Return a batch whose differentiated input is elsewhere."""
-    if isinstance(batch, Tensor):
-        return batch + 0.5 + 0.5 * batch.flip(0)
-    if isinstance(batch, Mapping):
-        return {k: _moved(v, None) if k == wrt else v for k, v in batch.items()}
-    return tuple(_moved(v, None) if i == int(wrt or 0) % len(batch) else v for i, v in enumerate(batch))

@@ -47,8 +47,8 @@ class Polarization(Sparsifying):
         bound: largest scale.
 
     Source: Zhuang et al., NeurIPS 2020, "Neuron-level structured pruning using polarization regularizer": strength 5e-5
-    for ResNet-56 (3e-5 for VGG-16), 200 epochs (its warm-up epoch is left out), weight decay 5e-4, scales
-    starting at 0.5.
+    for ResNet-56 (3e-5 for VGG-16), 200 epochs (its warm-up epoch is left out), weight decay 5e-4. Its
+    scales start at 0.5; here they start where the network given has them.
     """
 
     strength: float = 5e-5
