@@ -1,12 +1,12 @@
 """What does a Jacobian spectrum cost, how well is it known, and when is a stochastic estimate worth it?
 
 With few outputs, all singular values cost little more than nothing would: for ResNet-56 with 64 CIFAR-10 inputs `measure` takes
-1.13 times the floor (one forward and ten input-gradient passes of the folded network), 2.1 times less time than `.backward()` per
-class with an SVD, 5.6 times less than `vmap(jacrev)`, 3.5 times less than
-curvlinops' operator made dense; a table of every block costs 1.4 times as much. At 1,000 outputs (a random ResNet-50)
-Golub-Kahan brackets every sample's mean to 3 % for 12 times fewer products and 7.7 times less time than exact. At equal
-budgets exact gives the shorter interval for ten outputs and the brackets do for a thousand; `auto` took the shorter one at
-every budget, and kept it to a few per cent.
+1.08 times the floor (one forward and ten input-gradient passes of the folded network), 2.2 times less time than
+`.backward()` per class with an SVD, 14 times less than `vmap(jacrev)`, 3.5 times less than curvlinops' operator made dense; a
+table of every block costs 1.5 times as much. At 1,000 outputs (a random ResNet-50) Golub-Kahan brackets every sample's mean
+to 3 % for 12 times fewer products and 9.0 times less time than exact. At equal budgets exact gives the shorter interval for
+ten outputs and the brackets do for a thousand; `auto` took the shorter one at every budget, and kept it to a few per cent.
+The ratios to other routes are those of two cores of one machine; on another vmap(jacrev) was 5 to 11 times slower.
 
 Run `python analyses/estimators.py` with $ISOMETRY_DATA pointing at the CIFAR-10 files and the pretrained ResNet-56 (see
 the README); without them a random ResNet-56 on random images stands in. `--quick` runs small versions of everything,
