@@ -208,6 +208,14 @@ def test_a_larger_budget_keeps_buying_a_shorter_interval() -> None:
     assert widths["auto"][1] < 0.6 * widths["krylov"][1]  # exact, where brackets are wider than the rest
 
 
+def test_budgets_are_fine_with_an_orthogonal_network() -> None:
+    net = nn.Linear(200, 200, bias=False)
+    nn.init.orthogonal_(net.weight)
+    for method in ("krylov", "auto"):
+        report = measure(net, torch.randn(20, 200), method=method, budget=500)
+        assert report.mean_jsv == pytest.approx(1, abs=1e-5)
+
+
 FLAT = {
     "round": torch.round,
     "sign": torch.sign,

@@ -67,7 +67,8 @@ class Bidiagonal:
         return torch.where(self.residual > 0, lower, upper), upper
 
     def first(self, steps: int) -> Bidiagonal:
-        """Return what the run was after so many of its steps."""
+        """Return what the run was after so many of its steps, at least one."""
+        steps = max(steps, 1)
         if steps >= self.alpha.shape[-1]:
             return self
         residual = self.beta[..., steps - 1]
