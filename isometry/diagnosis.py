@@ -58,8 +58,7 @@ def check(view: View, batch: Batch, again: Tensor) -> None:
         raise ValueError(
             f"measure() found that {_culprit(view, batch, _shifted(batch))} mixes the samples of a batch, so "
             "there is no per-sample Jacobian. Make it independent of the batch (running statistics for a BatchNorm, "
-            "batch_first=True for a recurrent or attention layer) or measure one sample at a time: "
-            "measure(model, inputs[:1])."
+            "batch_first=True for a recurrent or attention layer), e.g. nn.LSTM(8, 8, batch_first=True)."
         )
     if all(g is not None and not bool(g.any()) for g in gradients) and (flat := _flat(outputs)):
         raise ValueError(
@@ -85,7 +84,7 @@ def _couples(view: View, batch: Batch, value: Tensor, outputs: Tensor) -> bool:
         try:
             with torch.no_grad():
                 alone = view.function(_alone(batch, sample))(value[sample : sample + 1].clone())[0]
-        except (RuntimeError, ValueError, IndexError):
+        except (RuntimeError, ValueError, IndexError, TypeError, KeyError, AssertionError):
             return False  # it takes no single sample, so that there is nothing to compare
         rounding = 2e-2 if outputs.dtype in (torch.float16, torch.bfloat16) else 1e-3
         if bool((alone - outputs[sample]).abs().max() > rounding * outputs.abs().max()):
@@ -128,7 +127,8 @@ def _flat(outputs: Tensor) -> str | None:
 def nonfinite(view: View, batch: Batch) -> str:
     """Return a message that names the first module, parameter or operation with a NaN or infinite value."""
     bad = next((n for n, p in view.model.named_parameters() if not bool(torch.isfinite(p).all())), None)
-    where = _first(view, batch, lambda _, tensor: not bool(torch.isfinite(tensor).all()))
+    # Infinity goes into modules by right, in a mask for instance.
+    where = _first(view, batch, lambda _, t: not bool(torch.isfinite(t).all()), lambda _, t: bool(torch.isnan(t).any()))
     hint = f" Its parameter {bad} holds such values." if bad is not None else ""
     if where is None and bad is not None:
         return (
@@ -157,15 +157,17 @@ def _culprit(view: View, batch: Batch, other: Batch) -> str:
                 return index < len(changed)
             return tensor.ndim > 0 and len(tensor) == 2 and not torch.equal(tensor[shared], changed[index][2][shared])
 
-        if (found := _first(view, one, differs)) is not None:
+        if (found := _first(view, one, differs, differs)) is not None:
             return found
     return "an operation outside its submodules"
 
 
-def _first(view: View, batch: Batch, bad: Callable[[int, Tensor], bool]) -> str | None:
+def _first(
+    view: View, batch: Batch, bad: Callable[[int, Tensor], bool], bad_input: Callable[[int, Tensor], bool]
+) -> str | None:
     """Return the module whose output is the first bad tensor, or the operation before the one whose input is."""
     for index, (came_out, name, tensor) in enumerate(_passed(view, batch)):
-        if bad(index, tensor):
+        if (bad if came_out else bad_input)(index, tensor):
             told = f"{name or 'the model'} ({type(view.model.get_submodule(name)).__name__})"
             return told if came_out else f"an operation of {name.rpartition('.')[0] or 'the model'} before {told}"
     return None

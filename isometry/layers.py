@@ -92,7 +92,7 @@ class Taps:
         def hook(name: str) -> Any:
             def record(module: nn.Module, args: tuple[Any, ...], result: Any) -> Any:
                 first = result[0] if isinstance(result, tuple) else result
-                if isinstance(first, Tensor) and first.requires_grad:
+                if isinstance(first, Tensor) and first.ndim and first.requires_grad:
                     caught[name] = first  # of a module that runs several times, the last run
                     size = tuple(args[0].shape[2:]) if args and isinstance(args[0], Tensor) else ()
                     self.sizes[name] = (first[0].numel(), size)

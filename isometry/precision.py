@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,22 +23,36 @@ def full_precision(*, cudnn: bool = True) -> Iterator[None]:
         cudnn: whether cuDNN may be used at all; its recurrent layers have no second derivative.
     """
     backends: Any = torch.backends
-    wanted: list[tuple[Any, str, Any]] = [
-        (place, "allow_tf32", False) for place in (backends.cudnn, backends.cuda.matmul)
-    ]
+    enabled = backends.cudnn.enabled
     try:
-        for place, name, _ in wanted:
-            getattr(place, name)
+        matmul, convolutions = torch.get_float32_matmul_precision(), backends.cudnn.allow_tf32
     except RuntimeError:  # the user has set precisions kernel by kernel, as torch allows since 2.9
-        kinds = (backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul)
-        wanted = [(kind, "fp32_precision", "ieee") for kind in kinds]
-    if not cudnn:
-        wanted.append((backends.cudnn, "enabled", False))
-    held = [(place, name, getattr(place, name)) for place, name, _ in wanted]
+        kinds = (
+            backends.cudnn.conv,
+            backends.cudnn.rnn,
+            backends.cuda.matmul,
+            backends.mkldnn.conv,
+            backends.mkldnn.matmul,
+        )
+        held = [kind.fp32_precision for kind in kinds]
+        _set(kinds, ["ieee"] * len(kinds))
+        back = partial(_set, kinds, held)
+    else:
+        _set_all("highest", False)
+        back = partial(_set_all, matmul, convolutions)
     try:
-        for place, name, value in wanted:
-            setattr(place, name, value)
+        backends.cudnn.enabled = enabled and cudnn
         yield
     finally:
-        for place, name, value in reversed(held):
-            setattr(place, name, value)
+        backends.cudnn.enabled = enabled
+        back()
+
+
+def _set_all(matmul: str, convolutions: bool) -> None:
+    torch.set_float32_matmul_precision(matmul)
+    torch.backends.cudnn.allow_tf32 = convolutions
+
+
+def _set(kinds: Sequence[Any], precisions: Sequence[str]) -> None:
+    for kind, precision in zip(kinds, precisions, strict=True):
+        kind.fp32_precision = precision

@@ -6,10 +6,11 @@ import contextlib
 import json
 import math
 import os
+import re
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -268,7 +269,7 @@ class _Loop:
                     break
         self.model.eval()
         # The last step's damage shows in the weights only.
-        whole = all(bool(torch.isfinite(p).all()) for p in self.model.parameters())
+        whole = all(bool(torch.isfinite(p).all()) for p in self.model.parameters() if p.requires_grad)
         diverged = not math.isfinite(float(loss_sum)) or not whole
         return Epoch(
             number,
@@ -369,7 +370,7 @@ def _laid_out(value: Any, parameter: Tensor) -> Any:
 
 def _told(change: object) -> str:
     """Return a description that is the same in another process."""
-    return repr(change) if is_dataclass(change) else str(getattr(change, "__qualname__", type(change).__qualname__))
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(change))
 
 
 def _digest(tensors: Iterable[Tensor]) -> str:

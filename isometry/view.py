@@ -153,7 +153,10 @@ class View:
             leaf = leaf.clone()  # what follows may change it in place
 
             def replace(_: nn.Module, args: object, result: Any) -> Any:
-                return leaf if isinstance(result, Tensor) else (leaf, *result[1:])
+                if isinstance(result, Tensor):
+                    return leaf
+                parts = (leaf, *result[1:])
+                return type(result)(*parts) if hasattr(result, "_fields") else parts
 
             with hooked(self.model.get_submodule(str(self.at)).register_forward_hook(replace)):
                 return self._select(self.call(batch), len(leaf))

@@ -88,6 +88,38 @@ def test_a_file_keeps_the_precision_of_every_tensor(tmp_path: Path) -> None:
             assert found.data_ptr() != tensor.data_ptr()
 
 
+def test_adopted_networks_keep_their_ties_and_convert_what_no_file_holds() -> None:
+    net = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
+    net[1].weight = net[0].weight
+    adopted = surgery.adopt(net, net.state_dict())
+    assert adopted[0].weight is adopted[1].weight
+    shifted = Wired(lambda m, x: m.a(x + m.shift), a=nn.Linear(6, 3))
+    shifted.register_buffer("shift", torch.ones(6), persistent=False)
+    half = {name: tensor.bfloat16() for name, tensor in shifted.state_dict().items()}
+    assert surgery.adopt(shifted, half)(torch.ones(2, 6).bfloat16()).dtype == torch.bfloat16
+
+
+def test_frozen_masks_of_infinity_are_no_divergence(digits: Data) -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.a(x.flatten(1)) + m.mask.exp()
+
+    net = Wired(forward, a=nn.Linear(64, 10))
+    net.mask = nn.Parameter(torch.full((10,), -torch.inf), requires_grad=False)
+    assert [epoch.diverged for epoch in isometry.train(net, digits, lr=0.01, epochs=2, epoch_steps=2)] == [False, False]
+
+
+def test_models_of_several_precisions_are_given_what_they_have(digits: Data) -> None:
+    net = Wired(lambda m, x: m.a(x.flatten(1)) * m.scale.float(), a=nn.Linear(64, 10))
+    net.scale = nn.Parameter(torch.ones((), dtype=torch.float64))
+    net = Wired(lambda m, x: m.inner(x), inner=net)
+    assert isometry.evaluation.evaluate(net, digits).samples == len(digits.test.inputs)
+
+
+def test_a_model_without_parameters_has_nothing_to_prune() -> None:
+    with pytest.raises(ValueError, match=r"no layer"):
+        isometry.prune(nn.Sequential(nn.Flatten()), isometry.L1(), 0.5, inputs=torch.randn(2, 6))
+
+
 def test_states_are_adopted_to_the_models_device(cuda: torch.device) -> None:
     net = isometry.networks.build("resnet-20", seed=0, input_shape=(1, 8, 8))
     state = isometry.prune(net, isometry.L1(), 0.5).model.state_dict()
@@ -130,8 +162,11 @@ def test_conversion_keeps_shared_norms_shared() -> None:
     norm = nn.BatchNorm2d(4)
     net = nn.Sequential(conv(3, 4), norm, conv(4, 4), norm)
     bounded = isometry.convert(net, inputs=torch.randn(2, 3, 4, 4))
+    folded = isometry.fold(bounded)
     assert bounded[1] is bounded[3]
+    assert folded[1] is folded[3]
     assert isinstance(bounded[1], isometry.networks.BoundedBatchNorm2d)
+    assert type(folded[1]) is nn.BatchNorm2d
 
 
 def test_carrying_leaves_the_optimiser_alone_and_takes_any_class() -> None:

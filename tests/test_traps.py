@@ -186,6 +186,32 @@ def test_settings_of_the_backends_are_the_users_again() -> None:
         torch.backends.cudnn.deterministic = False
 
 
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_the_precision_of_products_is_the_users_again(precision: str) -> None:
+    seen = []
+    net = Wired(lambda m, x: seen.append(torch.get_float32_matmul_precision()) or m.a(x), a=nn.Linear(3, 2))
+    torch.set_float32_matmul_precision(precision)
+    try:
+        measure(net, torch.randn(2, 3))
+        assert torch.get_float32_matmul_precision() == precision
+        assert "highest" in seen
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_a_mask_of_infinity_is_not_blamed() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        mask = torch.triu(torch.full((3, 3), -torch.inf), diagonal=1)
+        return m.head(m.block(x, src_mask=mask))
+
+    net = Wired(forward, block=nn.TransformerEncoderLayer(6, 2, 8, batch_first=True), head=nn.Linear(6, 2))
+    assert measure(net, torch.randn(4, 3, 6)).mean_jsv > 0
+    with torch.no_grad():
+        net.head.weight[0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"output of head \(Linear\)"):
+        measure(net, torch.randn(4, 3, 6))
+
+
 def test_tokens_with_labels_need_nothing_but_the_embedding_named() -> None:
     net = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(12, 3))
     batch = (torch.randint(0, 9, (5, 3)), torch.randint(0, 3, (5,)))

@@ -167,9 +167,7 @@ def convert(
             _negate(result.get_submodule(feeders[name]), flipped)
             if norm.running_mean is not None:
                 norm.running_mean[flipped] *= -1
-        made = _bounded(norm, headroom)
-        for place in [place for place, module in result.named_modules(remove_duplicate=False) if module is norm]:
-            result.set_submodule(place, made)
+        _replace(result, norm, _bounded(norm, headroom))
     if feeders:
         outputs = zip(_tensors(result.eval()(x)), _tensors(before), strict=True)
         if any(float((new - old).abs().max()) > 1e-3 * float(old.abs().max()) for new, old in outputs):
@@ -228,10 +226,16 @@ def fold(model: nn.Module) -> nn.Module:
     """
     importances(model)
     result = copy.deepcopy(model)
-    for name, module in list(result.named_modules()):
+    for module in list(result.modules()):
         if isinstance(module, BOUNDED):
-            result.set_submodule(name, plain(module))
+            _replace(result, module, plain(module))
     return result
+
+
+def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put `new` in every place of `old`, of which a shared module has several."""
+    for place in [place for place, module in model.named_modules(remove_duplicate=False) if module is old]:
+        model.set_submodule(place, new)
 
 
 @torch.no_grad()
@@ -270,8 +274,10 @@ def followed(model: nn.Module, forward: Callable[[], Any]) -> tuple[list[tuple[s
         elif isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
 
             def match(norm: nn.Module, args: tuple[Tensor, ...], result: object, name: str = name) -> None:
-                source = made.get(id(args[0]))
                 runs[name] = runs.get(name, 0) + 1
+                if not args:  # called by keyword
+                    return
+                source = made.get(id(args[0]))
                 # A linear layer's features are the last dimension, a BatchNorm1d's the second: they agree in 2-D only.
                 # Whatever changed the output in place stands between them.
                 if source is None or source[2] != args[0]._version:

@@ -50,10 +50,14 @@ def example_inputs(model: nn.Module, count: int, *, seed: int = 0, call: str = "
     They have the model's device and the dtype of its first floating point parameter.
     """
     shape = input_shape(model, call)
-    return placed(torch.randn(count, *shape, generator=torch.Generator().manual_seed(seed)), model)
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
+    drawn = torch.randn(count, *shape, generator=torch.Generator().manual_seed(seed))
+    return drawn.to(like.device, like.dtype)
 
 
 def placed(inputs: Tensor, model: nn.Module) -> Tensor:
-    """Return `inputs` on the model's device; floating point ones in the dtype of its first floating point parameter."""
-    like = next((p for p in model.parameters() if p.is_floating_point()), inputs)
-    return inputs.to(like.device, like.dtype if inputs.is_floating_point() else None)
+    """Return `inputs` on the model's device; floating point ones in a precision that it has parameters of."""
+    floating: list[Tensor] = [p for p in model.parameters() if p.is_floating_point()] or [inputs]
+    if not inputs.is_floating_point() or inputs.dtype in {p.dtype for p in floating}:
+        return inputs.to(floating[0].device)
+    return inputs.to(floating[0].device, floating[0].dtype)

@@ -112,10 +112,12 @@ class Run:
         if self.data is None:
             return {}
         x, modes = placed(self.split.inputs[:2], self.model), {m: m.training for m in self.model.modules()}
-        with torch.no_grad():
-            pairs, _ = followed(self.model.eval(), lambda: self.model(x))
-        for module, mode in modes.items():
-            module.training = mode
+        try:
+            with torch.no_grad():
+                pairs, _ = followed(self.model.eval(), lambda: self.model(x))
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
         return {norm: layer for layer, norm in pairs}
 
     def stage(self, name: str) -> Path | None:

@@ -94,9 +94,12 @@ def load(path: str | os.PathLike[str], model: nn.Module, *, inputs: Tensor | Non
 
 
 def _fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Give a model the tensors, each in its own precision, on the device where the model has it."""
-    held = model.state_dict()
-    model.load_state_dict({n: t.clone().to(held[n].device) for n, t in tensors.items()}, strict=False, assign=True)
+    """Give a model the values of the tensors, each in its own precision; what they do not hold gets the first one's."""
+    model.to(next((tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()), None))
+    for name, held in model.state_dict(keep_vars=True).items():
+        if name in tensors and held.dtype != tensors[name].dtype:
+            held.data = held.data.to(tensors[name].dtype)
+    model.load_state_dict(tensors, strict=False)
 
 
 def adopt(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
@@ -132,9 +135,11 @@ def adopt(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
             continue
         if key in module._parameters:
             flag = module.get_parameter(key).requires_grad
-            module.register_parameter(key, nn.Parameter(tensor.detach().to(expected[name].device), requires_grad=flag))
+            module.register_parameter(
+                key, nn.Parameter(tensor.detach().clone().to(expected[name].device), requires_grad=flag)
+            )
         else:
-            module._buffers[key] = tensor.detach().to(expected[name].device)
+            module._buffers[key] = tensor.detach().clone().to(expected[name].device)
     for name, module in result.named_modules():
         _resize(module, model.get_submodule(name))
     _fill(result, {name: tensor.detach() for name, tensor in state.items() if name in expected})

@@ -163,7 +163,7 @@ def trace(model: nn.Module, inputs: Tensor) -> Graph:
     families: list[Family] = []
     fixed: dict[str, str] = {}
     partial: dict[str, str] = {}
-    most = 10 * max(10_000, *(max(p.shape, default=1) for p in model.parameters()))
+    most = 10 * max([10_000, *(max(p.shape, default=1) for p in model.parameters())])
     # The widest first: behind a concatenation it holds the units of all that were joined.
     for name, module in sorted(layers.items(), key=lambda entry: (-_width(entry[1]), order[entry[0]])):
         if name in fixed or any(name in family.layers for family in families):
