@@ -23,10 +23,10 @@ importances, and 0.1, which broke the network.
 In the short schedule every method has the same budget of training steps, those before removal included. Nothing is chosen
 on the test part; the given weights were trained on all of the training part.
 Run `python analyses/cifar_pruners.py --seeds 2 --out figures` and the same with `--network resnet-20`, $ISOMETRY_DATA pointing at
-the CIFAR-10 files and the pretrained weights (see the README): some three and one and a half hours of one core. `--schedule published`, for a GPU, has TPP's own (100,000 + 10,000
-steps, 120 epochs of fine-tuning for all) and 160 epochs before removal for Slimming and RNI; `--quick` runs a tiny version
-on the bundled digits; `--redraw` draws from the written table; an interrupted run goes on where it was. `--cost` measures
-what a step of TPP costs over a plain one.
+the CIFAR-10 files and the pretrained weights (see the README): some three hours of one core for ResNet-56, less for ResNet-20.
+`--schedule published`, for a GPU, has TPP's own (100,000 + 10,000 steps, 120 epochs of fine-tuning for all) and 160 epochs
+before removal for Slimming and RNI; `--quick` runs a tiny version on the bundled digits; `--redraw` draws from the written
+table; an interrupted run goes on where it was. `--cost` measures what a step of TPP costs over a plain one.
 """
 
 from __future__ import annotations

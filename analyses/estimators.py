@@ -6,7 +6,7 @@ With few outputs, all singular values cost little more than nothing would: for R
 table of every block costs 1.5 times as much. At 1,000 outputs (a random ResNet-50) Golub-Kahan brackets every sample's mean
 to 3 % for 12 times fewer products and 9.0 times less time than exact. At equal budgets exact gives the shorter interval for
 ten outputs and the brackets do for a thousand; `auto` took the shorter one at every budget, and kept it to a few per cent.
-The ratios to other routes are those of two cores of one machine; on another vmap(jacrev) was 5 to 11 times slower.
+The ratios to other routes are those of two cores of one machine and differ between machines.
 
 Run `python analyses/estimators.py` with $ISOMETRY_DATA pointing at the CIFAR-10 files and the pretrained ResNet-56 (see
 the README); without them a random ResNet-56 on random images stands in. `--quick` runs small versions of everything,

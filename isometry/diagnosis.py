@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from isometry.view import Batch, View, hooked
+from isometry.view import Batch, View, each, hooked
 
 __all__ = ["check", "nonfinite"]
 
@@ -196,22 +196,16 @@ def _passed(view: View, batch: Batch) -> list[tuple[bool, str, Tensor]]:
     return passed
 
 
-def _each(batch: Batch, change: Callable[[Any], Any]) -> Batch:
-    if isinstance(batch, Tensor):
-        return change(batch)
-    return {k: change(v) for k, v in batch.items()} if isinstance(batch, Mapping) else tuple(map(change, batch))
-
-
 def _paired(part: Any) -> bool:
     return isinstance(part, Tensor) and part.ndim > 0 and len(part) == 2
 
 
 def _alone(batch: Batch, sample: int) -> Batch:
-    return _each(batch, lambda part: part[sample : sample + 1] if _paired(part) else part)
+    return each(batch, lambda part: part[sample : sample + 1] if _paired(part) else part)
 
 
 def _swapped(batch: Batch) -> Batch:
-    return _each(batch, lambda part: part.flip(0) if _paired(part) else part)
+    return each(batch, lambda part: part.flip(0) if _paired(part) else part)
 
 
 def _shifted(batch: Batch) -> Batch:
@@ -223,4 +217,4 @@ def _shifted(batch: Batch) -> Batch:
         second = part[1] + 1 + part[1].abs() if part.is_floating_point() else part[1].flip(0)
         return torch.stack([part[0], second])
 
-    return _each(batch, move)
+    return each(batch, move)

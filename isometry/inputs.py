@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from isometry.data import Data, Split
 from isometry.networks import example_inputs, input_shape
+from isometry.view import each
 
 __all__ = ["Inputs", "among", "converted", "gather", "moved", "several", "take", "twice", "width"]
 
@@ -71,7 +72,7 @@ def gather(
             x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)).to(x.device)]
         return Inputs(_blocks(x), len(x), f"inputs of shape {tuple(x.shape[1:])}")
     if whole and isinstance(inputs, tuple | Mapping) and _holds_tensors(inputs):
-        return Inputs(iter([_each(inputs, lambda part: _placed(part, device))]), None, "inputs, all of the model's")
+        return Inputs(iter([each(inputs, lambda part: _lent(part, device))]), None, "inputs, all of the model's")
     if isinstance(inputs, Mapping):
         raise TypeError(
             f"measure() got a dict of inputs, {', '.join(map(repr, inputs))}; say which of them is differentiated, e.g. "
@@ -105,7 +106,7 @@ def _is_pair(inputs: Any) -> bool:
     return not y.is_floating_point() or y.ndim < x.ndim or (isinstance(inputs, tuple) and y.shape != x.shape)
 
 
-def _placed(part: Any, device: torch.device | None) -> Any:
+def _lent(part: Any, device: torch.device | None) -> Any:
     return part.detach().to(device) if isinstance(part, Tensor) else part
 
 
@@ -126,19 +127,13 @@ def _holds_tensors(inputs: Any) -> bool:
 
 def _entry(batch: Any, device: torch.device | None, whole: bool, integers: bool) -> Batch:
     if whole:
-        return _each(batch, lambda part: _placed(part, device))
+        return each(batch, lambda part: _lent(part, device))
     if isinstance(batch, Mapping):
         raise TypeError(
             f"measure() got batches that are dicts, of {', '.join(map(repr, batch))}; say which entry is differentiated, "
             f"e.g. measure(model, loader, wrt={next(iter(batch), 'x')!r})."
         )
     return _checked(batch[0] if isinstance(batch, list | tuple) and batch else batch, device, integers)
-
-
-def _each(batch: Any, change: Any) -> Batch:
-    if isinstance(batch, Mapping):
-        return {key: change(part) for key, part in batch.items()}
-    return tuple(change(part) for part in batch) if isinstance(batch, tuple | list) else change(batch)
 
 
 def _checked(inputs: Any, device: torch.device | None, integers: bool) -> Tensor:
@@ -198,12 +193,12 @@ def among(batch: Batch, samples: Tensor, count: int) -> Batch:
             return part
         return part[index if follows else samples.to(part.device)]
 
-    return _each(batch, cut)
+    return each(batch, cut)
 
 
 def converted(batch: Batch, dtype: torch.dtype) -> Batch:
     """Return a batch with its floating point tensors in `dtype`."""
-    return _each(batch, lambda part: part.to(dtype) if isinstance(part, Tensor) and part.is_floating_point() else part)
+    return each(batch, lambda part: part.to(dtype) if isinstance(part, Tensor) and part.is_floating_point() else part)
 
 
 def twice(batch: Any, count: int) -> Any:
@@ -215,9 +210,7 @@ def twice(batch: Any, count: int) -> Any:
     def repeat(part: Any) -> Any:
         return torch.cat([part, part]) if isinstance(part, Tensor) and part.ndim and len(part) == 1 else part
 
-    if isinstance(pair, Tensor):
-        return repeat(pair)
-    return {k: repeat(v) for k, v in pair.items()} if isinstance(pair, Mapping) else tuple(map(repeat, pair))
+    return each(pair, repeat)
 
 
 def moved(batch: Any, wrt: str | int | None) -> Any:

@@ -13,10 +13,17 @@ from torch import Tensor, nn
 
 from isometry.precision import full_precision
 
-__all__ = ["Batch", "View", "copied", "frozen", "hooked", "spared", "unwrapped"]
+__all__ = ["Batch", "View", "copied", "each", "frozen", "hooked", "spared", "unwrapped"]
 
 Batch = Tensor | tuple | list | Mapping
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+
+
+def each(batch: Any, change: Callable[[Any], Any]) -> Any:
+    """Return a batch with every part of it changed: a tensor, or a tuple or dict of all the model's inputs."""
+    if isinstance(batch, Mapping):
+        return {key: change(part) for key, part in batch.items()}
+    return tuple(map(change, batch)) if isinstance(batch, tuple | list) else change(batch)
 
 
 @contextlib.contextmanager
