@@ -22,7 +22,7 @@ RNI's strength for the short schedule, 0.05, was set between two tried on traini
 importances, and 0.1, which broke the network.
 In the short schedule every method has the same budget of training steps, those before removal included. Nothing is chosen
 on the test part; the given weights were trained on all of the training part.
-Run `python analyses/cifar_pruners.py --seeds 2 --out figures` and the same with `--network resnet-20`, $ISOMETRY_DATA pointing at
+PruningContext `python analyses/cifar_pruners.py --seeds 2 --out figures` and the same with `--network resnet-20`, $ISOMETRY_DATA pointing at
 the CIFAR-10 files and the pretrained weights (see the README): some three hours of one core for ResNet-56, less for ResNet-20.
 `--schedule published`, for a GPU, has TPP's own (100,000 + 10,000 steps, 120 epochs of fine-tuning for all) and 160 epochs
 before removal for Slimming and RNI; `--quick` runs a tiny version on the bundled digits; `--redraw` draws from the written
@@ -47,10 +47,10 @@ from matplotlib import pyplot as plt
 
 import isometry
 from isometry import plots
-from isometry.pruners import Run
-from isometry.recipe import Recipe, Steps
+from isometry.files import check_writable, markdown, software, write_table
+from isometry.pruners import PruningContext
 from isometry.surgery import trace
-from isometry.tables import check_writable, markdown, software, write_table
+from isometry.training.recipe import Recipe, Steps
 from isometry.trials import Trial, provenance, run
 
 RATIOS = (0.5, 0.7, 0.9)
@@ -89,7 +89,7 @@ def schedules(name: str) -> tuple[dict[str, Any], dict[str, Any], Recipe, Recipe
     # The penalty's pull on leaving weights, the sum of lr x strength / (1 - momentum) over steps, is to be 7.7 in so few
     # steps: they shrink by exp(-7.7). Zeroing layer by layer takes one step a layer.
     settle = 4 if quick else 56
-    grow = {"delta": 6 / (half - settle), "interval": 1, "ceiling": 6.0, "stabilise": settle, "batch_size": batch}
+    grow = {"delta": 6 / (half - settle), "interval": 1, "ceiling": 6.0, "stabilize": settle, "batch_size": batch}
     sparse = {"epochs": epochs, "epoch_steps": half // epochs, "lr": 1e-2, "batch_size": batch, "weight_decay": 5e-4}
     short = Recipe(1e-2, epochs, batch, 0.9, 5e-4, steps, epoch_steps=2 * half // epochs, autocast=not quick)
     shorter = Recipe(1e-2, epochs, batch, 0.9, 5e-4, steps, epoch_steps=half // epochs, autocast=not quick)
@@ -152,9 +152,9 @@ def stepped(name: str, batch: int, steps: int, autocast: bool) -> float:
     data = (torch.randn(batch * steps, 3, 32, 32), torch.arange(batch * steps) % 10)
     penalty = None
     if name == "TPP":
-        families = [f for f in trace(net, data[0][:2]).families if f.root.endswith("conv1")]
+        families = [f for f in trace(net, data[0][:2]).groups if f.root.endswith("conv1")]
         chosen = [(family, tuple(range(family.units // 2))) for family in families]
-        run_ = Run(net, families, None, 0, False, None)
+        run_ = PruningContext(net, families, None, 0, False, None)
         penalty = isometry.TPP(delta=1e-4, interval=1).penalty(run_, chosen)
         penalty.strengths = [1e-4] * len(penalty.strengths)
     arguments: dict[str, Any] = {"lr": 1e-3, "epochs": 2, "batch_size": batch, "autocast": autocast, "schedule": None}
@@ -282,7 +282,7 @@ def draw_network(rows: pd.DataFrame, path: Path) -> None:
         for name, group in part.groupby("method", sort=False):
             over = group.groupby("spent")["accuracy"].agg(["mean", "std"]).fillna(0.0)
             ax.errorbar(
-                over.index, 100 * over["mean"], 100 * over["std"], color=plots.colour(str(name)), label=str(name), marker="o",
+                over.index, 100 * over["mean"], 100 * over["std"], color=plots.color(str(name)), label=str(name), marker="o",
                 markersize=3, capsize=2, linestyle="--" if "+" in str(name) else "-", linewidth=1.4,
             )  # fmt: skip
             start, last = group[group["epoch"] == 0], group[group["epoch"] == group["epoch"].max()]
@@ -290,7 +290,7 @@ def draw_network(rows: pd.DataFrame, path: Path) -> None:
                 continue
             below.scatter(
                 start["mean_jsv"], 100 * last.set_index("seed").loc[start["seed"], "accuracy"],
-                color=plots.colour(str(name)), marker="s" if "+" in str(name) else "o", s=30,
+                color=plots.color(str(name)), marker="s" if "+" in str(name) else "o", s=30,
             )  # fmt: skip
         ax.set(xlabel="training steps spent, those before removal included", ylabel="test accuracy, %")
         ax.set_title(f"ratio {ratio:g} of the units of every block's conv1", fontsize="medium")

@@ -8,7 +8,7 @@ to 3 % for 12 times fewer products and 9.0 times less time than exact. At equal 
 ten outputs and the brackets do for a thousand; `auto` took the shorter one at every budget, and kept it to a few per cent.
 The ratios to other routes are those of two cores of one machine and differ between machines.
 
-Run `python analyses/estimators.py` with $ISOMETRY_DATA pointing at the CIFAR-10 files and the pretrained ResNet-56 (see
+PruningContext `python analyses/estimators.py` with $ISOMETRY_DATA pointing at the CIFAR-10 files and the pretrained ResNet-56 (see
 the README); without them a random ResNet-56 on random images stands in. `--quick` runs small versions of everything,
 `--redraw` draws from the written table.
 """
@@ -40,8 +40,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 import isometry
-from isometry.spectra import Matrices, Spectrum, bidiagonalise, laws, mean_with_error, probes
-from isometry.tables import check_writable, markdown, software, write_table
+from isometry.files import check_writable, markdown, software, write_table
+from isometry.spectra import Matrices, Spectrum, bidiagonalize, laws, mean_with_error, probes
 
 Row = dict[str, Any]
 PALETTE = ("#9467bd", "#1f77b4", "#ff7f0e", "#2ca02c")
@@ -74,7 +74,7 @@ def prescribed(quick: bool) -> list[Row]:
         truth = float(values.double().mean())
         for steps in (4, 8, 16, 32):
             start = probes(1, 64, size, torch.Generator().manual_seed(1), a)
-            run = bidiagonalise(Matrices(a), start, steps=steps)
+            run = bidiagonalize(Matrices(a), start, steps=steps)
             lower, upper = (end[0] for end in run.bracket())
             rows.append(
                 {"part": "prescribed", "case": name, "method": "krylov", "products": run.products, "probes": 1,
@@ -92,7 +92,7 @@ def prescribed(quick: bool) -> list[Row]:
         hits = 0
         for seed in range(seeds):
             start = probes(1, 12, size, torch.Generator().manual_seed(seed), a)
-            lower, upper = (end[0] for end in bidiagonalise(Matrices(a), start, steps=32).bracket())
+            lower, upper = (end[0] for end in bidiagonalize(Matrices(a), start, steps=32).bracket())
             low, high = mean_with_error((lower + upper) / 2, lower, upper).interval
             hits += low - 1e-9 <= truth <= high + 1e-9
         rows.append(
@@ -113,7 +113,7 @@ def resnet_56(quick: bool) -> tuple[nn.Module, Tensor, str]:
         return net.eval(), torch.randn(40 if quick else 512, 3, 32, 32), "random weights"
     weights = Path(root) / "weights" / "resnet56_cifar10.safetensors"
     net = isometry.networks.build("resnet-56", weights=weights).eval()
-    images = isometry.data.load("cifar10", root, normalisation=isometry.data.IMAGENET).test.inputs
+    images = isometry.data.load("cifar10", root, normalization=isometry.data.IMAGENET).test.inputs
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     return net, images[order[:2000]], "pretrained, CIFAR-10"
 
@@ -194,11 +194,12 @@ def curvlinops_svds(net: nn.Module, x: Tensor) -> Tensor:
 
 def floor(net: nn.Module, x: Tensor) -> Callable[[], None]:
     """Return what cannot be saved: one forward pass and an input-gradient pass a class, of the folded network."""
-    from isometry.folding import folded
-    from isometry.view import View, frozen
+    from isometry.measurement.folding import folded
+    from isometry.measurement.function import NetworkFunction
+    from isometry.networks.modules import state_preserved
 
-    with frozen(net):
-        view = folded(View(net), x[:2])
+    with state_preserved(net):
+        view = folded(NetworkFunction(net), x[:2])
         assert view is not None
         model = view.model.eval().requires_grad_(False)
     leaf = x.contiguous(memory_format=torch.channels_last)

@@ -13,7 +13,7 @@ published 2.499). With 90 % of the units removed and 30 epochs of fine-tuning at
 
 TPP trained for 110,000 steps before removal and GReg for 82,360 to 110,000; the one-shot pruners and the oracle for none.
 
-Run `python analyses/linear_mlp_oracle.py` for the bundled digits (a shortened schedule, minutes), with
+PruningContext `python analyses/linear_mlp_oracle.py` for the bundled digits (a shortened schedule, minutes), with
 `--dataset mnist --out figures` for the published recipe on MNIST (hours of one core). `--redraw` draws from the
 written table without training; an interrupted run goes on where it was.
 """
@@ -32,8 +32,8 @@ from matplotlib.axes import Axes
 
 import isometry
 from isometry import plots
-from isometry.recipe import Recipe
-from isometry.tables import check_writable, markdown, write_table
+from isometry.files import check_writable, markdown, write_table
+from isometry.training.recipe import Recipe
 from isometry.trials import Trial, provenance, run
 
 # Mean JSV of the just-pruned MLP-7-Linear on MNIST by L1, as plotted by Wang et al. 2021 (arXiv 2105.05916).
@@ -46,13 +46,13 @@ def trials(dataset: str, ratios: list[float], seeds: int, quick: bool) -> list[T
     grow: dict[str, Any]
     if quick:
         shape, pretrain, epochs = (1, 8, 8), Recipe(1e-2, 10, 32), 2
-        grow = {"delta": 2e-2, "interval": 2, "stabilise": 60, "zero_out": 10, "batch_size": 128}
+        grow = {"delta": 2e-2, "interval": 2, "stabilize": 60, "zero_out": 10, "batch_size": 128}
     elif dataset == "digits":
         shape, pretrain, epochs = (1, 8, 8), Recipe(1e-2, 90, 32), 15
-        grow = {"delta": 2.5e-3, "interval": 5, "stabilise": 700, "zero_out": 100, "batch_size": 128}
+        grow = {"delta": 2.5e-3, "interval": 5, "stabilize": 700, "zero_out": 100, "batch_size": 128}
     else:
         shape, pretrain, epochs = (1, 32, 32), Recipe(1e-2, 90), 30
-        grow = {"delta": 1e-4, "interval": 10, "stabilise": 10_000, "batch_size": 256}
+        grow = {"delta": 1e-4, "interval": 10, "stabilize": 10_000, "batch_size": 256}
     grow["weight_decay"] = 1e-4
     pruners = [
         isometry.Random(),
@@ -170,7 +170,7 @@ def explains(rows: pd.DataFrame, ax: Axes) -> None:
     joined = pd.concat([start, tuned], axis=1).reset_index().dropna()
     for (found, lr), group in joined.groupby(["method", "lr"], sort=False):
         method = str(found)
-        filled = plots.colour(method) if "+" not in method else "none"
+        filled = plots.color(method) if "+" not in method else "none"
         marker = "o" if lr == joined["lr"].max() else "s"
         ax.scatter(
             group["mean_jsv"],
@@ -178,7 +178,7 @@ def explains(rows: pd.DataFrame, ax: Axes) -> None:
             marker=marker,
             s=34,
             facecolors=filled,
-            edgecolors=plots.colour(method),
+            edgecolors=plots.color(method),
         )
     for lr, marker in ((joined["lr"].max(), "o"), (joined["lr"].min(), "s")):
         ax.scatter([], [], marker=marker, color="k", label=f"lr {lr:g}")

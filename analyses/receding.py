@@ -9,7 +9,7 @@ fine-tuning the order is another: at 70 % UCS ends highest (99.9 ± 0.2 %) and R
 
 A small network with bounded BatchNorm is trained from scratch with and without the penalty; slimming and uniform pruning
 (UCS) have the same network with ordinary BatchNorm. The published product of strength and training steps is kept: the
-shorter the training, the stronger the penalty. Run `python analyses/receding.py` for the bundled digits (minutes), with
+shorter the training, the stronger the penalty. PruningContext `python analyses/receding.py` for the bundled digits (minutes), with
 `--dataset mnist` for MNIST, and with `--dataset cifar10 --network vgg-16 --device cuda` for the published setting; `--quick`
 runs a tiny version, `--redraw` draws from the written table. Some 20 minutes of one core for the digits.
 """
@@ -30,9 +30,9 @@ from tqdm.auto import tqdm
 
 import isometry
 from isometry import plots
+from isometry.files import check_writable, markdown, write_table
 from isometry.pruners.sparsifying import Sparsifying
-from isometry.recipe import Recipe, Steps
-from isometry.tables import check_writable, markdown, write_table
+from isometry.training.recipe import Recipe, Steps
 from isometry.trials import Trial, provenance, run
 
 SHOWN = (0.3, 0.5, 0.7, 0.9)

@@ -27,16 +27,16 @@ import importlib
 from types import ModuleType
 
 from isometry import data, networks, spectra
-from isometry.evaluation import evaluate, recalibrate
 from isometry.measurement import compare, measure
+from isometry.measurement.report import Report
 from isometry.networks import convert, fold
-from isometry.oracle import orthogonalize, recover
 from isometry.pruners import L1, TPP, GReg, GReg2, Polarization, Pruner, Random, RecedingBN, Slimming, prune
-from isometry.recipe import Cosine, Recipe, Steps
-from isometry.regularisers import KernOrth, OrthConv
-from isometry.report import Report
+from isometry.repairs import orthogonalize, recalibrate, recover
 from isometry.surgery import Plan, load, save
 from isometry.training import train
+from isometry.training.evaluation import evaluate
+from isometry.training.recipe import Cosine, Recipe, Steps
+from isometry.training.regularizers import KernOrth, OrthConv
 
 __all__ = [
     "L1",

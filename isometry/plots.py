@@ -1,4 +1,4 @@
-"""Results in, matplotlib axes out. One colour a method, in every figure."""
+"""Results in, matplotlib axes out. One color a method, in every figure."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from torch import Tensor, nn
 
 from isometry import networks
-from isometry.report import Report
+from isometry.measurement.report import Report
 from isometry.spectra import Spectrum
 from isometry.spectra.laws import Law
 
-__all__ = ["colour", "comparison", "importances", "layers", "spectrum", "sweep", "trajectory"]
+__all__ = ["color", "comparison", "importances", "layers", "spectrum", "sweep", "trajectory"]
 
 _COLOURS = {
     "dense": "#222222",
@@ -42,8 +42,8 @@ _COLOURS = {
 _SPARE = sns.color_palette("husl", 9).as_hex()
 
 
-def colour(name: str) -> str:
-    """Return the colour of a method or network: the longest known method in its name decides, else a spare one."""
+def color(name: str) -> str:
+    """Return the color of a method or network: the longest known method in its name decides, else a spare one."""
     low = name.lower()
     known = [method for method in _COLOURS if method in low]
     if known:
@@ -93,15 +93,13 @@ def spectrum(
         ax.stairs(
             share / width,
             edges,
-            color=colour(name),
+            color=color(name),
             label=f"{name}, mean {mean:.3g}",
             linewidth=1.6,
         )
         if np.isfinite(error).all():
             middle = np.sqrt(edges[1:] * edges[:-1]) if logarithmic else (edges[1:] + edges[:-1]) / 2
-            ax.errorbar(
-                middle, share / width, error / width, fmt="none", ecolor=colour(name), elinewidth=0.7, alpha=0.6
-            )
+            ax.errorbar(middle, share / width, error / width, fmt="none", ecolor=color(name), elinewidth=0.7, alpha=0.6)
     if law is not None:
         s = np.geomspace(low, top, 800) if logarithmic else np.linspace(0, top, 800)
         density = law.pdf(s) * (s * math.log(10) if logarithmic else 1)
@@ -133,7 +131,7 @@ def trajectory(table: pd.DataFrame, ax: Axes | None = None, *, y: str = "mean_js
     _require(table, "trajectory", "epoch", by, y)
     for name, rows in table.groupby(by, sort=False):
         over = rows.groupby("epoch")[y].agg(["mean", "std"]).fillna(0.0)
-        style: dict[str, Any] = {"color": colour(str(name)), "linestyle": "--" if "+" in str(name) else "-"}
+        style: dict[str, Any] = {"color": color(str(name)), "linestyle": "--" if "+" in str(name) else "-"}
         ax.plot(over.index, over["mean"], label=str(name), linewidth=1.4, **style)
         floor = over["mean"] * 0.05 if y == "mean_jsv" else -math.inf
         ax.fill_between(
@@ -176,7 +174,7 @@ def sweep(
     for name, rows in table.groupby(by, sort=False):
         over = rows.groupby(x)[y].agg(["mean", "std"]).fillna(0.0)
         ax.errorbar(
-            over.index, over["mean"], over["std"], label=str(name), color=colour(str(name)), marker="o",
+            over.index, over["mean"], over["std"], label=str(name), color=color(str(name)), marker="o",
             markersize=4, capsize=3, linestyle="--" if "+" in str(name) else "-", linewidth=1.4,
         )  # fmt: skip
     if y == "mean_jsv":
@@ -200,7 +198,7 @@ def comparison(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     means = table["mean_jsv"].to_numpy()
     reach = np.nan_to_num(np.stack([means - table["interval_low"], table["interval_high"] - means]).clip(0))
     for row, name in enumerate(table["network"]):
-        ax.bar(row, means[row], yerr=reach[:, [row]], color=colour(str(name)), capsize=4, width=0.6)
+        ax.bar(row, means[row], yerr=reach[:, [row]], color=color(str(name)), capsize=4, width=0.6)
     ax.set_xticks(range(len(table)), table["network"], rotation=20 if len(table) > 4 else 0)
     positive = means[means > 0]
     if len(positive) and positive.max() / positive.min() > 30:
@@ -229,7 +227,7 @@ def layers(table: Report | pd.DataFrame | Mapping[str, Report], ax: Axes | None 
         names = list(rows["layer"])
         ax.errorbar(
             range(len(rows)), rows["mean_jsv"], 1.96 * rows["sem"].fillna(0), marker="o", markersize=3, capsize=2,
-            color=colour(name), label=name, linewidth=1.3,
+            color=color(name), label=name, linewidth=1.3,
         )  # fmt: skip
     ax.set_xticks(range(len(names)), names, rotation=90, fontsize="x-small")
     ax.set_yscale("log")
@@ -262,7 +260,7 @@ def importances(
     every = np.concatenate([layer.detach().double().cpu().numpy() for layer in given.values()])
     low = max(float(every.min()), 1e-12)
     edges = np.geomspace(low * 0.9, 1, bins + 1) if logarithmic else np.linspace(0, 1, bins + 1)
-    ax.hist(np.clip(every, edges[0], None), bins=list(edges), color=colour("rni"), label=f"{len(every)} units")
+    ax.hist(np.clip(every, edges[0], None), bins=list(edges), color=color("rni"), label=f"{len(every)} units")
     if threshold is not None:
         share = float((every < threshold).mean())
         ax.axvline(threshold, color="black", linestyle="--", linewidth=1, label=f"threshold, {share:.0%} below")

@@ -1,4 +1,4 @@
-"""Weights that are known by name: their file, what they were trained on, and how their inputs must be normalised."""
+"""Weights that are known by name: their file, what they were trained on, and how their inputs must be normalized."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class Pretrained:
         file: their name in the folder weights/ of the data folder.
         dataset: the set they were trained on.
         accuracy: on its test part.
-        normalisation: (mean, standard deviation) of the pixels, for `isometry.data.load(normalisation=...)`.
+        normalization: (mean, standard deviation) of the pixels, for `isometry.data.load(normalization=...)`.
         source: where they come from.
     """
 
     file: str
     dataset: str
     accuracy: float
-    normalisation: tuple[Sequence[float], Sequence[float]]
+    normalization: tuple[Sequence[float], Sequence[float]]
     source: str
 
 

@@ -3,7 +3,8 @@
 from isometry.pruners.growing import GReg, GReg2
 from isometry.pruners.l1 import L1
 from isometry.pruners.polarization import Polarization
-from isometry.pruners.pruner import DivergedError, Pruned, Pruner, Run, prune
+from isometry.pruners.pruner import DivergedError, Pruner, PruningContext
+from isometry.pruners.pruning import Pruned, prune
 from isometry.pruners.random import Random
 from isometry.pruners.receding import RecedingBN, receding_penalty
 from isometry.pruners.slimming import Slimming
@@ -18,9 +19,9 @@ __all__ = [
     "Polarization",
     "Pruned",
     "Pruner",
+    "PruningContext",
     "Random",
     "RecedingBN",
-    "Run",
     "Slimming",
     "prune",
     "receding_penalty",

@@ -9,10 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from isometry.networks.batchnorm import BOUNDED
-from isometry.pruners.pruner import Pruner, Run
-from isometry.pruners.selection import Chosen
-from isometry.surgery import Family
+from isometry.networks.bounded import BOUNDED
+from isometry.pruners.pruner import Pruner, PruningContext
+from isometry.pruners.selection import Selection
+from isometry.surgery import UnitGroup
 from isometry.training import train
 
 __all__ = ["GReg", "GReg2", "Growing", "GrowingPenalty"]
@@ -24,27 +24,27 @@ class Growing(Pruner):
 
     The strength starts at 0 and grows by `delta` every `interval` steps, for all layers alike, until a layer is
     finished: at `ceiling`, or where its kept weights are `magnitude_ratio` times its leaving ones on average. When
-    all are finished, `stabilise` more steps follow at the strengths reached. The units are chosen once, by magnitude,
+    all are finished, `stabilize` more steps follow at the strengths reached. The units are chosen once, by magnitude,
     on the network given.
 
     Attributes:
         delta: increment of the strength. 1e-4: both papers.
         interval: steps between increments. 10: CIFAR (5 for ImageNet).
         ceiling: largest strength. 1.0: both papers.
-        stabilise: steps after growth. 10,000: CIFAR (40,000 for ImageNet).
+        stabilize: steps after growth. 10,000: CIFAR (40,000 for ImageNet).
         magnitude_ratio: see above; an exponential average (0.9) taken every `interval` steps. None: growth ends at
             the ceiling only.
         biases: whether the L2 term covers the biases of leaving units.
         norms: whether it covers their BatchNorm scales and shifts.
         zero_out: layer i (from 0, in the order of the network) is set to exactly zero from (i + 1) x `zero_out`
-            stabilising steps onwards; None leaves it to the penalty.
+            stabilizing steps onwards; None leaves it to the penalty.
         lr, batch_size, momentum, weight_decay: of the SGD that trains meanwhile, at a constant rate.
     """
 
     delta: float = 1e-4
     interval: int = 10
     ceiling: float = 1.0
-    stabilise: int = 10_000
+    stabilize: int = 10_000
     magnitude_ratio: float | None = None
     biases: bool = True
     norms: bool = True
@@ -55,19 +55,19 @@ class Growing(Pruner):
     weight_decay: float = 5e-4
     trains: ClassVar[bool] = True
 
-    def penalty(self, run: Run, chosen: Chosen) -> GrowingPenalty:
+    def penalty(self, run: PruningContext, chosen: Selection) -> GrowingPenalty:
         """Return the penalty that drives the chosen units to zero."""
         return GrowingPenalty(self, run, chosen)
 
-    def recede(self, run: Run, chosen: Chosen) -> None:
+    def train_after_selection(self, run: PruningContext, chosen: Selection) -> None:
         """Train until the chosen units have receded."""
         if not any(units for _, units in chosen):
             return
-        self.grow(run, self.penalty(run, chosen), "recede")
+        self.grow(run, self.penalty(run, chosen), "after_selection")
 
-    def grow(self, run: Run, penalty: GrowingPenalty, stage: str) -> None:
+    def grow(self, run: PruningContext, penalty: GrowingPenalty, stage: str) -> None:
         """Train with a penalty until it is finished."""
-        longest = penalty.growth + self.stabilise
+        longest = penalty.growth + self.stabilize
         batches = math.ceil(len(run.split.inputs) / self.batch_size)
         epochs = train(
             run.model,
@@ -117,15 +117,15 @@ class GReg2(GReg):
     pick_delta: float = 1e-5
     pick: float = 1e-2
 
-    def condition(self, run: Run) -> None:
+    def train_before_selection(self, run: PruningContext) -> None:
         """Train with the penalty on all units."""
-        every = [(family, tuple(range(family.units))) for family in run.families]
+        every = [(group, tuple(range(group.units))) for group in run.groups]
         first = replace(
-            self, delta=self.pick_delta, ceiling=self.pick, stabilise=0, magnitude_ratio=None, zero_out=None
+            self, delta=self.pick_delta, ceiling=self.pick, stabilize=0, magnitude_ratio=None, zero_out=None
         )
-        first.grow(run, GrowingPenalty(first, run, every), "condition")
+        first.grow(run, GrowingPenalty(first, run, every), "before_selection")
 
-    def penalty(self, run: Run, chosen: Chosen) -> GrowingPenalty:
+    def penalty(self, run: PruningContext, chosen: Selection) -> GrowingPenalty:
         """Return the penalty that goes on from `pick`, with the opposite course for the units that stay."""
         return _ContrastingPenalty(self, run, chosen)
 
@@ -136,19 +136,19 @@ class GrowingPenalty:
     It works on the gradients: + strength x w for every leaving weight w, the gradient of (strength / 2) ||w||².
     """
 
-    def __init__(self, pruner: Growing, run: Run, chosen: Chosen) -> None:
+    def __init__(self, pruner: Growing, run: PruningContext, chosen: Selection) -> None:
         self.pruner = pruner
         model = run.model
         order = {name: index for index, name in enumerate(_unit_layers(model))}
         members = [
-            (order[member.layer], member.layer, member.take(units), family, units)
-            for family, units in chosen
-            for member in family.of("units")
+            (order[member.layer], member.layer, member.take(units), group, units)
+            for group, units in chosen
+            for member in group.of("units")
             if units
         ]
         self.layers = [
-            _Layer(model, index, name, units, _scales(run, family, name, left) if pruner.norms else [], pruner.biases)
-            for index, name, units, family, left in sorted(members, key=lambda entry: entry[0])
+            _Layer(model, index, name, units, _scales(run, group, name, left) if pruner.norms else [], pruner.biases)
+            for index, name, units, group, left in sorted(members, key=lambda entry: entry[0])
         ]
         count = len(self.layers)
         self.strengths = [0.0] * count
@@ -156,11 +156,11 @@ class GrowingPenalty:
         self.done = [False] * count
         self.switch: int | None = None
         last = max((layer.index for layer in self.layers), default=0)
-        if pruner.zero_out is not None and pruner.stabilise < (needed := (last + 1) * pruner.zero_out):
+        if pruner.zero_out is not None and pruner.stabilize < (needed := (last + 1) * pruner.zero_out):
             raise ValueError(
-                f"{type(pruner).__name__} got stabilise={pruner.stabilise}, but zeroing layer after layer every "
-                f"{pruner.zero_out} steps takes {needed}. Pass stabilise={needed} or zero_out="
-                f"{pruner.stabilise // (last + 1) or None}."
+                f"{type(pruner).__name__} got stabilize={pruner.stabilize}, but zeroing layer after layer every "
+                f"{pruner.zero_out} steps takes {needed}. Pass stabilize={needed} or zero_out="
+                f"{pruner.stabilize // (last + 1) or None}."
             )
 
     @property
@@ -197,7 +197,7 @@ class GrowingPenalty:
     def gradients(self, step: int) -> None:
         """Add the penalty's gradient to every leaving weight."""
         for layer, strength in zip(self.layers, self.strengths, strict=True):
-            for tensor, leaving in layer.penalised:
+            for tensor, leaving in layer.penalized:
                 if tensor.grad is not None:
                     tensor.grad.addcmul_(tensor, leaving, value=strength)
 
@@ -212,13 +212,13 @@ class GrowingPenalty:
                     tensor.mul_(1 - leaving)
 
     def finished(self, step: int) -> bool:
-        """Return whether growing and stabilising are over."""
-        return self.switch is not None and step >= self.switch + self.pruner.stabilise
+        """Return whether growing and stabilizing are over."""
+        return self.switch is not None and step >= self.switch + self.pruner.stabilize
 
     def log(self) -> dict[str, float | str]:
         """Return the phase, the largest strength and the smallest magnitude ratio, for the history."""
         return {
-            "phase": "grow" if self.switch is None else "stabilise",
+            "phase": "grow" if self.switch is None else "stabilize",
             "strength": max(self.strengths),
             "magnitude_ratio": min(layer.magnitude_ratio() for layer in self.layers),
         }
@@ -264,7 +264,7 @@ class _ContrastingPenalty(GrowingPenalty):
         fading = self.pruner.pick - self.pruner.delta * (step // self.pruner.interval)
         if fading > 0:
             for layer in self.layers:
-                for tensor, leaving in layer.penalised:
+                for tensor, leaving in layer.penalized:
                     if tensor.grad is not None:
                         tensor.grad.addcmul_(tensor, 1 - leaving, value=fading)
 
@@ -297,7 +297,7 @@ class _Layer:
         shape[dim] = -1
         weight = (self.weight, flags.view(shape))
         bias = [(layer.bias, flags)] if isinstance(layer.bias, Tensor) else []
-        self.penalised = [weight, *(bias if biases else []), *scales]
+        self.penalized = [weight, *(bias if biases else []), *scales]
         self.zeroed = [weight, *bias, *scales]
 
     @torch.no_grad()
@@ -305,7 +305,7 @@ class _Layer:
         """Return the mean |weight| of the kept units over that of the leaving ones; inf where those are zero."""
         sizes = self.weight.abs().movedim(self.dim, 0).flatten(1).mean(1)
         gone = float(sizes[self.units].mean())
-        kept = float(sizes[self.stay].mean()) if len(self.stay) else math.nan  # where every unit is penalised
+        kept = float(sizes[self.stay].mean()) if len(self.stay) else math.nan  # where every unit is penalized
         return kept / gone if gone else math.inf
 
 
@@ -313,17 +313,17 @@ def _unit_layers(model: nn.Module) -> list[str]:
     return [name for name, m in model.named_modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)]
 
 
-def _scales(run: Run, family: Family, layer: str, units: tuple[int, ...]) -> list[tuple[Tensor, Tensor]]:
-    """Return (parameter, flags of the leaving channels) of the family's BatchNorms behind `layer`.
+def _scales(run: PruningContext, group: UnitGroup, layer: str, units: tuple[int, ...]) -> list[tuple[Tensor, Tensor]]:
+    """Return (parameter, flags of the leaving channels) of the group's BatchNorms behind `layer`.
 
-    That are those that normalise its very output; of the others, which take in a sum or what an activation left, those
-    between it and the family's next layer, in the network's order.
+    That are those that normalize its very output; of the others, which take in a sum or what an activation left, those
+    between it and the group's next layer, in the network's order.
     """
     model = run.model
     order = {name: index for index, (name, _) in enumerate(model.named_modules())}
-    layers = sorted(family.layers, key=order.__getitem__)
+    layers = sorted(group.layers, key=order.__getitem__)
     found = []
-    for member in family.of("norm"):
+    for member in group.of("norm"):
         before = [name for name in layers if order[name] < order[member.layer]]
         if layer != run.behind.get(member.layer, before[-1] if before else layers[0]):
             continue

@@ -1,4 +1,4 @@
-"""Polarisation of BatchNorm scales."""
+"""Polarization of BatchNorm scales."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from isometry.pruners.sparsifying import Sparsifying, scales
-from isometry.recipe import Regulariser, Schedule, Steps
+from isometry.training.recipe import Regularizer, Schedule, Steps
 
 __all__ = ["Polarization", "Polarizing"]
 
@@ -16,7 +16,7 @@ _SCHEDULE = Steps((0.3, 0.6, 0.8), 0.2)
 
 
 @dataclass(frozen=True)
-class Polarizing(Regulariser):
+class Polarizing(Regularizer):
     """strength x (t ||gamma||_1 - ||gamma - mean||_1) over all BatchNorm scales together, which are held in [0, bound]."""
 
     strength: float
@@ -60,6 +60,6 @@ class Polarization(Sparsifying):
     t: float = 1.4
     bound: float = 1.0
 
-    def regulariser(self) -> Regulariser | None:
-        """Return the polarising penalty, with its clamp."""
+    def regularizer(self) -> Regularizer | None:
+        """Return the polarizing penalty, with its clamp."""
         return Polarizing(self.strength, self.t, self.bound)

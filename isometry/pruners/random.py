@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from isometry.pruners.pruner import Pruner, Run
-from isometry.surgery import Family
+from isometry.pruners.pruner import Pruner, PruningContext
+from isometry.surgery import UnitGroup
 
 __all__ = ["Random"]
 
@@ -18,7 +18,7 @@ __all__ = ["Random"]
 class Random(Pruner):
     """Remove units drawn uniformly, by the `seed` given to `prune`; a larger ratio removes a superset."""
 
-    def importance(self, run: Run, family: Family) -> Tensor:
+    def importance(self, run: PruningContext, group: UnitGroup) -> Tensor:
         """Return a random order of the units, the same for the same seed and layer: [units]."""
-        seed = zlib.crc32(f"{run.seed}/{family.root}".encode())
-        return torch.rand(family.units, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        seed = zlib.crc32(f"{run.seed}/{group.root}".encode())
+        return torch.rand(group.units, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

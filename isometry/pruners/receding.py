@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from isometry.networks.batchnorm import BOUNDED
+from isometry.networks.bounded import BOUNDED
 from isometry.pruners.sparsifying import Sparsifying, scales
-from isometry.recipe import Regulariser
+from isometry.training.recipe import Regularizer
 
 __all__ = ["Receding", "RecedingBN", "receding_penalty"]
 
@@ -27,14 +27,14 @@ def receding_penalty(gamma: Tensor, shift: float) -> Tensor:
         gamma: [C], raw parameters; computed in float32 at least.
         shift: moves the push to weaker units the larger it is; it has no part in the forward pass.
 
-    Source: Suteu & Guo 2022 (arXiv 2204.06404), the regulariser of its reference code.
+    Source: Suteu & Guo 2022 (arXiv 2204.06404), the regularizer of its reference code.
     """
     u = (gamma if gamma.dtype == torch.float64 else gamma.float()) + shift
     return (torch.sigmoid(u) * (1 + F.softplus(-u))).sum()
 
 
 @dataclass(frozen=True)
-class Receding(Regulariser):
+class Receding(Regularizer):
     """strength x `receding_penalty` of the scales of all bounded BatchNorms: a sum, whatever their number."""
 
     strength: float
@@ -77,7 +77,7 @@ class RecedingBN(Sparsifying):
         """Return the published setting for ResNet-56: strength 1e-4, shift 0."""
         return cls(strength=1e-4, shift=0.0)
 
-    def regulariser(self) -> Regulariser | None:
+    def regularizer(self) -> Regularizer | None:
         """Return the receding penalty."""
         return Receding(self.strength, self.shift) if self.strength else None
 

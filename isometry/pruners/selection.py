@@ -1,4 +1,4 @@
-"""Selection: how many units leave which family, and which ones, given a score for each."""
+"""Selection: how many units leave which group, and which ones, given a score for each."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor
 
-from isometry.surgery import Family, Graph
+from isometry.surgery import Graph, UnitGroup
 
-__all__ = ["Chosen", "asked", "select"]
+__all__ = ["Selection", "requested_ratios", "select"]
 
-Chosen = list[tuple[Family, tuple[int, ...]]]
+Selection = list[tuple[UnitGroup, tuple[int, ...]]]
 
 
-def asked(
+def requested_ratios(
     graph: Graph,
     ratio: float | Mapping[str, float],
     layers: str | Sequence[str] | None,
     skip: str | Sequence[str] | None,
 ) -> dict[str, float]:
-    """Return {root layer: ratio} of the families that are to lose units; see `prune` for the arguments."""
-    if not graph.families:
+    """Return {root layer: ratio} of the groups that are to lose units; see `prune` for the arguments."""
+    if not graph.groups:
         reasons = "; ".join(f"{layer}: {reason}" for layer, reason in graph.fixed.items()) or "it has no layers"
         raise ValueError(
             f"prune() found nothing to prune ({reasons}). It needs a layer whose units another layer consumes, e.g. "
@@ -39,11 +39,11 @@ def asked(
     only, without = _patterns(layers), _patterns(skip)
     _require_matches(graph, [*wanted, *(only or []), *(without or [])])
     found: dict[str, float] = {}
-    for family in graph.families:
-        if any(fnmatchcase(layer, pattern) for layer in family.layers for pattern in without or []):
+    for group in graph.groups:
+        if any(fnmatchcase(layer, pattern) for layer in group.layers for pattern in without or []):
             continue
         given: dict[str, float] = {}
-        for layer in family.layers:
+        for layer in group.layers:
             if only is not None and not any(fnmatchcase(layer, pattern) for pattern in only):
                 continue
             matches = [value for pattern, value in wanted.items() if fnmatchcase(layer, pattern)]
@@ -56,7 +56,7 @@ def asked(
                 f"together. Give both the same, e.g. {{{one!r}: {first}, {other!r}: {first}}}."
             )
         if given:
-            found[family.root] = next(iter(given.values()))
+            found[group.root] = next(iter(given.values()))
     return found
 
 
@@ -65,7 +65,7 @@ def _patterns(given: str | Sequence[str] | None) -> list[str] | None:
 
 
 def _require_matches(graph: Graph, patterns: list[str]) -> None:
-    known = [layer for family in graph.families for layer in family.layers]
+    known = [layer for group in graph.groups for layer in group.layers]
     for pattern in patterns:
         if any(fnmatchcase(layer, pattern) for layer in known):
             continue
@@ -78,7 +78,7 @@ def _require_matches(graph: Graph, patterns: list[str]) -> None:
 
 
 def select(
-    families: Sequence[Family],
+    groups: Sequence[UnitGroup],
     ratios: Mapping[str, float],
     scores: Mapping[str, Tensor],
     *,
@@ -86,69 +86,67 @@ def select(
     floor: int = 1,
     round_to: int = 1,
     clamp: bool = False,
-) -> Chosen:
+) -> Selection:
     """Return the units that leave: the lowest scores, ties by the order of layers and units.
 
     Args:
-        families: of one trace.
-        ratios: {root: fraction of units removed}; families that are not named keep all.
+        groups: of one trace.
+        ratios: {root: fraction of units removed}; groups that are not named keep all.
         scores: {root: [units]}.
-        scope: "layer": ceil(ratio x units) of every family; "global": so many of all families of one ratio together.
-        floor: so many units with the highest scores stay in every family.
+        scope: "layer": ceil(ratio x units) of every group; "global": so many of all groups of one ratio together.
+        floor: so many units with the highest scores stay in every group.
         round_to: kept units are rounded up to a multiple of it.
-        clamp: cut a ratio that would empty a family down to what its floor allows, in place of an error.
+        clamp: cut a ratio that would empty a group down to what its floor allows, in place of an error.
 
     Raises:
-        ValueError: scores that are NaN, a ratio that would leave a family empty, a family narrower than `round_to`.
+        ValueError: scores that are NaN, a ratio that would leave a group empty, a group narrower than `round_to`.
     """
-    concerned = [family for family in families if family.root in ratios]
-    for family in concerned:
-        if bool(torch.isnan(scores[family.root]).any()):
+    concerned = [group for group in groups if group.root in ratios]
+    for group in concerned:
+        if bool(torch.isnan(scores[group.root]).any()):
             raise ValueError(
-                f"prune() got NaN as importance of units of {', '.join(family.layers)}: the weights are not finite. "
+                f"prune() got NaN as importance of units of {', '.join(group.layers)}: the weights are not finite. "
                 "Prune a network whose weights are."
             )
-    steps = {family.root: _step(family, round_to) if ratios[family.root] else 1 for family in concerned}
-    counts = {
-        family.root: _count(family, ratios[family.root], clamp) if scope == "layer" else 0 for family in concerned
-    }
+    steps = {group.root: _step(group, round_to) if ratios[group.root] else 1 for group in concerned}
+    counts = {group.root: _count(group, ratios[group.root], clamp) if scope == "layer" else 0 for group in concerned}
     if scope == "global":
-        for ratio in sorted({ratios[family.root] for family in concerned}):
-            group = [family for family in concerned if ratios[family.root] == ratio]
-            every = torch.cat([scores[family.root].cpu() for family in group])
-            owners = torch.cat([torch.full((family.units,), index) for index, family in enumerate(group)])
+        for ratio in sorted({ratios[group.root] for group in concerned}):
+            peers = [group for group in concerned if ratios[group.root] == ratio]
+            every = torch.cat([scores[group.root].cpu() for group in peers])
+            owners = torch.cat([torch.full((group.units,), index) for index, group in enumerate(peers)])
             leaving = owners[every.argsort(stable=True)[: math.ceil(ratio * len(every) - 1e-9)]]
-            for index, family in enumerate(group):
-                counts[family.root] = int((leaving == index).sum())
-    chosen: Chosen = []
-    for family in concerned:
-        kept = max(family.units - counts[family.root], min(floor, family.units))
-        step = steps[family.root]
-        kept = min(-(-kept // step) * step, family.units)
-        order = scores[family.root].argsort(stable=True).tolist()
-        chosen.append((family, _leaving(family, order, family.units - kept, floor)))
+            for index, group in enumerate(peers):
+                counts[group.root] = int((leaving == index).sum())
+    chosen: Selection = []
+    for group in concerned:
+        kept = max(group.units - counts[group.root], min(floor, group.units))
+        step = steps[group.root]
+        kept = min(-(-kept // step) * step, group.units)
+        order = scores[group.root].argsort(stable=True).tolist()
+        chosen.append((group, _leaving(group, order, group.units - kept, floor)))
     return chosen
 
 
-def _step(family: Family, round_to: int) -> int:
+def _step(group: UnitGroup, round_to: int) -> int:
     """Return the number of units whose multiples are channels in multiples of `round_to`."""
-    widths = {sum(map(len, member.indices.values())) for member in family.of("units")}
+    widths = {sum(map(len, member.indices.values())) for member in group.of("units")}
     channels = max(widths)
     if round_to > 1 and (channels < round_to or len(widths) > 1):
         why = f"has {channels} units only" if len(widths) == 1 else "are of several widths, joined by a concatenation"
         raise ValueError(
-            f"prune() got round_to={round_to} for {', '.join(family.layers)}, which {why}. Leave it out: "
-            f"prune(..., skip={family.root!r})."
+            f"prune() got round_to={round_to} for {', '.join(group.layers)}, which {why}. Leave it out: "
+            f"prune(..., skip={group.root!r})."
         )
-    return round_to // math.gcd(round_to, channels // family.units)
+    return round_to // math.gcd(round_to, channels // group.units)
 
 
-def _leaving(family: Family, order: list[int], count: int, floor: int) -> tuple[int, ...]:
-    """Return the first `count` units of `order`, but for those without which a layer of the family would be left empty.
+def _leaving(group: UnitGroup, order: list[int], count: int, floor: int) -> tuple[int, ...]:
+    """Return the first `count` units of `order`, but for those without which a layer of the group would be left empty.
 
-    Layers joined by a concatenation hold some of the family's units each.
+    Layers joined by a concatenation hold some of the group's units each.
     """
-    members = family.of("units")
+    members = group.of("units")
     room = [len(member.indices) - min(floor, len(member.indices)) for member in members]
     leaving: list[int] = []
     for unit in order:
@@ -160,12 +158,12 @@ def _leaving(family: Family, order: list[int], count: int, floor: int) -> tuple[
     return tuple(sorted(leaving))
 
 
-def _count(family: Family, ratio: float, clamp: bool) -> int:
-    """Return how many units of a family leave: ceil(ratio x units), but all of them never."""
-    count = math.ceil(ratio * family.units - 1e-9)
-    if ratio * family.units > family.units - 0.5 and not clamp:
+def _count(group: UnitGroup, ratio: float, clamp: bool) -> int:
+    """Return how many units of a group leave: ceil(ratio x units), but all of them never."""
+    count = math.ceil(ratio * group.units - 1e-9)
+    if ratio * group.units > group.units - 0.5 and not clamp:
         raise ValueError(
-            f"prune() got the ratio {ratio} for {', '.join(family.layers)}, which would leave none of its "
-            f"{family.units} units. At most {family.units - 1} can leave: ratio={(family.units - 1) / family.units:.4g}."
+            f"prune() got the ratio {ratio} for {', '.join(group.layers)}, which would leave none of its "
+            f"{group.units} units. At most {group.units - 1} can leave: ratio={(group.units - 1) / group.units:.4g}."
         )
-    return min(count, family.units - 1)
+    return min(count, group.units - 1)

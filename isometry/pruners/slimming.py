@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from isometry.pruners.sparsifying import Sparsifying, scales
-from isometry.recipe import Regulariser
+from isometry.training.recipe import Regularizer
 
 __all__ = ["ScaleL1", "Slimming"]
 
 
 @dataclass(frozen=True)
-class ScaleL1(Regulariser):
+class ScaleL1(Regularizer):
     """strength x the sum of |gamma| over the channels of all BatchNorms."""
 
     strength: float
@@ -37,6 +37,6 @@ class Slimming(Sparsifying):
 
     floor: int = 3
 
-    def regulariser(self) -> Regulariser | None:
+    def regularizer(self) -> Regularizer | None:
         """Return the L1 penalty."""
         return ScaleL1(self.strength) if self.strength else None

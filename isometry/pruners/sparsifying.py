@@ -1,4 +1,4 @@
-"""Pruning by BatchNorm scales that a regulariser has made sparse: the base of Slimming, Polarization and RecedingBN."""
+"""Pruning by BatchNorm scales that a regularizer has made sparse: the base of Slimming, Polarization and RecedingBN."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from isometry.networks.batchnorm import BOUNDED
-from isometry.pruners.pruner import Pruner, Run, averaged
-from isometry.recipe import Recipe, Regulariser, Schedule, Steps
-from isometry.surgery import Family
+from isometry.networks.bounded import BOUNDED
+from isometry.pruners.pruner import Pruner, PruningContext, average_scores
+from isometry.surgery import UnitGroup
 from isometry.training import train
+from isometry.training.recipe import Recipe, Regularizer, Schedule, Steps
 
 __all__ = ["Sparsifying", "scales"]
 
@@ -22,10 +22,10 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 @dataclass(frozen=True)
 class Sparsifying(Pruner):
-    """Train with a regulariser on the BatchNorm scales, then remove the units whose scales are smallest.
+    """Train with a regularizer on the BatchNorm scales, then remove the units whose scales are smallest.
 
     Attributes:
-        strength: weight of the regulariser, which is a sum over channels; 0 trains without.
+        strength: weight of the regularizer, which is a sum over channels; 0 trains without.
         epochs: how long to train before removal; 0 takes the network as it is.
         lr, batch_size, momentum, nesterov, weight_decay, schedule: of that training.
         epoch_steps: end every epoch after so many steps.
@@ -45,21 +45,21 @@ class Sparsifying(Pruner):
     trains: ClassVar[bool] = True
     kinds: ClassVar[tuple[type[nn.Module], ...]] = _NORMS
 
-    def regulariser(self) -> Regulariser | None:
+    def regularizer(self) -> Regularizer | None:
         """Return the term that is added to the loss, or None."""
-        raise NotImplementedError(f"{type(self).__name__} defines no regulariser()")
+        raise NotImplementedError(f"{type(self).__name__} defines no regularizer()")
 
     def recipe(self) -> Recipe:
         """Return how the network is trained before units are removed."""
         names = Recipe.__dataclass_fields__.keys() & self.__dataclass_fields__.keys()
-        return Recipe(**{name: getattr(self, name) for name in names}, regulariser=self.regulariser())
+        return Recipe(**{name: getattr(self, name) for name in names}, regularizer=self.regularizer())
 
     def score(self, scale: Tensor) -> Tensor:
         """Return the importance of channels from the parameters [C] of their BatchNorm."""
         return scale.abs()
 
-    def condition(self, run: Run) -> None:
-        """Train with the regulariser."""
+    def train_before_selection(self, run: PruningContext) -> None:
+        """Train with the regularizer."""
         if not self.epochs:
             return
         recipe = replace(self.recipe(), autocast=run.autocast)
@@ -68,26 +68,26 @@ class Sparsifying(Pruner):
             run.data,  # type: ignore[arg-type]
             **recipe.arguments(),
             seed=run.seed,
-            checkpoint=run.stage("condition"),
+            checkpoint=run.stage("before_selection"),
         )
         batches = self.epoch_steps or -(-len(run.split.inputs) // self.batch_size)
-        run.follow(epochs, "condition", self.epochs * batches)
+        run.follow(epochs, "before_selection", self.epochs * batches)
 
-    def importance(self, run: Run, family: Family) -> Tensor:
-        """Return the score of every unit, the mean over the family's BatchNorms that have it: [units] float64."""
+    def importance(self, run: PruningContext, group: UnitGroup) -> Tensor:
+        """Return the score of every unit, the mean over the group's BatchNorms that have it: [units] float64."""
         if next(scales(run.model, self.kinds), None) is None:
             self._refuse("The network has none with scales")
         found = []
-        for member in family.of("norm"):
+        for member in group.of("norm"):
             norm = run.model.get_submodule(member.layer)
             if isinstance(norm, self.kinds) and isinstance(norm.weight, nn.Parameter):
                 found.append((member, self.score(norm.weight.detach().double().cpu())))
         if not found:
-            self._refuse(f"None follows {', '.join(family.layers)}; leave it out with skip={family.root!r}")
-        scores = averaged(family.units, found)
+            self._refuse(f"None follows {', '.join(group.layers)}; leave it out with skip={group.root!r}")
+        scores = average_scores(group.units, found)
         if bool(scores.isnan().any()):
             self._refuse(
-                f"None follows some units of {', '.join(family.layers)}; leave them out with skip={family.root!r}"
+                f"None follows some units of {', '.join(group.layers)}; leave them out with skip={group.root!r}"
             )
         return scores
 

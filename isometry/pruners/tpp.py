@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from isometry.pruners.growing import Growing, GrowingPenalty
-from isometry.pruners.pruner import Run
-from isometry.pruners.selection import Chosen
+from isometry.pruners.pruner import PruningContext
+from isometry.pruners.selection import Selection
 
 __all__ = ["TPP", "gram_gradient", "gram_penalty"]
 
@@ -32,7 +32,7 @@ class TPP(Growing):
 
     gram: float = 1000.0
 
-    def penalty(self, run: Run, chosen: Chosen) -> GrowingPenalty:
+    def penalty(self, run: PruningContext, chosen: Selection) -> GrowingPenalty:
         """Return the growing L2 penalty with the Gram term."""
         return _GramPenalty(self, run, chosen)
 
@@ -63,7 +63,7 @@ class _GramPenalty(GrowingPenalty):
 def gram_penalty(weight: Tensor, leaving: Tensor) -> Tensor:
     """Return (1/N²) ||(1 - m mᵀ) o (W Wᵀ)||²_F, a differentiable scalar.
 
-    Every entry of the Gram matrix in a leaving unit's row or column is penalised, those among kept units are not.
+    Every entry of the Gram matrix in a leaving unit's row or column is penalized, those among kept units are not.
 
     Args:
         weight: W [N, D], a row a unit.

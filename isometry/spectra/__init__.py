@@ -2,10 +2,11 @@
 
 from isometry.spectra import laws, orthogonal
 from isometry.spectra.convolution import Convolution, circular
+from isometry.spectra.estimate import Bound, Estimate, mean_with_error
 from isometry.spectra.exact import exact, singular_values
-from isometry.spectra.krylov import Bidiagonal, bidiagonalise, probes
+from isometry.spectra.golub_kahan import Bidiagonal, bidiagonalize, probes
 from isometry.spectra.operator import Matrices, Operator
-from isometry.spectra.spectrum import Bound, Estimate, Spectrum, mean_with_error
+from isometry.spectra.spectrum import Spectrum
 
 __all__ = [
     "Bidiagonal",
@@ -15,7 +16,7 @@ __all__ = [
     "Matrices",
     "Operator",
     "Spectrum",
-    "bidiagonalise",
+    "bidiagonalize",
     "circular",
     "exact",
     "laws",

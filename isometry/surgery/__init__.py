@@ -1,25 +1,27 @@
 """Taking units out of a network; nothing here trains."""
 
-from isometry.surgery.archive import Loaded, adopt, load, save
-from isometry.surgery.families import Family, Graph, Member, refuse, trace
-from isometry.surgery.optimiser import carry
+from isometry.surgery.adoption import adopt
+from isometry.surgery.archive import Loaded, load, save
+from isometry.surgery.groups import Graph, Member, UnitGroup, trace
+from isometry.surgery.optimizer_state import transfer_optimizer_state
 from isometry.surgery.plan import Plan
-from isometry.surgery.removal import inexact, mask, remove, to_plan
+from isometry.surgery.removal import find_inexact, mask, remove, to_plan
+from isometry.surgery.support import check_supported
 
 __all__ = [
-    "Family",
     "Graph",
     "Loaded",
     "Member",
     "Plan",
+    "UnitGroup",
     "adopt",
-    "carry",
-    "inexact",
+    "check_supported",
+    "find_inexact",
     "load",
     "mask",
-    "refuse",
     "remove",
     "save",
     "to_plan",
     "trace",
+    "transfer_optimizer_state",
 ]

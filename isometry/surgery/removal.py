@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from isometry.networks import placed
-from isometry.precision import full_precision
-from isometry.surgery.families import Family, Graph, leaves, trace
+from isometry.networks.precision import full_precision
+from isometry.surgery.groups import Graph, UnitGroup, output_tensors, trace
 from isometry.surgery.plan import Plan
 
-__all__ = ["inexact", "mask", "remove"]
+__all__ = ["find_inexact", "mask", "remove", "to_plan"]
 
 _TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 
@@ -29,7 +29,7 @@ def remove(model: nn.Module, plan: Plan, inputs: Tensor) -> nn.Module:
         inputs: [B, ...], a batch that the model accepts, for the trace and the check.
 
     Raises:
-        ValueError: the plan names layers or widths that `model` does not have, or breaks a family apart.
+        ValueError: the plan names layers or widths that `model` does not have, or breaks a group apart.
         RuntimeError: the pruned and the masked network differ: this network cannot be cut exactly.
     """
     inputs = placed(inputs, model)
@@ -38,54 +38,54 @@ def remove(model: nn.Module, plan: Plan, inputs: Tensor) -> nn.Module:
     return graph.model
 
 
-def inexact(model: nn.Module, chosen: list[tuple[Family, tuple[int, ...]]], inputs: Tensor) -> dict[str, str]:
-    """Return {root of a family: why it cannot be cut} for those of `chosen` whose units cannot leave exactly.
+def find_inexact(model: nn.Module, chosen: list[tuple[UnitGroup, tuple[int, ...]]], inputs: Tensor) -> dict[str, str]:
+    """Return {root of a group: why it cannot be cut} for those of `chosen` whose units cannot leave exactly.
 
     All are tried at once; where that fails, halves are tried until the culprits stand alone.
 
     Args:
         model: left alone.
-        chosen: families of a trace of `model`, with units to try.
+        chosen: groups of a trace of `model`, with units to try.
         inputs: [B, ...], a batch that it accepts.
     """
     if not chosen:
         return {}
     graph = trace(copy.deepcopy(model), inputs)
-    fresh = {family.root: family for family in graph.families}
+    fresh = {group.root: group for group in graph.groups}
     try:
-        _cut(model, graph, [(fresh[family.root], units) for family, units in chosen], inputs)
+        _cut(model, graph, [(fresh[group.root], units) for group, units in chosen], inputs)
     except RuntimeError as error:
         if len(chosen) == 1:
             return {chosen[0][0].root: str(error).split("; ")[0]}
         half = len(chosen) // 2
-        return inexact(model, chosen[:half], inputs) | inexact(model, chosen[half:], inputs)
+        return find_inexact(model, chosen[:half], inputs) | find_inexact(model, chosen[half:], inputs)
     return {}
 
 
-def to_plan(chosen: list[tuple[Family, tuple[int, ...]]]) -> Plan:
-    """Return the plan that takes the chosen units out of every layer of their families."""
+def to_plan(chosen: list[tuple[UnitGroup, tuple[int, ...]]]) -> Plan:
+    """Return the plan that takes the chosen units out of every layer of their groups."""
     removed, widths = {}, {}
-    for family, units in chosen:
-        for member in family.of("units"):
+    for group, units in chosen:
+        for member in group.of("units"):
             removed[member.layer] = tuple(member.take(units))
             widths[member.layer] = sum(map(len, member.indices.values()))
     return Plan(removed, widths)
 
 
-def _cut(model: nn.Module, graph: Graph, chosen: list[tuple[Family, tuple[int, ...]]], inputs: Tensor) -> None:
+def _cut(model: nn.Module, graph: Graph, chosen: list[tuple[UnitGroup, tuple[int, ...]]], inputs: Tensor) -> None:
     """Cut the traced copy of `model` in place and compare it with the masked network.
 
-    Families that normalise over channels are cut last, for the others to be compared before.
+    Groups that normalize over channels are cut last, for the others to be compared before.
     """
-    exact = [(family, units) for family, units in chosen if not family.mixes]
-    mixing = [(family, units) for family, units in chosen if family.mixes]
+    exact = [(group, units) for group, units in chosen if not group.mixes]
+    mixing = [(group, units) for group, units in chosen if group.mixes]
     for part, masked in ((exact, True), (mixing, False)):
         if not part:
             continue
-        layers = ", ".join(layer for family, units in part if units for layer in family.layers)
+        layers = ", ".join(layer for group, units in part if units for layer in group.layers)
         try:
-            for family, units in part:
-                graph.cut(family, units)
+            for group, units in part:
+                graph.cut(group, units)
             _check(graph.model, mask(model, part) if masked else None, inputs, layers)
         except (IndexError, RuntimeError, ValueError) as error:
             raise RuntimeError(
@@ -94,20 +94,20 @@ def _cut(model: nn.Module, graph: Graph, chosen: list[tuple[Family, tuple[int, .
             ) from error
 
 
-def mask(model: nn.Module, chosen: list[tuple[Family, tuple[int, ...]]]) -> nn.Module:
+def mask(model: nn.Module, chosen: list[tuple[UnitGroup, tuple[int, ...]]]) -> nn.Module:
     """Return a copy of `model` of unchanged shape in which every consumer ignores the chosen units.
 
     Whatever a unit adds (weights, bias, a BatchNorm's shift) is thereby gone, as if the unit had left.
     """
     masked = copy.deepcopy(model)
-    for family, units in chosen:
-        _ignore(masked, family, units)
+    for group, units in chosen:
+        _ignore(masked, group, units)
     return masked
 
 
 @torch.no_grad()
-def _ignore(model: nn.Module, family: Family, units: tuple[int, ...]) -> None:
-    for member in family.of("inputs"):
+def _ignore(model: nn.Module, group: UnitGroup, units: tuple[int, ...]) -> None:
+    for member in group.of("inputs"):
         _zero_inputs(model.get_submodule(member.layer), member.take(units))
 
 
@@ -124,25 +124,25 @@ def _zero_inputs(layer: nn.Module, channels: list[int]) -> None:
             weight[group * share_out : (group + 1) * share_out, channel % share_in] = 0
 
 
-def units_of(graph: Graph, plan: Plan) -> list[tuple[Family, tuple[int, ...]]]:
-    """Return the families and units that a plan speaks of; refuse a plan that does not fit the network."""
+def units_of(graph: Graph, plan: Plan) -> list[tuple[UnitGroup, tuple[int, ...]]]:
+    """Return the groups and units that a plan speaks of; refuse a plan that does not fit the network."""
     chosen, covered = [], set()
-    for family in graph.families:
-        named = [member for member in family.of("units") if plan.removed.get(member.layer)]
+    for group in graph.groups:
+        named = [member for member in group.of("units") if plan.removed.get(member.layer)]
         if not named:
             continue
         gone = set(plan.removed[named[0].layer])
         units = tuple(unit for unit, indices in named[0].indices.items() if gone.issuperset(indices))
-        for member in family.of("units"):
+        for member in group.of("units"):
             width = sum(map(len, member.indices.values()))
             if plan.widths.get(member.layer) != width or set(plan.removed[member.layer]) != set(member.take(units)):
                 raise ValueError(
                     f"The plan does not fit the network at {member.layer}: it has {width} units, coupled with "
-                    f"{', '.join(family.layers)}; the plan was made for {plan.widths.get(member.layer)} units there. "
+                    f"{', '.join(group.layers)}; the plan was made for {plan.widths.get(member.layer)} units there. "
                     "Apply a plan to the network it was made for."
                 )
             covered.add(member.layer)
-        chosen.append((family, units))
+        chosen.append((group, units))
     if missing := sorted(layer for layer, units in plan.removed.items() if units and layer not in covered):
         reasons = "; ".join(f"{layer}: {graph.fixed.get(layer, 'no such layer')}" for layer in missing)
         raise ValueError(f"The plan does not fit the network: {reasons}. Apply a plan to the network it was made for.")
@@ -159,7 +159,7 @@ def _check(pruned: nn.Module, masked: nn.Module | None, inputs: Tensor, layers: 
     modes = {module: module.training for net in nets for module in net.modules()}
     try:
         with full_precision(), torch.autocast(inputs.device.type, enabled=False):
-            outputs = [leaves(net.eval()(inputs)) for net in nets]
+            outputs = [output_tensors(net.eval()(inputs)) for net in nets]
     finally:
         for module, mode in modes.items():
             module.training = mode

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-__all__ = ["Cosine", "Penalty", "Recipe", "Regulariser", "Schedule", "Steps"]
+__all__ = ["Cosine", "Penalty", "Recipe", "Regularizer", "Schedule", "Steps"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ Schedule = Steps | Cosine
 PUBLISHED = Steps()
 
 
-class Regulariser:
+class Regularizer:
     """A term of the loss that depends on the network alone. Write one as a frozen dataclass of its hyperparameters."""
 
     def loss(self, model: nn.Module) -> Tensor:
@@ -62,7 +62,7 @@ class Regulariser:
         raise NotImplementedError(f"{type(self).__name__} defines no loss(model)")
 
     def project(self, model: nn.Module) -> None:
-        """Change parameters in place after the optimiser's step; nothing by default."""
+        """Change parameters in place after the optimizer's step; nothing by default."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Recipe:
     nesterov: bool = False
     epoch_steps: int | None = None
     autocast: bool = False
-    regulariser: Regulariser | None = None
+    regularizer: Regularizer | None = None
 
     def arguments(self) -> dict[str, Any]:
         """Return the recipe as keyword arguments of `train`."""
@@ -95,7 +95,7 @@ class Penalty(Protocol):
         """Add to the parameters' gradients in place, after the backward pass."""
 
     def project(self, step: int) -> None:
-        """Change the parameters in place after the optimiser's step."""
+        """Change the parameters in place after the optimizer's step."""
 
     def finished(self, step: int) -> bool:
         """Whether training should end before this step."""

@@ -1,9 +1,8 @@
-"""View: a network seen as one differentiable function of one tensor."""
+"""NetworkFunction: a network seen as one differentiable function of one tensor."""
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -11,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from isometry.precision import full_precision
+from isometry.networks.modules import clone, clone_output, hooked
+from isometry.networks.precision import full_precision
 
-__all__ = ["Batch", "View", "copied", "each", "frozen", "hooked", "spared", "unwrapped"]
+__all__ = ["Batch", "NetworkFunction", "each"]
 
 Batch = Tensor | tuple | list | Mapping
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
@@ -26,65 +26,7 @@ def each(batch: Any, change: Callable[[Any], Any]) -> Any:
     return tuple(map(change, batch)) if isinstance(batch, tuple | list) else change(batch)
 
 
-@contextlib.contextmanager
-def frozen(model: nn.Module) -> Iterator[nn.Module]:
-    """Lend `model` in eval mode with parameters that take no gradient, and put everything back afterwards.
-
-    Every module's own mode, every `requires_grad`, the values of the buffers and the global random state come out as
-    they went in, whatever happens meanwhile (an interrupt included).
-    """
-    modes = {module: module.training for module in model.modules()}
-    flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    buffers = {buffer: (buffer._version, buffer.clone()) for buffer in model.buffers()}
-    bound = {module: dict(module._buffers) for module in model.modules()}
-    devices = {p.device for p in (*flags, *buffers) if p.device.type == "cuda"}
-    try:
-        with torch.random.fork_rng(devices=list(devices)):
-            model.eval()
-            for parameter in flags:
-                parameter.requires_grad_(False)
-            yield model
-    finally:
-        for parameter, flag in flags.items():
-            parameter.requires_grad_(flag)
-        for module, mode in modes.items():
-            module.training = mode
-        for module, held in bound.items():
-            module._buffers.update(held)
-        with torch.no_grad():
-            for buffer, (version, value) in buffers.items():
-                # Kernels (batch_norm's) may write without counting a version.
-                if buffer._version != version or not torch.equal(buffer, value):
-                    buffer.copy_(value)
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the network inside the wrappers of torch.compile, DataParallel and DistributedDataParallel."""
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if inner is None and isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            inner = model.module
-        if inner is None:
-            return model
-        model = inner
-
-
-def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
-    """Return a deep copy, also of a network that holds weights computed from others (masks, weight normalisation).
-
-    Args:
-        model: any network.
-        memo: {id: object} of what the copy shares with the original, as `copy.deepcopy` takes it.
-    """
-    memo = dict(memo or {})
-    for module in model.modules():
-        for value in vars(module).values():
-            if isinstance(value, Tensor) and not value.is_leaf:
-                memo[id(value)] = value.detach().clone()
-    return copy.deepcopy(model, memo)
-
-
-class View:
+class NetworkFunction:
     """A network as a function of one tensor, the leaf [B, ...], to one output tensor [B, ...].
 
     Args:
@@ -95,7 +37,7 @@ class View:
         wrt: which of several inputs is the leaf: a key or an index of the batch, which then holds all inputs.
 
     Raises:
-        ValueError: `at` names no module; a quantised model.
+        ValueError: `at` names no module; a quantized model.
     """
 
     def __init__(
@@ -116,20 +58,20 @@ class View:
         for name, module in names.items():
             if type(module).__module__.startswith("torch.") and "quantized" in type(module).__module__:
                 raise ValueError(
-                    f"measure() cannot differentiate {name or 'the model'} ({type(module).__name__}), which is quantised. "
+                    f"measure() cannot differentiate {name or 'the model'} ({type(module).__name__}), which is quantized. "
                     "Measure the floating point model it was made from."
                 )
 
-    def copied(self, dtype: torch.dtype) -> View:
+    def copied(self, dtype: torch.dtype) -> NetworkFunction:
         """Return the view of a copy of the model in another dtype."""
         try:
-            model = copied(self.model).to(dtype)
+            model = clone(self.model).to(dtype)
         except (RuntimeError, TypeError) as error:
             raise ValueError(
                 f"measure() cannot copy the model to compute in {dtype} ({error}). Convert it yourself: "
                 f"measure(model.to({dtype}), inputs)."
             ) from error
-        return View(model, output=self.output, at=self.at, wrt=self.wrt)
+        return NetworkFunction(model, output=self.output, at=self.at, wrt=self.wrt)
 
     def leaf(self, batch: Batch) -> Tensor:
         """Return a copy of the tensor that is differentiated, detached: [B, ...]."""
@@ -178,7 +120,7 @@ class View:
 
             def catch(_: nn.Module, args: object, result: Any) -> Any:
                 caught.append(_first_tensor(result))
-                return spared(result)
+                return clone_output(result)
 
             with hooked(self.model.get_submodule(name).register_forward_hook(catch)):
                 self.function(batch)(leaf)
@@ -256,26 +198,8 @@ class View:
             yield
 
 
-def spared(result: Any) -> Any:
-    """Return a module's result with a copy of its first tensor in its place, for what follows to change."""
-    if isinstance(result, Tensor):
-        return result.clone()
-    if type(result) in (tuple, list) and result and isinstance(result[0], Tensor):
-        return type(result)((result[0].clone(), *result[1:]))
-    return result
-
-
 def _copied(part: Any) -> Any:
     return part.clone() if isinstance(part, Tensor) else part
-
-
-@contextlib.contextmanager
-def hooked(handle: torch.utils.hooks.RemovableHandle) -> Iterator[None]:
-    """Remove a hook at the end."""
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def _first_tensor(result: Any) -> Tensor:

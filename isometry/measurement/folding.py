@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
-from isometry.networks.batchnorm import BOUNDED, followed, plain
-from isometry.view import Batch, View, copied
+from isometry.measurement.function import Batch, NetworkFunction
+from isometry.networks.bounded import BOUNDED, to_batchnorm
+from isometry.networks.modules import clone, feeding_layers
 
 __all__ = ["folded"]
 
@@ -17,7 +18,7 @@ _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
 
 
-def folded(view: View, batch: Batch, keep: frozenset[str] = frozenset()) -> View | None:
+def folded(view: NetworkFunction, batch: Batch, keep: frozenset[str] = frozenset()) -> NetworkFunction | None:
     """Return the view of a copy whose BatchNorms are folded and whose 2-D convolutions are channels-last.
 
     A BatchNorm is folded where the tensor that it was given is the very output of a convolution or linear layer that
@@ -40,16 +41,16 @@ def folded(view: View, batch: Batch, keep: frozenset[str] = frozenset()) -> View
             return None
         shared: dict[int, Any] = {id(t): t for t in (*view.model.parameters(), *view.model.buffers())}
         try:
-            model = copied(view.model, shared)
+            model = clone(view.model, shared)
         except (RuntimeError, TypeError, AttributeError):
             return None
         for first, norm in pairs:
-            _fuse(model.get_submodule(first), plain(model.get_submodule(norm)))
+            _fuse(model.get_submodule(first), to_batchnorm(model.get_submodule(norm)))
             model.set_submodule(norm, nn.Identity())
         if flat:
             _channels_last(model)
         model.requires_grad_(False)
-        twin = View(model, output=view.output, at=view.at, wrt=view.wrt)
+        twin = NetworkFunction(model, output=view.output, at=view.at, wrt=view.wrt)
         try:
             found = twin.function(batch)(twin.leaf(batch))
         except RuntimeError:
@@ -61,9 +62,9 @@ def folded(view: View, batch: Batch, keep: frozenset[str] = frozenset()) -> View
 _FOLDABLE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, *BOUNDED)
 
 
-def _pairs(view: View, batch: Batch) -> tuple[list[tuple[str, str]], Tensor]:
+def _pairs(view: NetworkFunction, batch: Batch) -> tuple[list[tuple[str, str]], Tensor]:
     """Return the (layer, BatchNorm) names to fold, and the model's outputs."""
-    pairs, outputs = followed(view.model, lambda: view.function(batch)(view.leaf(batch)))
+    pairs, outputs = feeding_layers(view.model, lambda: view.function(batch)(view.leaf(batch)))
     kinds = [(pair, type(view.model.get_submodule(pair[1]))) for pair in pairs]
     plain_weight = {pair for pair in pairs if _own_weight(view.model.get_submodule(pair[0]))}
     chosen = [pair for pair, kind in kinds if kind in _FOLDABLE and pair in plain_weight]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from isometry.recipe import Regulariser
+from isometry.training.recipe import Regularizer
 
 __all__ = ["KernOrth", "OrthConv", "kernel_orthogonality"]
 
@@ -45,7 +45,7 @@ def convolution_orthogonality(weight: Tensor, stride: tuple[int, ...]) -> Tensor
 
 
 @dataclass(frozen=True)
-class KernOrth(Regulariser):
+class KernOrth(Regularizer):
     """weight x the sum of `kernel_orthogonality` over all convolutions and linear layers.
 
     Attributes:
@@ -63,7 +63,7 @@ class KernOrth(Regulariser):
 
 
 @dataclass(frozen=True)
-class OrthConv(Regulariser):
+class OrthConv(Regularizer):
     """weight x the sum of `convolution_orthogonality` over the 2-D convolutions, `kernel_orthogonality` elsewhere.
 
     1x1 convolutions and linear layers have the matrix form; the first layer is left out. Each convolution has its own
@@ -89,17 +89,17 @@ class OrthConv(Regulariser):
         return self.weight * torch.stack(terms).sum()
 
 
-def _check_weight(regulariser: KernOrth | OrthConv) -> None:
-    if not regulariser.weight >= 0:
-        name = type(regulariser).__name__
-        raise ValueError(f"{name}() got weight={regulariser.weight}; it takes a number from 0 on, e.g. {name}(0.1).")
+def _check_weight(regularizer: KernOrth | OrthConv) -> None:
+    if not regularizer.weight >= 0:
+        name = type(regularizer).__name__
+        raise ValueError(f"{name}() got weight={regularizer.weight}; it takes a number from 0 on, e.g. {name}(0.1).")
 
 
 def _layers(model: nn.Module) -> list[Any]:
     layers = [m for m in model.modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)]
     if len(layers) < 2:
         raise ValueError(
-            "an orthogonality regulariser takes a network of at least two convolutions or linear layers, e.g. "
+            "an orthogonality regularizer takes a network of at least two convolutions or linear layers, e.g. "
             "isometry.networks.build('lenet-5-relu')."
         )
     return layers

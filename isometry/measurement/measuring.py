@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 from typing import Any
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from isometry.data import Data
-from isometry.inputs import gather, several
-from isometry.jacobian import explained
-from isometry.networks import example_inputs
-from isometry.report import Report
-from isometry.spectra import mean_with_error
-from isometry.survey import Survey
-from isometry.view import View, frozen, unwrapped
+from isometry.measurement.estimators import Survey
+from isometry.measurement.function import NetworkFunction
+from isometry.measurement.inputs import gather, several
+from isometry.measurement.jacobian import explained
+from isometry.measurement.report import Report
+from isometry.networks.modules import state_preserved, unwrap
 
-__all__ = ["compare", "measure"]
+__all__ = ["measure"]
 
 _METHODS = ("auto", "exact", "krylov")
 
@@ -82,15 +78,15 @@ def measure(
     """
     _check_arguments(method, rtol, budget, layers, dtype)
     start = time.perf_counter()
-    model = unwrapped(model)
+    model = unwrap(model)
     _check_model(model)
     if wrt is not None and isinstance(inputs, Tensor):
         raise TypeError(
             f"measure() got wrt={wrt!r} with a tensor; with wrt= the inputs are a tuple or dict of all of the model's, e.g. "
             "measure(model, (inputs, condition), wrt=0)."
         )
-    with frozen(model):
-        work = Survey(View(model, output=output, at=at, wrt=wrt), method, rtol, budget, layers, dtype, seed)
+    with state_preserved(model):
+        work = Survey(NetworkFunction(model, output=output, at=at, wrt=wrt), method, rtol, budget, layers, dtype, seed)
         given = gather(
             model,
             inputs,
@@ -119,7 +115,7 @@ def _check_model(model: Any) -> None:
     lazy = [name for name, module in model.named_modules() if getattr(module, "has_uninitialized_params", bool)()]
     if lazy:
         raise ValueError(
-            f"measure() got a model whose {lazy[0] or 'parameters'} are not initialised yet; run it once first: model(inputs)."
+            f"measure() got a model whose {lazy[0] or 'parameters'} are not initialized yet; run it once first: model(inputs)."
         )
 
 
@@ -150,85 +146,3 @@ def _check_arguments(method: str, rtol: Any, budget: Any, layers: Any, dtype: An
         raise ValueError(
             "measure() got layers= with method='krylov'; layers need every row: method='exact' (or 'auto')."
         )
-
-
-def compare(
-    networks: Mapping[str, nn.Module], inputs: Any = None, *, oracle: bool = False, seed: int = 0, **options: Any
-) -> pd.DataFrame:
-    """Measure several networks at the same inputs.
-
-    Args:
-        networks: {name: model}; the first is what the others are compared with.
-        inputs: as `measure` takes them; an iterable is read once. None draws inputs for the first network's shape.
-        oracle: add to every network its repaired twin: "<name> + oracle" (`recover`, for linear MLPs) or "<name> + OrthP"
-            (`orthogonalize`, with the reference's gain of sqrt(2) for ReLU; of 1 where the network's activations are
-            modules and none of them is a ReLU) for the others.
-        seed: of inputs drawn for None, and of probes: the same for all networks.
-        options: further arguments of `measure`, the same for all networks.
-
-    Returns:
-        A table with a row a network: the statistics of its report (of a krylov one, `max_jsv`, `min_jsv` and
-        `condition_number` are the bounds that the report prints with their signs), and `difference` from the first network's mean JSV
-        with `difference_low`, `difference_high`, the 95 % interval of the paired differences sample by sample.
-
-    Raises:
-        ValueError: no network is given; and whatever `measure` refuses.
-    """
-    if not isinstance(networks, Mapping) or not networks:
-        told = "no networks" if isinstance(networks, Mapping) else f"a {type(networks).__name__}"
-        raise ValueError(
-            f"compare() got {told}; it takes {{name: model}}, e.g. compare({{'dense': a, 'pruned': b}}, x)."
-        )
-    if inputs is None:
-        inputs = example_inputs(next(iter(networks.values())), 64, seed=seed)
-    elif isinstance(inputs, Iterable) and not isinstance(inputs, Tensor | Data | Mapping | tuple | list):
-        inputs = list(inputs)  # read once: a shuffling loader would give every network other inputs
-    everything = dict(networks)
-    if oracle:
-        for name, model in networks.items():
-            kind, repaired = _repaired(unwrapped(model))
-            if f"{name} + {kind}" in networks:
-                raise ValueError(
-                    f"compare() got a network named {name + ' + ' + kind!r}, which is what oracle=True calls the repaired "
-                    f"{name!r}. Give it another name."
-                )
-            everything[f"{name} + {kind}"] = repaired
-    rows: list[dict[str, Any]] = []
-    reference: tuple[Tensor, Tensor, Tensor] | None = None
-    for name, model in everything.items():
-        report = measure(model, inputs, seed=seed, **options)
-        means = report.sample_means
-        ends = (report.brackets.lower, report.brackets.upper) if report.brackets is not None else (means, means)
-        reference = (means, *ends) if reference is None else reference
-        first, low_first, high_first = reference
-        if len(means) != len(first):
-            raise ValueError(
-                f"compare() got {len(means)} samples for {name} and {len(first)} for {next(iter(everything))}: with "
-                "rtol= or budget= networks stop at different samples, which cannot be paired. Leave them out."
-            )
-        if means is first:  # with itself
-            gap = mean_with_error(means - first)
-        else:
-            gap = mean_with_error(means - first, ends[0] - high_first, ends[1] - low_first)
-        low, high = gap.interval
-        rows.append(
-            {
-                "network": name,
-                **report.statistics(),
-                "difference": gap.value,
-                "difference_low": low,
-                "difference_high": high,
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def _repaired(model: nn.Module) -> tuple[str, nn.Module]:
-    from isometry.oracle import orthogonalize, recover
-
-    try:
-        return "oracle", recover(model)
-    except ValueError:
-        activations = [m for m in model.modules() if type(m).__module__ == nn.ReLU.__module__]
-        rectified = not activations or any(isinstance(module, nn.ReLU) for module in activations)
-        return "OrthP", orthogonalize(model, gain=math.sqrt(2) if rectified else 1.0)

@@ -13,26 +13,26 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from isometry.jacobian import Jacobian
+from isometry.measurement.jacobian import Jacobian
+from isometry.networks.modules import clone_output, hooked
 from isometry.spectra import (
     Convolution,
     Matrices,
     Operator,
     Spectrum,
-    bidiagonalise,
+    bidiagonalize,
     circular,
     exact,
     probes,
     singular_values,
 )
-from isometry.view import hooked, spared
 
-__all__ = ["Taps", "chosen_layers"]
+__all__ = ["LayerOutputs", "select_layers"]
 
 _DENSE_UP_TO = 600
 
 
-def chosen_layers(model: nn.Module, layers: bool | int | str | Sequence[str]) -> list[str]:
+def select_layers(model: nn.Module, layers: bool | int | str | Sequence[str]) -> list[str]:
     """Return the names of the modules to report on.
 
     Args:
@@ -71,7 +71,7 @@ def _blocks(module: nn.Module, prefix: str) -> list[str]:
 
 
 @dataclass
-class Taps:
+class LayerOutputs:
     """The activations of chosen layers in one forward pass, and the spectra of the maps from them to the output.
 
     Attributes:
@@ -96,7 +96,7 @@ class Taps:
                     caught[name] = first  # of a module that runs several times, the last run
                     size = tuple(args[0].shape[2:]) if args and isinstance(args[0], Tensor) else ()
                     self.sizes[name] = (first[0].numel(), size)
-                return spared(result)
+                return clone_output(result)
 
             return record
 
@@ -193,12 +193,12 @@ class Taps:
                 "std_jsv": spectrum.std,
                 "condition_number": spectrum.condition_number,
             }
-            rows.append(row | own_operator(module, self.sizes[name][1]))
+            rows.append(row | operator_statistics(module, self.sizes[name][1]))
         return pd.DataFrame(rows)
 
 
 @torch.no_grad()
-def own_operator(module: nn.Module, size: tuple[int, ...]) -> dict[str, Any]:
+def operator_statistics(module: nn.Module, size: tuple[int, ...]) -> dict[str, Any]:
     """Return statistics of a layer's own linear map: dense and small layers exactly, large convolutions by bounds.
 
     Args:
@@ -212,7 +212,7 @@ def own_operator(module: nn.Module, size: tuple[int, ...]) -> dict[str, Any]:
         gap = float((values - 1).square().mean().sqrt())
         ends = {"operator_min": float(values.min()), "operator_max": float(values.max())}
         return {"operator_mean": float(values.mean()), **ends, "distance": gap, "operator": "exact"}
-    run = bidiagonalise(
+    run = bidiagonalize(
         values,
         probes(1, 4, values.rank, torch.Generator().manual_seed(0), values.kernel),
         steps=24,

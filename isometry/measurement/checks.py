@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from isometry.view import Batch, View, each, hooked
+from isometry.measurement.function import Batch, NetworkFunction, each
+from isometry.networks.modules import hooked
 
 __all__ = ["check", "nonfinite"]
 
@@ -18,7 +19,7 @@ __all__ = ["check", "nonfinite"]
 _FLAT = ("SignBackward", "SgnBackward", "RoundBackward", "FloorBackward", "CeilBackward", "TruncBackward")
 
 
-def check(view: View, batch: Batch, again: Tensor) -> None:
+def check(view: NetworkFunction, batch: Batch, again: Tensor) -> None:
     """Refuse a network that mixes samples, is not deterministic, or whose outputs carry no gradient.
 
     Two samples are enough: the gradient of the first one's output must vanish at the second one's leaf.
@@ -78,7 +79,7 @@ def _pulled(outputs: Tensor, leaf: Tensor, sample: int) -> Tensor | None:
         return None  # the ladder of routes deals with that
 
 
-def _couples(view: View, batch: Batch, value: Tensor, outputs: Tensor) -> bool:
+def _couples(view: NetworkFunction, batch: Batch, value: Tensor, outputs: Tensor) -> bool:
     """Whether a sample's output is another one without the other sample, which need not show in a gradient."""
     for sample in (0, 1):
         try:
@@ -92,7 +93,9 @@ def _couples(view: View, batch: Batch, value: Tensor, outputs: Tensor) -> bool:
     return False
 
 
-def _refuse_detached(view: View, function: Callable[[Tensor], Tensor], value: Tensor, outputs: Tensor) -> None:
+def _refuse_detached(
+    view: NetworkFunction, function: Callable[[Tensor], Tensor], value: Tensor, outputs: Tensor
+) -> None:
     """Tell a constant network, which is fine, from one whose output is computed outside autograd."""
     if view.at is not None:
         raise ValueError(
@@ -124,7 +127,7 @@ def _flat(outputs: Tensor) -> str | None:
     return None
 
 
-def nonfinite(view: View, batch: Batch) -> str:
+def nonfinite(view: NetworkFunction, batch: Batch) -> str:
     """Return a message that names the first module, parameter or operation with a NaN or infinite value."""
     bad = next((n for n, p in view.model.named_parameters() if not bool(torch.isfinite(p).all())), None)
     # Infinity goes into modules by right, in a mask for instance.
@@ -142,7 +145,7 @@ def nonfinite(view: View, batch: Batch) -> str:
     )
 
 
-def _culprit(view: View, batch: Batch, other: Batch) -> str:
+def _culprit(view: NetworkFunction, batch: Batch, other: Batch) -> str:
     """Return what comes first whose output for a sample that `other` shares is not the same there.
 
     `other` shares sample 0; a second look swaps the two samples, for what only mixes backwards.
@@ -163,7 +166,7 @@ def _culprit(view: View, batch: Batch, other: Batch) -> str:
 
 
 def _first(
-    view: View, batch: Batch, bad: Callable[[int, Tensor], bool], bad_input: Callable[[int, Tensor], bool]
+    view: NetworkFunction, batch: Batch, bad: Callable[[int, Tensor], bool], bad_input: Callable[[int, Tensor], bool]
 ) -> str | None:
     """Return the module whose output is the first bad tensor, or the operation before the one whose input is."""
     for index, (came_out, name, tensor) in enumerate(_passed(view, batch)):
@@ -174,7 +177,7 @@ def _first(
 
 
 @torch.no_grad()
-def _passed(view: View, batch: Batch) -> list[tuple[bool, str, Tensor]]:
+def _passed(view: NetworkFunction, batch: Batch) -> list[tuple[bool, str, Tensor]]:
     """Return (whether it came out, module, tensor) for all tensors into and out of modules, in the order of the pass."""
     passed: list[tuple[bool, str, Tensor]] = []
 

@@ -22,16 +22,16 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from isometry import data, networks
-from isometry.evaluation import evaluate, recalibrate
+from isometry.files import check_writable, software, write
 from isometry.measurement import measure
-from isometry.networks.batchnorm import BOUNDED
-from isometry.oracle import orthogonalize, recover
+from isometry.networks.bounded import BOUNDED
 from isometry.pruners import DivergedError, Pruner, RecedingBN, prune
 from isometry.pruners.sparsifying import Sparsifying
-from isometry.recipe import Recipe
+from isometry.repairs import orthogonalize, recalibrate, recover
 from isometry.surgery import Loaded, Plan, load, save
-from isometry.tables import check_writable, software, write
 from isometry.training import train
+from isometry.training.evaluation import evaluate
+from isometry.training.recipe import Recipe
 
 __all__ = ["Trial", "provenance", "run"]
 
@@ -47,7 +47,7 @@ class Trial:
         dataset: a name that `data.load` knows.
         network: a name that `networks.build` knows.
         pretrain: how the dense network is trained; or the name of weights that `networks.build` knows; None leaves it
-            as it is initialised, for pruners that train from scratch.
+            as it is initialized, for pruners that train from scratch.
         finetune: how the pruned network is trained; None stops after pruning.
         pruner: how units leave; None trains the dense network only. A network with ordinary BatchNorm is converted for
             RecedingBN.
@@ -55,7 +55,7 @@ class Trial:
         layers: name pattern of those layers; None means all that can.
         repair: None, "oracle" (`recover`), "orthp" (`orthogonalize` with a gain of sqrt(2)), "recalibrate", or "scratch"
             (the pruned MLP with fresh weights, the control that owes nothing to the dense network).
-        seed: of initialisation, shuffling and the pruner.
+        seed: of initialization, shuffling and the pruner.
         options: further arguments of `networks.build`.
         validation: how many training images are held out.
         autocast: whether pruners that train, and evaluation, run in bfloat16; fine-tuning has its own in its recipe.
@@ -126,7 +126,7 @@ def run(
         progress: False silences the progress bar, None shows it in terminals and notebooks.
 
     Returns:
-        A row a (trial, phase, epoch). Phases: "dense", "sparse" (trained with a regulariser on its scales, before
+        A row a (trial, phase, epoch). Phases: "dense", "sparse" (trained with a regularizer on its scales, before
         removal), "pruned" and "repaired" (epoch 0), "finetune" (from epoch 1). Columns: what the trial is, `accuracy` and `loss` on the test part, JSV statistics, `diverged`,
         `parameters`.
 
@@ -227,7 +227,7 @@ def _short(recipe: Recipe | None) -> str:
 
 
 def _told(value: Any) -> Any:
-    """Return a dataclass as what JSON can hold; regularisers and schedules by their names and numbers."""
+    """Return a dataclass as what JSON can hold; regularizers and schedules by their names and numbers."""
     if value is None or isinstance(value, str):
         return value
     given = {entry.name: getattr(value, entry.name) for entry in fields(value)}
@@ -247,7 +247,7 @@ def _parts(trial: Trial) -> list[_Part]:
 @functools.lru_cache(maxsize=1)
 def _loaded(dataset: str, validation: int, network: str, weights: str | None) -> data.Data:
     known = networks.PRETRAINED.get((network, weights or ""))
-    return data.load(dataset, validation=validation, normalisation=known.normalisation if known else None)
+    return data.load(dataset, validation=validation, normalization=known.normalization if known else None)
 
 
 def _load(trial: Trial) -> data.Data:
@@ -394,7 +394,7 @@ def _repaired(trial: Trial, model: nn.Module, dataset: data.Data) -> nn.Module:
 
 
 def _scratch(trial: Trial, pruned: nn.Module, dataset: data.Data) -> nn.Module:
-    """Return a freshly initialised network of the pruned one's widths."""
+    """Return a freshly initialized network of the pruned one's widths."""
     widths = [m.out_features for m in pruned.modules() if isinstance(m, nn.Linear)][:-1]
     return networks.build(
         trial.network, dataset.classes, seed=trial.seed + 1000, **{**trial.options, "widths": tuple(widths)}

@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from isometry.allocation import Allocation, allocate
-from isometry.diagnosis import check, nonfinite
-from isometry.folding import folded
-from isometry.inputs import Inputs, among, converted, moved, take, twice, width
-from isometry.jacobian import Jacobian, out_of_memory
-from isometry.layers import Taps, chosen_layers
-from isometry.report import Brackets, Cost, Report
-from isometry.spectra import Bidiagonal, Spectrum, bidiagonalise, exact, probes, singular_values
-from isometry.view import View
+from isometry.measurement.checks import check, nonfinite
+from isometry.measurement.folding import folded
+from isometry.measurement.function import NetworkFunction
+from isometry.measurement.inputs import Inputs, among, converted, moved, take, twice, width
+from isometry.measurement.jacobian import Jacobian, out_of_memory
+from isometry.measurement.layers import LayerOutputs, select_layers
+from isometry.measurement.planner import Allocation, allocate
+from isometry.measurement.report import Brackets, Cost, Report
+from isometry.spectra import Bidiagonal, Spectrum, bidiagonalize, exact, probes, singular_values
 
 __all__ = ["Survey"]
 
@@ -39,15 +39,15 @@ _GUESS = 24  # steps of a probe, likewise
 class Survey:
     """One measurement under way: what is measured, how, and what has been found."""
 
-    view: View
+    view: NetworkFunction
     method: str
     rtol: float | None
     budget: int | None
     layers: bool | int | str | Sequence[str]
     dtype: torch.dtype | None
     seed: int
-    fast: View | None = None
-    taps: Taps | None = None
+    fast: NetworkFunction | None = None
+    taps: LayerOutputs | None = None
     cut: str | None = None
     rank: int = 0
     plan: Allocation | None = None
@@ -135,7 +135,7 @@ class Survey:
         self.forwards += 6
         self.products += 4
         if self.layers is not False:
-            self.taps = Taps(chosen_layers(self.view.model, self.layers))
+            self.taps = LayerOutputs(select_layers(self.view.model, self.layers))
             with self.taps.listening(self.view.model) as caught:
                 start = self.view.leaf(pair).requires_grad_(True)
                 outputs = self.view.function(pair)(start)
@@ -212,7 +212,7 @@ class Survey:
                 handle.remove()
         narrow = [name for name, (size, runs) in widths.items() if size <= 0.8 * self.rank and runs == 1]
         for name in sorted(narrow, key=lambda name: widths[name][0])[:3]:
-            behind = View(self.view.model, output=self.view.output, at=name)
+            behind = NetworkFunction(self.view.model, output=self.view.output, at=name)
             # With the module's output held fixed, nothing else may carry the input to the output.
             held = behind.function(pair)(behind.leaf(pair))
             shifted = behind.function(moved(pair, self.view.wrt))(behind.leaf(pair))
@@ -290,7 +290,7 @@ class Survey:
         self.spectra.append(_on_cpu(spectrum))
         self._account(len(leaf), [jacobian])
 
-    def _jacobian(self, view: View, part: Any, leaf: Tensor, expected: int = 0) -> Jacobian:
+    def _jacobian(self, view: NetworkFunction, part: Any, leaf: Tensor, expected: int = 0) -> Jacobian:
         return Jacobian(
             view.function(part),
             leaf,
@@ -298,7 +298,7 @@ class Survey:
             among=lambda samples: view.function(among(part, samples, len(leaf))),
         )
 
-    def _through_cut(self, view: View, part: Any, leaf: Tensor) -> bool:
+    def _through_cut(self, view: NetworkFunction, part: Any, leaf: Tensor) -> bool:
         """Measure J = (head) (trunk) with as many rows differentiated as the cut is wide; return whether that is J.
 
         One product with the whole network's Jᵀ tells, for at other samples than the first another branch may be open.
@@ -306,7 +306,7 @@ class Survey:
         assert self.cut is not None
         try:
             trunk = Jacobian(view.to_module(part, self.cut), leaf)
-            behind = View(view.model, output=view.output, at=self.cut, wrt=view.wrt)
+            behind = NetworkFunction(view.model, output=view.output, at=self.cut, wrt=view.wrt)
             head = Jacobian(behind.function(part), behind.leaf(part))
             # [B, F, m] by F products, the head being taller than wide; its R factor carries the singular values.
             rows, columns = head.dense().double(), trunk.dense().double()
@@ -340,7 +340,7 @@ class Survey:
         if self.plan is not None:
             tolerance *= self.plan.length**-self.slope
         start = probes(len(leaf), count, jacobian.rank, generator, leaf)
-        run = bidiagonalise(jacobian, start, steps=_STEPS, rtol=tolerance)
+        run = bidiagonalize(jacobian, start, steps=_STEPS, rtol=tolerance)
         lower, upper = run.bracket()
         middle = (lower + upper) / 2
         variance = middle.var(1) / count if count > 1 else torch.full_like(middle[:, 0], math.nan)

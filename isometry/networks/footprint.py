@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from isometry.networks.inputs import placed
+from isometry.networks.shapes import placed
 
 __all__ = ["Size", "size"]
 

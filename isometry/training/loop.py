@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from isometry.data import Data, Split
-from isometry.networks.batchnorm import BOUNDED
-from isometry.recipe import PUBLISHED, Penalty, Recipe, Regulariser, Schedule
+from isometry.networks.bounded import BOUNDED
+from isometry.training.recipe import PUBLISHED, Penalty, Recipe, Regularizer, Schedule
 
 __all__ = ["Epoch", "parameter_groups", "train"]
 
@@ -38,7 +38,7 @@ class Epoch:
         loss: mean cross-entropy over the epoch's batches, in train mode; nan or inf where training diverged.
         accuracy: share of the epoch's training samples classified correctly, in train mode.
         lr: learning rate.
-        steps: optimiser steps since the start of training.
+        steps: optimizer steps since the start of training.
         seconds: wall-clock time of the epoch.
         diverged: whether the loss left the finite numbers; training ends with this epoch.
     """
@@ -53,12 +53,12 @@ class Epoch:
 
 
 def parameter_groups(model: nn.Module, *, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-    """Return the optimiser's groups: all trainable parameters once, the scales of bounded BatchNorms apart.
+    """Return the optimizer's groups: all trainable parameters once, the scales of bounded BatchNorms apart.
 
     Those have ten times the rate, for a sigmoid's slope is at most 1/4, and no weight decay, which would pull
     importances to 1/2.
 
-    Source: Suteu & Guo 2022, the optimiser of its reference code.
+    Source: Suteu & Guo 2022, the optimizer of its reference code.
     """
     bounded = {id(module.weight) for module in model.modules() if isinstance(module, BOUNDED)}
     trainable = [p for p in model.parameters() if p.requires_grad]
@@ -82,7 +82,7 @@ def train(
     nesterov: bool = False,
     epoch_steps: int | None = None,
     autocast: bool = False,
-    regulariser: Regulariser | None = None,
+    regularizer: Regularizer | None = None,
     penalty: Penalty | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     seed: int = 0,
@@ -108,9 +108,9 @@ def train(
         nesterov: whether SGD corrects its momentum by Nesterov's rule.
         epoch_steps: end every epoch after so many steps, for schedules shorter than a pass over the data.
         autocast: run the network in bfloat16 where torch holds that to be safe; weights and loss stay float32.
-        regulariser: a `Regulariser`, for instance `isometry.KernOrth()`.
+        regularizer: a `Regularizer`, for instance `isometry.KernOrth()`.
         penalty: what a pruner adds to the loss and its gradients.
-        optimizer: an optimiser of this model's parameters (see `isometry.surgery.carry`), in place of a new SGD; its
+        optimizer: an optimizer of this model's parameters (see `isometry.surgery.transfer_optimizer_state`), in place of a new SGD; its
             own rates are multiplied by the schedule while it trains, and lr, momentum and weight_decay are not used.
         seed: of the shuffling and of whatever is drawn at random.
         checkpoint: a file that is written after every epoch and from which an interrupted training goes on: only the
@@ -122,7 +122,7 @@ def train(
 
     Raises:
         ValueError: empty data, inputs and targets of different length, no trainable parameter, non-positive numbers,
-            an optimiser of other parameters, or a checkpoint of another training.
+            an optimizer of other parameters, or a checkpoint of another training.
     """
     split = data.train if isinstance(data, Data) else Split(*data)
     augment = data.augment if isinstance(data, Data) else None
@@ -130,7 +130,7 @@ def train(
         model, split, lr=lr, epochs=epochs, batch_size=batch_size, epoch_steps=1 if epoch_steps is None else epoch_steps
     )
     recipe = Recipe(
-        lr, epochs, batch_size, momentum, weight_decay, schedule, nesterov, epoch_steps, autocast, regulariser
+        lr, epochs, batch_size, momentum, weight_decay, schedule, nesterov, epoch_steps, autocast, regularizer
     )
     if optimizer is not None:
         _check_optimizer(model, optimizer)
@@ -156,14 +156,14 @@ def _check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     if wanted - held:
         raise ValueError(
-            f"train() got an optimiser that holds {len(wanted & held)} of the model's {len(wanted)} trainable parameters: "
+            f"train() got an optimizer that holds {len(wanted & held)} of the model's {len(wanted)} trainable parameters: "
             "it was made for another network, or for this one before surgery. Carry its state over: "
-            "isometry.surgery.carry(optimizer, model, pruned), or leave optimizer out."
+            "isometry.surgery.transfer_optimizer_state(optimizer, model, pruned), or leave optimizer out."
         )
 
 
 class _Loop:
-    """The state of one training: model, optimiser, place in the data."""
+    """The state of one training: model, optimizer, place in the data."""
 
     def __init__(
         self,
@@ -202,10 +202,10 @@ class _Loop:
         self.seed = seed
 
     def identity(self) -> str:
-        """Return what this training is: settings, starting weights, data, optimiser and penalty, as JSON."""
+        """Return what this training is: settings, starting weights, data, optimizer and penalty, as JSON."""
         settings = {name: value for name, value in asdict(self.recipe).items() if value is not None}
-        if self.recipe.regulariser is not None:
-            settings["regulariser"] = repr(self.recipe.regulariser)
+        if self.recipe.regularizer is not None:
+            settings["regularizer"] = repr(self.recipe.regularizer)
         groups = [
             {key: value for key, value in group.items() if key not in ("params", "lr")}
             for group in self.optimizer.param_groups
@@ -218,7 +218,7 @@ class _Loop:
                 "data": _digest([self.targets, self.inputs[:: max(1, len(self.inputs) // 4096)]]),
                 "augment": None if self.augment is None else _told(self.augment),
                 "weights": _digest(self.model.state_dict().values()),
-                "optimiser": [type(self.optimizer).__name__, self.rates, groups],
+                "optimizer": [type(self.optimizer).__name__, self.rates, groups],
                 "penalty": None if self.penalty is None else self.penalty.identity(),
             },
             default=repr,
@@ -290,8 +290,8 @@ class _Loop:
         with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=self.recipe.autocast):
             logits = self.model(inputs)
         loss = total = F.cross_entropy(logits.float() if self.recipe.autocast else logits, self.targets[batch])
-        if self.recipe.regulariser is not None:
-            total = total + self.recipe.regulariser.loss(self.model)
+        if self.recipe.regularizer is not None:
+            total = total + self.recipe.regularizer.loss(self.model)
         if self.penalty is not None and (extra := self.penalty.loss(self.step)) is not None:
             total = total + extra
         self.optimizer.zero_grad()
@@ -301,8 +301,8 @@ class _Loop:
         self.optimizer.step()
         if self.penalty is not None:
             self.penalty.project(self.step)
-        if self.recipe.regulariser is not None:
-            self.recipe.regulariser.project(self.model)
+        if self.recipe.regularizer is not None:
+            self.recipe.regularizer.project(self.model)
         return logits.detach(), loss.detach()
 
     def save(self, path: Path, identity: str) -> None:
@@ -310,7 +310,7 @@ class _Loop:
         for index, state in self.optimizer.state_dict()["state"].items():
             for key, value in state.items():
                 if value is not None:
-                    tensors[f"optimiser.{index}.{key}"] = torch.as_tensor(value)
+                    tensors[f"optimizer.{index}.{key}"] = torch.as_tensor(value)
         tensors["order"] = self.order.get_state()
         tensors |= {f"noise.{name}": state for name, state in self.noise.states.items()}
         if self.penalty is not None:
@@ -350,7 +350,7 @@ class _Loop:
         state = self.optimizer.state_dict()
         held = [p for group in self.optimizer.param_groups for p in group["params"]]
         state["state"] = {}
-        for name, value in part("optimiser.").items():
+        for name, value in part("optimizer.").items():
             index, _, key = name.partition(".")
             state["state"].setdefault(int(index), {})[key] = _laid_out(value, held[int(index)])
         self.optimizer.load_state_dict(state)

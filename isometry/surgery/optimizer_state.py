@@ -1,4 +1,4 @@
-"""The state of an optimiser, carried across surgery."""
+"""The state of an optimizer, carried across surgery."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from isometry.networks import example_inputs, placed
-from isometry.surgery.families import trace
+from isometry.surgery.groups import trace
 from isometry.surgery.plan import Applied, Plan
 from isometry.surgery.removal import units_of
 
-__all__ = ["carry"]
+__all__ = ["transfer_optimizer_state"]
 
 
-def carry(
+def transfer_optimizer_state(
     optimizer: torch.optim.Optimizer, model: nn.Module, result: Applied, *, inputs: Tensor | None = None
 ) -> torch.optim.Optimizer:
-    """Return an optimiser of the pruned network that goes on where `optimizer` stood; both arguments are left alone.
+    """Return an optimizer of the pruned network that goes on where `optimizer` stood; both arguments are left alone.
 
-    After surgery an optimiser still holds the parameters of the network before. The new one has the same class, groups
+    After surgery an optimizer still holds the parameters of the network before. The new one has the same class, groups
     and options, and of every state tensor the entries of the units that stayed: the state is put in the place of the
     weights and cut as they were.
 
@@ -32,14 +32,14 @@ def carry(
         inputs: [B, ...], a batch that `model` accepts, for the trace; None asks the first layer for the shape.
 
     Raises:
-        ValueError: the optimiser holds parameters that are not the model's, or state of other shapes than theirs.
+        ValueError: the optimizer holds parameters that are not the model's, or state of other shapes than theirs.
     """
     names = {id(p): name for name, p in model.named_parameters()}
     held = [p for group in optimizer.param_groups for p in group["params"]]
     if strangers := sum(id(p) not in names for p in held):
         raise ValueError(
-            f"carry() got an optimiser of which {strangers} of {len(held)} parameters are not the model's; it takes the "
-            "optimiser of the network before pruning, e.g. carry(optimizer, model, isometry.prune(model, isometry.L1(), 0.5))."
+            f"transfer_optimizer_state() got an optimizer of which {strangers} of {len(held)} parameters are not the model's; it takes the "
+            "optimizer of the network before pruning, e.g. transfer_optimizer_state(optimizer, model, isometry.prune(model, isometry.L1(), 0.5))."
         )
     foreign = {
         key
@@ -49,12 +49,12 @@ def carry(
     }
     if foreign:
         raise ValueError(
-            f"carry() got {type(optimizer).__name__}, whose state ({', '.join(sorted(foreign))}) is not of its parameters' "
+            f"transfer_optimizer_state() got {type(optimizer).__name__}, whose state ({', '.join(sorted(foreign))}) is not of its parameters' "
             "shapes and cannot be cut like them. Start a new one on the pruned network: "
             f"torch.optim.{type(optimizer).__name__}(pruned.model.parameters())."
         )
     if inputs is None:
-        inputs = example_inputs(model, 2, call="carry(optimizer, model, result, inputs=inputs)")
+        inputs = example_inputs(model, 2, call="transfer_optimizer_state(optimizer, model, result, inputs=inputs)")
     fresh = dict(result.model.named_parameters())
     groups = [
         {key: value for key, value in group.items() if key != "params"}
@@ -90,6 +90,6 @@ def _cut(optimizer: torch.optim.Optimizer, key: str, model: nn.Module, plan: Pla
         for p, stand_in in zip(model.parameters(), graph.model.parameters(), strict=True):
             value = optimizer.state[p].get(key) if p in optimizer.state else None
             stand_in.copy_(value if isinstance(value, Tensor) else torch.zeros_like(p))
-    for family, units in units_of(graph, plan):
-        graph.cut(family, units)
+    for group, units in units_of(graph, plan):
+        graph.cut(group, units)
     return {name: p.detach() for name, p in graph.model.named_parameters()}

@@ -1,4 +1,4 @@
-"""recover: exact dynamical isometry for linear MLPs; orthogonalize: the published OrthP for any network."""
+"""recover: exact dynamical isometry for linear MLPs, the oracle."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.utils import parametrize
 
+from isometry.networks.modules import clone
+from isometry.repairs.orthogonalization import check_own_weight
 from isometry.spectra import orthogonal
-from isometry.view import copied
 
-__all__ = ["orthogonalize", "recover"]
+__all__ = ["recover"]
 
 _TRANSPARENT = (nn.Identity, nn.Flatten, nn.Dropout)
 
@@ -34,7 +34,7 @@ def recover(model: nn.Module) -> nn.Module:
 
     Source: Wang & Fu, ICLR 2023 (OrthP); the alignment of widening layers is this library's.
     """
-    recovered = copied(model)
+    recovered = clone(model)
     names = _chain(recovered)
     weights = [recovered.get_submodule(name).get_parameter("weight") for name in names]
     _check_widths(names, weights)
@@ -43,44 +43,6 @@ def recover(model: nn.Module) -> nn.Module:
         for weight, target in zip(weights, targets, strict=True):
             weight.copy_(target)
     return recovered
-
-
-def orthogonalize(model: nn.Module, *, gain: float = 1.0) -> nn.Module:
-    """Return a copy in which every Conv and Linear weight is its orthogonal QR factor times `gain`; promises nothing.
-
-    The published OrthP: weights are taken as matrices [units, inputs x kernel], the first and the last layer
-    included; biases and normalisations stay. On nets that are not linear MLPs the JSVs need not be 1.
-
-    Args:
-        model: any network.
-        gain: 1 for linear networks; the reference code multiplies by sqrt(2) for ReLU networks.
-
-    Raises:
-        ValueError: no convolution or linear layer; or one whose weight is parametrised.
-
-    Source: Wang & Fu, ICLR 2023, the baseline "L1 + OrthP".
-    """
-    result = copied(model)
-    layers = {n: m for n, m in result.named_modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)}
-    if not layers:
-        raise ValueError(
-            "orthogonalize() found no convolution or linear layer; it takes a network with some, e.g. "
-            "orthogonalize(isometry.networks.build('lenet-5-relu'))."
-        )
-    with torch.no_grad():
-        for name, layer in layers.items():
-            _refuse_parametrised(name, layer, "orthogonalize")
-            layer.weight.copy_(gain * orthogonal.qr(layer.weight.flatten(1)).view_as(layer.weight))
-    return result
-
-
-def _refuse_parametrised(name: str, layer: nn.Module, verb: str) -> None:
-    if parametrize.is_parametrized(layer) or "weight" not in layer._parameters:
-        raise ValueError(
-            f"{verb}() cannot set the weight of {name} ({type(layer).__name__}), which is computed from other parameters. "
-            f"Fold it first: torch.nn.utils.parametrize.remove_parametrizations(model.{name}, 'weight') or "
-            f"torch.nn.utils.prune.remove(model.{name}, 'weight')."
-        )
 
 
 def _chain(model: nn.Module) -> list[str]:
@@ -103,7 +65,7 @@ def _chain(model: nn.Module) -> list[str]:
         if node.op == "call_module":
             layer = model.get_submodule(str(node.target))
             if isinstance(layer, nn.Linear):
-                _refuse_parametrised(str(node.target), layer, "recover")
+                check_own_weight(str(node.target), layer, "recover")
                 if node.target in names:
                     raise ValueError(_not_linear(str(node.target), "is used twice"))
                 names.append(str(node.target))

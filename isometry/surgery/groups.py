@@ -1,4 +1,4 @@
-"""Families: the units of a network that must leave together, found by tracing its dependency graph."""
+"""Groups: the units of a network that must leave together, found by tracing its dependency graph."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 import torch
 import torch_pruning as tp
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_leaves
 
-from isometry.networks.batchnorm import BOUNDED
+from isometry.networks.bounded import BOUNDED
+from isometry.surgery.support import check_supported
 
-__all__ = ["Family", "Graph", "Member", "leaves", "refuse", "trace"]
+__all__ = ["Graph", "Member", "UnitGroup", "output_tensors", "trace"]
 
 
 class _BoundedPruner(tp.pruner.function.BatchnormPruner):
@@ -46,13 +46,13 @@ _MIXING = (nn.LayerNorm, nn.GroupNorm)
 
 @dataclass(frozen=True)
 class Member:
-    """One layer's share in a family.
+    """One layer's share in a group.
 
     Attributes:
         layer: the layer's name in the network.
         role: "units" (its outputs leave), "inputs" (its input channels leave), "norm" (a BatchNorm's channels) or
             "other".
-        indices: {unit of the family: indices of this layer that leave with it}.
+        indices: {unit of the group: indices of this layer that leave with it}.
     """
 
     layer: str
@@ -60,19 +60,19 @@ class Member:
     indices: dict[int, tuple[int, ...]]
 
     def take(self, units: Iterator[int] | tuple[int, ...] | list[int]) -> list[int]:
-        """Return this layer's indices for `units` of the family, rising."""
+        """Return this layer's indices for `units` of the group, rising."""
         return sorted({index for unit in units for index in self.indices.get(unit, ())})
 
 
 @dataclass(frozen=True)
-class Family:
+class UnitGroup:
     """Units of one or more layers that can only leave together.
 
     Attributes:
-        root: the name of the layer whose units number the family.
+        root: the name of the layer whose units number the group.
         units: how many units it has.
         members: every layer concerned.
-        mixes: names of the layers in it that normalise over channels (LayerNorm, GroupNorm), so that no removal is
+        mixes: names of the layers in it that normalize over channels (LayerNorm, GroupNorm), so that no removal is
             exact.
     """
 
@@ -93,35 +93,35 @@ class Family:
 
 @dataclass
 class Graph:
-    """A traced network: its families, and Torch-Pruning's graph that cuts them.
+    """A traced network: its groups, and Torch-Pruning's graph that cuts them.
 
     Attributes:
         model: the network, cut in place by `cut`.
-        families: in the network's order.
+        groups: in the network's order.
         fixed: {layer: why its units cannot leave}.
         dependencies: Torch-Pruning's graph.
         flags: {parameter: whether it is trained}, restored after every cut.
     """
 
     model: nn.Module
-    families: list[Family]
+    groups: list[UnitGroup]
     fixed: dict[str, str]
     dependencies: tp.DependencyGraph = field(repr=False)
 
     flags: dict[str, bool] = field(default_factory=dict)
 
-    def cut(self, family: Family, units: tuple[int, ...] | list[int]) -> None:
-        """Remove `units` of a family from the traced model, in place."""
-        root = self.model.get_submodule(family.root)
+    def cut(self, group: UnitGroup, units: tuple[int, ...] | list[int]) -> None:
+        """Remove `units` of a group from the traced model, in place."""
+        root = self.model.get_submodule(group.root)
         pruner = self.dependencies.get_pruner_of_module(root)
-        channels = next(member for member in family.members if member.layer == family.root).take(units)
+        channels = next(member for member in group.members if member.layer == group.root).take(units)
         self.dependencies.get_pruning_group(root, pruner.prune_out_channels, channels).prune(record_history=False)
         for name, p in self.model.named_parameters():  # the cut ones are new
             p.requires_grad_(self.flags.get(name, True))
 
 
 def trace(model: nn.Module, inputs: Tensor) -> Graph:
-    """Trace `model` at `inputs` and return its families; modes and `requires_grad` stay as they were.
+    """Trace `model` at `inputs` and return its groups; modes and `requires_grad` stay as they were.
 
     Args:
         model: any module that Torch-Pruning's autograd trace can follow.
@@ -131,10 +131,10 @@ def trace(model: nn.Module, inputs: Tensor) -> Graph:
         `Graph`; `fixed` says of each layer whose units cannot leave why that is.
 
     Raises:
-        ValueError: tied weights, weight_norm or other parametrisations, masks of torch.nn.utils.prune, by the name of
+        ValueError: tied weights, weight_norm or other parametrizations, masks of torch.nn.utils.prune, by the name of
             the layer and with the call that resolves it.
     """
-    refuse(model)
+    check_supported(model)
     if not inputs.numel():
         raise ValueError(
             f"prune() got inputs of shape {tuple(inputs.shape)}, which hold nothing; it takes a batch that the network accepts, "
@@ -148,7 +148,7 @@ def trace(model: nn.Module, inputs: Tensor) -> Graph:
             graph.build_dependency(
                 model,
                 inputs,
-                output_transform=leaves,
+                output_transform=output_tensors,
                 customized_pruners={kind: _BoundedPruner() for kind in BOUNDED},
                 verbose=False,
             )
@@ -160,41 +160,39 @@ def trace(model: nn.Module, inputs: Tensor) -> Graph:
             ) from error
     order = {name: index for index, (name, _) in enumerate(model.named_modules())}
     layers = {names[m]: m for m in graph.module2node if isinstance(m, _UNIT_LAYERS) and m in names}
-    families: list[Family] = []
+    groups: list[UnitGroup] = []
     fixed: dict[str, str] = {}
     partial: dict[str, str] = {}
     most = 10 * max([10_000, *(max(p.shape, default=1) for p in model.parameters())])
     # The widest first: behind a concatenation it holds the units of all that were joined.
     for name, module in sorted(layers.items(), key=lambda entry: (-_width(entry[1]), order[entry[0]])):
-        if name in fixed or any(name in family.layers for family in families):
+        if name in fixed or any(name in group.layers for group in groups):
             continue
         cut = graph.get_pruner_of_module(module)
         try:
             with _bounded_walk(100 * sum(len(node.dependencies) for node in graph.module2node.values()) + 1000, most):
-                group = graph.get_pruning_group(module, cut.prune_out_channels, list(range(_width(module))))
-            family = _family(group, names)
-            reason = _reason_fixed(group, graph, names)
+                tp_group = graph.get_pruning_group(module, cut.prune_out_channels, list(range(_width(module))))
+            group = _unit_group(tp_group, names)
+            reason = _reason_fixed(tp_group, graph, names)
         except (IndexError, KeyError, RuntimeError, ValueError) as error:
             fixed[name] = f"its units cannot be followed through the network ({type(error).__name__}: {error})"
             continue
-        if part := [
-            m.layer for m in family.of("units") if sum(map(len, m.indices.values())) != _width(layers[m.layer])
-        ]:
+        if part := [m.layer for m in group.of("units") if sum(map(len, m.indices.values())) != _width(layers[m.layer])]:
             partial[name] = f"its units are coupled with part of those of {', '.join(part)}, or several with one"
         elif reason:
-            fixed |= dict.fromkeys(family.layers, reason)
+            fixed |= dict.fromkeys(group.layers, reason)
         else:
-            families.append(family)
-    families.sort(key=lambda family: order[family.root])
-    covered = {layer for family in families for layer in family.layers}
+            groups.append(group)
+    groups.sort(key=lambda group: order[group.root])
+    covered = {layer for group in groups for layer in group.layers}
     fixed |= {name: why for name, why in partial.items() if name not in covered}
     for name, module in model.named_modules():
         if isinstance(module, _UNIT_LAYERS) and module not in graph.module2node:
             fixed[name] = "the forward pass does not reach it as a module"
-    return Graph(model, families, fixed, graph, {name: p.requires_grad for name, p in model.named_parameters()})
+    return Graph(model, groups, fixed, graph, {name: p.requires_grad for name, p in model.named_parameters()})
 
 
-def leaves(output: Any) -> list[Tensor]:
+def output_tensors(output: Any) -> list[Tensor]:
     """Return the floating point tensors of a network's output: a tensor, or containers or an object that hold some."""
     held = vars(output) if hasattr(output, "__dict__") and not isinstance(output, Tensor) else output
     found = [
@@ -207,43 +205,6 @@ def leaves(output: Any) -> list[Tensor]:
             "returns a tensor, or a tuple, list or dict of them."
         )
     return found
-
-
-def refuse(model: nn.Module) -> None:
-    """Raise a ValueError for what surgery would break: parametrisations, masks, weight_norm, tied weights."""
-    owners: dict[int, str] = {}
-    for name, module in model.named_modules():
-        if parametrize.is_parametrized(module):
-            raise ValueError(
-                f"{name} ({type(module).__name__}) carries a parametrisation, which channel surgery would break. Fold "
-                f"it first: torch.nn.utils.parametrize.remove_parametrizations(model.{name}, 'weight')."
-            )
-        for key in list(module._parameters):
-            if key.endswith("_orig") and f"{key.removesuffix('_orig')}_u" in module._buffers:
-                raise ValueError(
-                    f"{name} ({type(module).__name__}) carries spectral_norm, which channel surgery would break. Fold it "
-                    f"first: torch.nn.utils.remove_spectral_norm(model.{name})."
-                )
-            if key.endswith("_orig"):
-                raise ValueError(
-                    f"{name} ({type(module).__name__}) carries a mask of torch.nn.utils.prune, which channel surgery "
-                    f"would break. Fold it first: torch.nn.utils.prune.remove(model.{name}, "
-                    f"{key.removesuffix('_orig')!r})."
-                )
-            if key.endswith("_g") and key.removesuffix("_g") + "_v" in module._parameters:
-                raise ValueError(
-                    f"{name} ({type(module).__name__}) carries weight_norm, which channel surgery would break. Fold it "
-                    f"first: torch.nn.utils.remove_weight_norm(model.{name})."
-                )
-            parameter = module._parameters[key]
-            if parameter is None:
-                continue
-            if other := owners.get(id(parameter)):
-                raise ValueError(
-                    f"{name}.{key} is tied to {other}, and channel surgery would silently untie them. Give one of them "
-                    f"a copy first: model.{name}.{key} = torch.nn.Parameter(model.{name}.{key}.detach().clone())."
-                )
-            owners[id(parameter)] = f"{name}.{key}"
 
 
 @contextlib.contextmanager
@@ -288,13 +249,13 @@ def _traceable(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _family(group: Any, names: dict[nn.Module, str]) -> Family:
+def _unit_group(tp_group: Any, names: dict[nn.Module, str]) -> UnitGroup:
     members, mixes = [], []
-    channels = len(group[0].idxs)
+    channels = len(tp_group[0].idxs)
     # The groups of a convolution must stay of one size: what has the same place in each of them leaves together.
-    share = math.lcm(*(_groups(item.dep.target.module) for item in group))
+    share = math.lcm(*(_groups(item.dep.target.module) for item in tp_group))
     units = channels // share if channels % share == 0 else channels
-    for item in group:
+    for item in tp_group:
         module, handler = item.dep.target.module, item.dep.handler
         if not isinstance(module, nn.Module) or module not in names:
             continue
@@ -304,8 +265,8 @@ def _family(group: Any, names: dict[nn.Module, str]) -> Family:
         members.append(Member(names[module], _role(module, handler), {u: tuple(i) for u, i in indices.items()}))
         if isinstance(module, _MIXING):
             mixes.append(names[module])
-    root = group[0].dep.target.module
-    return Family(names[root], units, tuple(members), tuple(mixes))
+    root = tp_group[0].dep.target.module
+    return UnitGroup(names[root], units, tuple(members), tuple(mixes))
 
 
 def _width(layer: Any) -> int:
@@ -327,9 +288,9 @@ def _role(module: nn.Module, handler: Any) -> str:
     return "other"
 
 
-def _reason_fixed(group: Any, graph: tp.DependencyGraph, names: dict[nn.Module, str]) -> str | None:
+def _reason_fixed(tp_group: Any, graph: tp.DependencyGraph, names: dict[nn.Module, str]) -> str | None:
     """Return why the units of a group cannot leave, None where they can."""
-    for item in group:
+    for item in tp_group:
         node = item.dep.target
         if node.type == tp.ops.OPTYPE.OUTPUT:
             return "its units are outputs of the network"
@@ -340,17 +301,19 @@ def _reason_fixed(group: Any, graph: tp.DependencyGraph, names: dict[nn.Module, 
         module = node.module
         if isinstance(module, nn.modules.conv._ConvTransposeNd) and module.groups > 1:
             return f"{names.get(module, 'a layer')} is a transposed convolution in groups"
-        if _pads_channels(node.grad_fn, group):
+        if _pads_channels(node.grad_fn, tp_group):
             return "its units pass through a shortcut that pads channels with zeros"
-    if not any(_role(i.dep.target.module, i.dep.handler) == "inputs" for i in group if i.dep.target.module in names):
+    if not any(_role(i.dep.target.module, i.dep.handler) == "inputs" for i in tp_group if i.dep.target.module in names):
         return "its units are outputs of the network"
     return None
 
 
-def _pads_channels(grad_fn: Any, group: Any) -> bool:
+def _pads_channels(grad_fn: Any, tp_group: Any) -> bool:
     """Whether an operation pads the channels behind convolutions; other paddings are left to the self-check."""
     pad = getattr(grad_fn, "_saved_pad", None)
     ranks = [
-        i.dep.target.module.weight.ndim - 2 for i in group if isinstance(i.dep.target.module, nn.modules.conv._ConvNd)
+        i.dep.target.module.weight.ndim - 2
+        for i in tp_group
+        if isinstance(i.dep.target.module, nn.modules.conv._ConvNd)
     ]
     return pad is not None and bool(ranks) and any(pad[2 * ranks[0] : 2 * ranks[0] + 2])

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from isometry.data import Data, Split
+from isometry.measurement.function import each
 from isometry.networks import example_inputs, input_shape
-from isometry.view import each
 
 __all__ = ["Inputs", "among", "converted", "gather", "moved", "several", "take", "twice", "width"]
 

@@ -1,4 +1,4 @@
-"""Golub-Kahan bidiagonalisation: a two-sided bracket of the mean singular value, and Ritz values for the ends."""
+"""Golub-Kahan bidiagonalization: a two-sided bracket of the mean singular value, and Ritz values for the ends."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from isometry.spectra.operator import Operator
 from isometry.spectra.spectrum import Spectrum
 
-__all__ = ["Bidiagonal", "bidiagonalise", "probes"]
+__all__ = ["Bidiagonal", "bidiagonalize", "probes"]
 
 _MIN_STEPS = 4
 
@@ -90,8 +90,8 @@ class Bidiagonal:
 
 
 @torch.no_grad()
-def bidiagonalise(operator: Operator, start: Tensor, *, steps: int, rtol: float = 0.0) -> Bidiagonal:
-    """Run Golub-Kahan from `start`, in the space of the smaller side, with two-pass reorthogonalisation.
+def bidiagonalize(operator: Operator, start: Tensor, *, steps: int, rtol: float = 0.0) -> Bidiagonal:
+    """Run Golub-Kahan from `start`, in the space of the smaller side, with two-pass reorthogonalization.
 
     Args:
         operator: B maps m x n.

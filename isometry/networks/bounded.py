@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
-from isometry.networks.inputs import example_inputs, placed
+from isometry.networks.modules import evaluating, feeding_layers
+from isometry.networks.shapes import example_inputs, placed
 
-__all__ = ["BOUNDED", "BoundedBatchNorm1d", "BoundedBatchNorm2d", "convert", "fold", "followed", "importances", "plain"]
+__all__ = ["BOUNDED", "BoundedBatchNorm1d", "BoundedBatchNorm2d", "convert", "fold", "importances", "to_batchnorm"]
 
-_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _SMALLEST = 1e-6
 
 
@@ -44,7 +44,7 @@ class _Bounded(nn.modules.batchnorm._BatchNorm):
 
     @property
     def scale(self) -> Tensor:
-        """[C]: what the normalised channels are multiplied by."""
+        """[C]: what the normalized channels are multiplied by."""
         return self.bound * torch.sigmoid(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -153,7 +153,8 @@ def convert(
     if any(bool((norm.weight < 0).any()) for norm in norms.values()):
         x = example_inputs(result, 2, call="convert(model, inputs)") if inputs is None else inputs
         x = placed(x, result)
-        pairs, before = followed(result, lambda: result.eval()(x))
+        with evaluating(result):
+            pairs, before = feeding_layers(result, lambda: result(x))
         feeders = {norm: layer for layer, norm in pairs}
     for name, norm in norms.items():
         flipped = norm.weight < 0
@@ -169,14 +170,13 @@ def convert(
                 norm.running_mean[flipped] *= -1
         _replace(result, norm, _bounded(norm, headroom))
     if feeders:
-        outputs = zip(_tensors(result.eval()(x)), _tensors(before), strict=True)
+        with evaluating(result):
+            outputs = zip(_tensors(result(x)), _tensors(before), strict=True)
         if any(float((new - old).abs().max()) > 1e-3 * float(old.abs().max()) for new, old in outputs):
             raise ValueError(
                 "convert() found that the outputs change: a layer before a BatchNorm with negative scales is read elsewhere "
                 f"too. Leave those out: convert(model, skip=[...]) of {', '.join(feeders)}."
             )
-        for name, module in result.named_modules():
-            module.training = model.get_submodule(name).training
     return result
 
 
@@ -228,7 +228,7 @@ def fold(model: nn.Module) -> nn.Module:
     result = copy.deepcopy(model)
     for module in list(result.modules()):
         if isinstance(module, BOUNDED):
-            _replace(result, module, plain(module))
+            _replace(result, module, to_batchnorm(module))
     return result
 
 
@@ -239,7 +239,7 @@ def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
 
 
 @torch.no_grad()
-def plain(norm: nn.Module) -> nn.Module:
+def to_batchnorm(norm: nn.Module) -> nn.Module:
     """Return the ordinary BatchNorm that equals a bounded one; any other module as it is."""
     if not isinstance(norm, BOUNDED):
         return norm
@@ -247,48 +247,3 @@ def plain(norm: nn.Module) -> nn.Module:
     made = kind(norm.num_features, norm.eps, norm.momentum).to(norm.weight)
     made.weight.copy_(norm.scale)
     return _alike(made, norm)
-
-
-def followed(model: nn.Module, forward: Callable[[], Any]) -> tuple[list[tuple[str, str]], Any]:
-    """Return (layer, BatchNorm) names where the BatchNorm's input is the layer's very output, and what `forward` gave.
-
-    Layers and BatchNorms that run more than once are left out. Whether the layer's output goes elsewhere too is not
-    looked at.
-
-    Args:
-        model: in eval mode.
-        forward: runs it.
-    """
-    made: dict[int, tuple[str, Tensor, int]] = {}
-    runs: dict[str, int] = {}
-    pairs: list[tuple[str, str]] = []
-    handles = []
-    for name, module in model.named_modules():
-        if type(module) in (*_CONVS, nn.Linear):
-
-            def remember(_: nn.Module, args: object, result: Tensor, name: str = name) -> None:
-                made[id(result)] = (name, result, result._version)
-                runs[name] = runs.get(name, 0) + 1
-
-            handles.append(module.register_forward_hook(remember))
-        elif isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
-
-            def match(norm: nn.Module, args: tuple[Tensor, ...], result: object, name: str = name) -> None:
-                runs[name] = runs.get(name, 0) + 1
-                if not args:  # called by keyword
-                    return
-                source = made.get(id(args[0]))
-                # A linear layer's features are the last dimension, a BatchNorm1d's the second: they agree in 2-D only.
-                # Whatever changed the output in place stands between them.
-                if source is None or source[2] != args[0]._version:
-                    return
-                if args[0].ndim == 2 or isinstance(model.get_submodule(source[0]), _CONVS):
-                    pairs.append((source[0], name))
-
-            handles.append(module.register_forward_hook(match))
-    try:
-        result = forward()
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [pair for pair in pairs if runs[pair[0]] == 1 == runs[pair[1]]], result

@@ -1,0 +1,7 @@
+"""Image sets: files in, checked tensors out."""
+
+from isometry.data.augmentation import CropFlip
+from isometry.data.cifar import IMAGENET
+from isometry.data.datasets import Data, Split, load, names
+
+__all__ = ["IMAGENET", "CropFlip", "Data", "Split", "load", "names"]

@@ -1,0 +1,107 @@
+"""CIFAR-10 and CIFAR-100 in their binary version."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from isometry.data.location import find_file, find_folder, read_bytes
+
+__all__ = ["CIFAR_SETS", "IMAGENET", "load_cifar_set"]
+
+Part = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class _CifarSet:
+    """CIFAR's binary version: records of label bytes (the last one is the class) and 3x32x32 pixels."""
+
+    url: str
+    md5: str
+    folder: str
+    files: tuple[tuple[str, ...], tuple[str, ...]]
+    labels: int
+    classes: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    counts: tuple[int, int] = (50000, 10000)
+
+
+CIFAR_SETS = {
+    "cifar10": _CifarSet(
+        "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+        "c32a1d4ab5d03f1284b67883e8d87530",
+        "cifar-10-batches-bin",
+        (tuple(f"data_batch_{i}.bin" for i in range(1, 6)), ("test_batch.bin",)),
+        1,
+        10,
+        (0.4914, 0.4822, 0.4465),
+        (0.2470, 0.2435, 0.2616),
+    ),
+    "cifar100": _CifarSet(
+        "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
+        "03b5dce01913d631647c71ecec9e9cb8",
+        "cifar-100-binary",
+        (("train.bin",), ("test.bin",)),
+        2,
+        100,
+        (0.5071, 0.4867, 0.4408),
+        (0.2675, 0.2565, 0.2761),
+    ),
+}
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+"""Mean and standard deviation of ImageNet's pixels, which many CIFAR networks were trained with too."""
+
+
+def load_cifar_set(
+    name: str, root: str | os.PathLike[str] | None, normalization: tuple[Sequence[float], Sequence[float]] | None
+) -> tuple[Part, Part]:
+    """Return (inputs [N, 3, 32, 32], targets [N]) of the training and the test part; see `isometry.data.load`."""
+    source = CIFAR_SETS[name]
+    folder = find_folder(name, root, source.files[0][0])
+    if folder is None:
+        import pooch
+
+        cache = Path(pooch.os_cache("isometry")) / name
+        unpack = pooch.Untar(extract_dir=".")
+        pooch.retrieve(
+            source.url,
+            known_hash=f"md5:{source.md5}",
+            fname=f"{name}.tar.gz",
+            path=cache,
+            processor=unpack,
+            progressbar=True,
+        )
+        folder = cache / source.folder
+    mean, std = (torch.tensor(part).view(3, 1, 1) for part in normalization or (source.mean, source.std))
+    parts = []
+    for files, count in zip(source.files, source.counts, strict=True):
+        width, share = source.labels + 3072, count // len(files)
+        records = np.concatenate([_records(find_file(name, folder, file, "", ""), width, share) for file in files])
+        pixels = torch.from_numpy(records[:, source.labels :].reshape(-1, 3, 32, 32))
+        inputs = pixels.float().div_(255).sub_(mean).div_(std)
+        labels = torch.from_numpy(records[:, source.labels - 1].astype(np.int64))
+        if int(labels.max()) >= source.classes:
+            raise ValueError(
+                f"{name} in {folder} is corrupt: it has the label {int(labels.max())}, but the set has {source.classes} "
+                f"classes. Fetch it again: isometry.data.load({name!r}) with the folder absent."
+            )
+        parts.append((inputs, labels))
+    return parts[0], parts[1]
+
+
+def _records(path: Path, width: int, count: int) -> np.ndarray:
+    content = read_bytes(path)
+    if len(content) != width * count:
+        raise ValueError(
+            f"{path} is truncated or foreign: expected {count} records of {width} bytes, {width * count} bytes; found "
+            f"{len(content)} bytes."
+        )
+    return np.frombuffer(content, np.uint8).reshape(count, width)

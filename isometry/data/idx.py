@@ -1,0 +1,109 @@
+"""Image sets in the IDX format of MNIST."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from isometry.data.location import find_file, find_folder, read_bytes
+
+__all__ = ["IDX_SETS", "load_idx_set", "read_idx"]
+
+Part = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class _IdxSet:
+    """An image set in the four IDX files of MNIST: where it comes from and how it is normalized."""
+
+    url: str
+    md5: tuple[str, str, str, str]
+    mean: float
+    std: float
+    counts: tuple[int, int] = (60000, 10000)
+
+
+_IDX_FILES = (
+    "train-images-idx3-ubyte.gz",
+    "train-labels-idx1-ubyte.gz",
+    "t10k-images-idx3-ubyte.gz",
+    "t10k-labels-idx1-ubyte.gz",
+)
+IDX_SETS = {
+    "mnist": _IdxSet(
+        "https://ossci-datasets.s3.amazonaws.com/mnist/",
+        (
+            "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+            "d53e105ee54ea40749a09fcbcd1e9432",
+            "9fb629c4189551a2d022fa330f9573f3",
+            "ec29112dd5afa0611ce80d1b7f02629c",
+        ),
+        0.1307,
+        0.3081,
+    ),
+    "fashion-mnist": _IdxSet(
+        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+        (
+            "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+            "25c81989df183df01b3e8a0aad5dffbe",
+            "bef4ecab320f06d8554ea6380940ec79",
+            "bb300cfdad3c16e7a12a480ee83cd310",
+        ),
+        0.2860,
+        0.3530,
+    ),
+}
+
+
+def load_idx_set(name: str, root: str | os.PathLike[str] | None) -> tuple[Part, Part]:
+    """Return (inputs [N, 1, 32, 32], targets [N]) of the training and the test part; see `isometry.data.load`."""
+    source = IDX_SETS[name]
+    folder = find_folder(name, root, _IDX_FILES[0])
+    parts = []
+    for part, count in enumerate(source.counts):
+        images, labels = (
+            read_idx(find_file(name, folder, file, source.url, md5), dimensions, count)
+            for file, md5, dimensions in zip(
+                _IDX_FILES[2 * part : 2 * part + 2], source.md5[2 * part : 2 * part + 2], (3, 1), strict=True
+            )
+        )
+        resized = F.interpolate(torch.from_numpy(images)[:, None], size=(32, 32), mode="bilinear", antialias=True)
+        inputs = resized.float().div_(255).sub_(source.mean).div_(source.std)
+        parts.append((inputs, torch.from_numpy(labels).long()))
+    return parts[0], parts[1]
+
+
+def read_idx(path: Path, dimensions: int, count: int) -> np.ndarray:
+    """Read an IDX file of unsigned bytes, the format of MNIST.
+
+    Args:
+        path: plain, .gz or .xz.
+        dimensions: 3 for images [N, H, W], 1 for labels [N].
+        count: how many items it must hold.
+
+    Returns:
+        uint8 array of `dimensions` dimensions.
+
+    Raises:
+        ValueError: the file is truncated, corrupt or of another kind; the message names it, what was expected and
+            what was found.
+    """
+    content = read_bytes(path)
+    expected = 2048 + dimensions
+    magic = int.from_bytes(content[:4], "big")
+    if magic != expected:
+        raise ValueError(f"{path} is no IDX file of this kind: expected the magic number {expected}, found {magic}.")
+    header = 4 + 4 * dimensions
+    shape = tuple(int(size) for size in np.frombuffer(content[4:header].ljust(header - 4, b"\0"), ">u4"))
+    if shape[0] != count or len(content) != header + int(np.prod(shape)):
+        raise ValueError(
+            f"{path} is truncated or foreign: expected {count} items, {header + int(np.prod(shape))} bytes for the "
+            f"shape {shape} of its header; found {len(content)} bytes."
+        )
+    return np.frombuffer(content, np.uint8, offset=header).reshape(shape).copy()

@@ -1,0 +1,35 @@
+"""Errors without a verb, raised in the lower rooms; the verb that the user called signs them at the front door.
+
+A lower room does not know who called it. It raises `InvalidValueError("got inputs of shape ...")`, and `signed("measure")` around
+the user's call turns that into `ValueError("measure() got inputs of shape ...")`, a built-in type.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+__all__ = ["InvalidTypeError", "InvalidValueError", "signed"]
+
+
+class InvalidValueError(ValueError):
+    """A value that is not accepted; its text begins with what arrived and ends in a call that works."""
+
+
+class InvalidTypeError(TypeError):
+    """A type that is not accepted; likewise."""
+
+
+@contextlib.contextmanager
+def signed(verb: str) -> Iterator[None]:
+    """Raise the errors of lower rooms as built-in ones whose text begins with the verb; also works as a decorator.
+
+    Args:
+        verb: the public function that the user called, without parentheses, e.g. "measure".
+    """
+    try:
+        yield
+    except InvalidValueError as error:
+        raise ValueError(f"{verb}() {error}") from error.__cause__
+    except InvalidTypeError as error:
+        raise TypeError(f"{verb}() {error}") from error.__cause__

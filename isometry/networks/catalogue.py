@@ -1,0 +1,147 @@
+"""The networks of the papers, built by name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from isometry.networks.bounded import BoundedBatchNorm2d
+from isometry.networks.convnet import ConvNet
+from isometry.networks.lenet import LeNet5
+from isometry.networks.mlp import MLP
+from isometry.networks.pretrained import located
+from isometry.networks.resnet import CifarResNet, ResNet50
+from isometry.networks.vgg import VGG
+
+__all__ = ["build", "names"]
+
+
+def _mlp(activation: type[nn.Module], classes: int, input_shape: Sequence[int], widths: Sequence[int]) -> nn.Module:
+    return MLP(input_shape, widths, classes, activation)
+
+
+def _lenet(activation: type[nn.Module], classes: int, input_shape: Sequence[int]) -> nn.Module:
+    return LeNet5(input_shape, classes, activation)
+
+
+def _resnet(depth: int, classes: int, input_shape: Sequence[int], norm: str) -> nn.Module:
+    return CifarResNet(depth, classes, tuple(input_shape), _norm(norm))
+
+
+def _vgg(depth: int, classes: int, input_shape: Sequence[int], norm: str) -> nn.Module:
+    return VGG(depth, classes, tuple(input_shape), _norm(norm), bias=depth == 16)
+
+
+def _conv(classes: int, input_shape: Sequence[int], widths: Sequence[int], norm: str) -> nn.Module:
+    return ConvNet(input_shape, widths, classes, _norm(norm))
+
+
+def _bounded(channels: int) -> nn.Module:
+    # Its draws are taken last, in `build`, so that the other layers start alike with either norm.
+    with torch.random.fork_rng(devices=[]):
+        return BoundedBatchNorm2d(channels)
+
+
+_NORMS: dict[str, Callable[[int], nn.Module]] = {"batch": nn.BatchNorm2d, "bounded": _bounded}
+
+
+def _norm(name: str) -> Callable[[int], nn.Module]:
+    if name not in _NORMS:
+        raise ValueError(
+            f"networks.build() got norm={name!r}; it knows {', '.join(map(repr, _NORMS))}, e.g. "
+            "networks.build('resnet-56', norm='bounded')."
+        )
+    return _NORMS[name]
+
+
+def _resnet_50(classes: int, input_shape: Sequence[int]) -> nn.Module:
+    return ResNet50(classes, tuple(input_shape))
+
+
+_IMAGE = (1, 32, 32)
+_WIDTHS = (100,) * 6
+_BUILDERS: dict[str, tuple[Callable[..., nn.Module], dict[str, object]]] = {
+    "mlp-7-linear": (partial(_mlp, nn.Identity), {"input_shape": _IMAGE, "widths": _WIDTHS}),
+    "mlp-7-relu": (partial(_mlp, nn.ReLU), {"input_shape": _IMAGE, "widths": _WIDTHS}),
+    "lenet-5-linear": (partial(_lenet, nn.Identity), {"input_shape": _IMAGE}),
+    "lenet-5-relu": (partial(_lenet, nn.ReLU), {"input_shape": _IMAGE}),
+    **{
+        f"resnet-{n}": (partial(_resnet, n), {"input_shape": (3, 32, 32), "norm": "batch"})
+        for n in (20, 32, 44, 56, 110)
+    },
+    **{f"vgg-{n}": (partial(_vgg, n), {"input_shape": (3, 32, 32), "norm": "batch"}) for n in (16, 19)},
+    "conv-4": (_conv, {"input_shape": _IMAGE, "widths": (32, 32, 64, 64), "norm": "batch"}),
+    "resnet-50": (_resnet_50, {"input_shape": (3, 224, 224)}),
+}
+
+
+def names() -> list[str]:
+    """Return the names that `build` knows."""
+    return sorted(_BUILDERS)
+
+
+def build(
+    name: str,
+    classes: int = 10,
+    *,
+    seed: int | None = None,
+    weights: str | os.PathLike[str] | None = None,
+    **options: object,
+) -> nn.Module:
+    """Build a network of the papers by its name, freshly initialized or with the weights of a file.
+
+    Args:
+        name: one of `names()`.
+        classes: number of outputs.
+        seed: seed of the initialization; None draws from torch's global generator.
+        weights: a safetensors file with the network's parameters and buffers by name; BatchNorm counters may be
+            missing from it. Or the name of weights that are known, "cifar10" for resnet-20 and resnet-56; their file is
+            looked for in $ISOMETRY_DATA/weights, and `networks.PRETRAINED` says how inputs must be normalized.
+        options: what the network lets choose, with the papers' values as defaults: `input_shape` for all of them,
+            `widths` for the MLPs and conv-4, `norm` ("batch" or "bounded") for conv-4, the CIFAR ResNets and VGGs.
+
+    Returns:
+        A module that carries `input_shape`, the shape of one input.
+
+    Raises:
+        ValueError: the name or an option is not known; the message lists the known ones. Or the file's weights are
+            not those of this network.
+        FileNotFoundError: no such weights.
+    """
+    if name not in _BUILDERS:
+        raise ValueError(f"networks.build() got the name {name!r}; it knows {', '.join(names())}.")
+    builder, defaults = _BUILDERS[name]
+    if unknown := sorted(set(options) - set(defaults)):
+        raise ValueError(
+            f"networks.build({name!r}) got the unknown option {', '.join(unknown)}; it takes "
+            f"{', '.join(sorted(defaults))}, e.g. networks.build({name!r}, input_shape={defaults['input_shape']})."
+        )
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.default_generator.manual_seed(seed)  # not CUDA's, which is not forked
+        network = builder(classes=classes, **{**defaults, **options})
+        for module in network.modules():
+            if isinstance(module, BoundedBatchNorm2d):
+                module.reset_gamma()
+    if weights is not None:
+        _fill(network, name, located(name, weights))
+    return network
+
+
+def _fill(network: nn.Module, name: str, path: str | os.PathLike[str]) -> None:
+    tensors = load_file(path)
+    expected = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+    found = {key: tuple(value.shape) for key, value in tensors.items()}
+    missing = [key for key in expected if key not in found and not key.endswith("num_batches_tracked")]
+    wrong = missing + [key for key in found if found[key] != expected.get(key)]
+    if wrong:
+        raise ValueError(
+            f"networks.build({name!r}) got the weights of another network, {os.fspath(path)}: {wrong[0]} has the shape "
+            f"{expected.get(wrong[0])} in {name} and {found.get(wrong[0])} in the file."
+        )
+    network.load_state_dict(tensors, strict=False)

@@ -1,0 +1,22 @@
+"""Training: recipes, one resumable loop, regularizers, evaluation."""
+
+from isometry.training.evaluation import Evaluation, evaluate
+from isometry.training.loop import Epoch, parameter_groups, train
+from isometry.training.recipe import Cosine, Penalty, Recipe, Regularizer, Schedule, Steps
+from isometry.training.regularizers import KernOrth, OrthConv
+
+__all__ = [
+    "Cosine",
+    "Epoch",
+    "Evaluation",
+    "KernOrth",
+    "OrthConv",
+    "Penalty",
+    "Recipe",
+    "Regularizer",
+    "Schedule",
+    "Steps",
+    "evaluate",
+    "parameter_groups",
+    "train",
+]
