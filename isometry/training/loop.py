@@ -161,10 +161,7 @@ class _Loop:
     def run(self, path: Path | None) -> Iterator[Epoch]:
         """Yield the epochs not yet done; keep a checkpoint at `path`."""
         state, diverged = self.state, False
-        checkpoint = None if path is None else Checkpoint(path, self.identity())
-        if checkpoint is not None:
-            with signed("train"):
-                checkpoint.resume(state)
+        checkpoint = None if path is None else self.resumed(path)
         try:
             while state.epochs < self.recipe.epochs and not diverged and not self.finished():
                 epoch = self.epoch(state.epochs + 1)
@@ -177,11 +174,15 @@ class _Loop:
             self.multiply_rates(1.0)
             state.model.eval()
 
-    def identity(self) -> str:
-        """Return what makes this training different from others."""
-        return describe_training(
+    @signed("train")
+    def resumed(self, path: Path) -> Checkpoint:
+        """Return this training's checkpoint at `path`, after setting the state to what it holds."""
+        identity = describe_training(
             self.state, self.recipe, self.data, rates=self.rates, augment=self.augment, seed=self.seed
         )
+        checkpoint = Checkpoint(path, identity)
+        checkpoint.resume(self.state)
+        return checkpoint
 
     def finished(self) -> bool:
         """Whether the penalty ends training before the next step."""
@@ -216,15 +217,9 @@ class _Loop:
         state.model.eval()
         # The loss of the last step does not show what that step did to the parameters.
         finite = all(bool(torch.isfinite(p).all()) for p in state.model.parameters() if p.requires_grad)
-        return Epoch(
-            number,
-            float(loss_sum) / seen,
-            float(correct) / seen,
-            self.rates[0] * multiplier,
-            state.steps,
-            time.perf_counter() - start,
-            diverged=not finite or not math.isfinite(float(loss_sum)),
-        )
+        diverged = not finite or not math.isfinite(float(loss_sum))
+        loss, accuracy, seconds = float(loss_sum) / seen, float(correct) / seen, time.perf_counter() - start
+        return Epoch(number, loss, accuracy, self.rates[0] * multiplier, state.steps, seconds, diverged)
 
     def step(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Take one optimizer step on inputs [B, ...] and targets [B]; return logits [B, K] and cross-entropy."""
