@@ -113,7 +113,9 @@ def test_bfloat16_training_learns_and_keeps_float32_weights(digits: isometry.dat
 def test_an_optimizer_of_another_network_is_refused(digits: isometry.data.Data) -> None:
     model = digits_mlp()
     stale = torch.optim.SGD(digits_mlp().parameters(), lr=0.1)
-    with pytest.raises(ValueError, match=r"holds 0 of the model's 6 trainable parameters.*surgery\.transfer_optimizer_state"):
+    with pytest.raises(
+        ValueError, match=r"holds 0 of the model's 6 trainable parameters.*surgery\.transfer_optimizer_state"
+    ):
         train(model, digits, lr=0.1, epochs=1, optimizer=stale)
 
 
