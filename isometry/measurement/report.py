@@ -5,20 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 from torch import Tensor
 
+from isometry.measurement.brackets import Brackets
 from isometry.spectra import Estimate, Spectrum, mean_with_error
 
-__all__ = ["Brackets", "Cost", "Report"]
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Cost", "Report"]
 
 
 @dataclass(frozen=True)
 class Cost:
-    """The price of a measurement.
+    """What a measurement cost.
 
     Attributes:
         forwards: forward passes of one sample each.
@@ -32,22 +35,6 @@ class Cost:
 
 
 @dataclass(frozen=True, eq=False)
-class Brackets:
-    """What a stochastic measurement knows of every sample's mean JSV.
-
-    Attributes:
-        lower, upper: [B] float64, quadrature bounds averaged over the sample's probes: certified for the probes.
-        probe_variance: [B], variance over the sample's probes divided by their number; nan for one probe.
-        largest_residual: how far a singular value may lie from the largest Ritz value, at most.
-    """
-
-    lower: Tensor
-    upper: Tensor
-    probe_variance: Tensor
-    largest_residual: float
-
-
-@dataclass(frozen=True, eq=False)
 class Report:
     """The Jacobian spectrum of a network and what follows from it.
 
@@ -58,8 +45,8 @@ class Report:
         method: "exact" or "krylov".
         cost: what that took.
         inputs: which inputs, in words.
-        layers: a table with a row a layer, or None.
-        notes: how it was done: routes of differentiation, folding, cuts, why sampling ended.
+        layers: a table with one row per layer, or None.
+        notes: how it was done: routes of differentiation, folding, bottlenecks, why sampling ended.
         brackets: the quadrature bounds of a krylov measurement, else None.
     """
 
@@ -76,7 +63,7 @@ class Report:
         """[B]: every sample's mean JSV; the middle of its bracket where it is known by one."""
         if self.brackets is None:
             return self.spectrum.sample_means
-        return (self.brackets.lower + self.brackets.upper) / 2
+        return self.brackets.middle
 
     @property
     def estimate(self) -> Estimate:
@@ -159,6 +146,8 @@ class Report:
 
         Bounds are plain numbers there: of a "krylov" report the largest is a lower, the smallest an upper bound.
         """
+        import pandas as pd
+
         return pd.DataFrame([self.statistics()])
 
     def to_dict(self) -> dict[str, Any]:
@@ -185,6 +174,7 @@ class Report:
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Report:
         """Return the report that `to_dict` described."""
+        import pandas as pd
 
         def numbers(values: Any) -> Tensor:
             return torch.tensor(values, dtype=torch.float64)
