@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -138,10 +138,35 @@ def convert(
             f"convert() got headroom={headroom}; it takes a number above 1, e.g. convert(model, headroom=1.5)."
         )
     result = clone(model)
+    norms = _ordinary_norms(result, skip)
+    negative = {name: norm for name, norm in norms.items() if bool((norm.weight < 0).any())}
+    x = before = None
+    if negative:
+        x = placed(example_inputs(result, 2, call="convert(model, inputs)") if inputs is None else inputs, result)
+        with evaluating(result):
+            pairs, before = feeding_layers(result, lambda: result(x))
+        _move_signs(result, negative, {norm: layer for layer, norm in pairs})
+    for norm in norms.values():
+        _replace(result, norm, _bounded(norm, headroom))
+    if negative:
+        with evaluating(result):
+            outputs = zip(_tensors(result(x)), _tensors(before), strict=True)
+        if any(float((new - old).abs().max()) > 1e-3 * float(old.abs().max()) for new, old in outputs):
+            names = ", ".join(list(negative)[:5]) + (f" and {len(negative) - 5} more" if len(negative) > 5 else "")
+            raise ValueError(
+                "convert() found that the outputs change: a layer before one of the BatchNorms with negative scales, "
+                f"{names}, is read elsewhere, too. Leave that BatchNorm out: "
+                f"convert(model, skip={next(iter(negative))!r})."
+            )
+    return result
+
+
+def _ordinary_norms(model: nn.Module, skip: str | Sequence[str]) -> dict[str, Any]:
+    """Return the BatchNorms to convert by name."""
     patterns = [skip] if isinstance(skip, str) else list(skip)
     norms = {
         name: module
-        for name, module in result.named_modules()
+        for name, module in model.named_modules()
         if type(module) in _KINDS and module.affine and not any(fnmatchcase(name, pattern) for pattern in patterns)
     }
     if not norms:
@@ -149,46 +174,29 @@ def convert(
             "convert() found no BatchNorm to convert; it takes a network with some, e.g. "
             "convert(isometry.networks.build('resnet-20'))."
         )
-    feeders: dict[str, str] = {}
-    before: Any = None
-    if any(bool((norm.weight < 0).any()) for norm in norms.values()):
-        x = example_inputs(result, 2, call="convert(model, inputs)") if inputs is None else inputs
-        x = placed(x, result)
-        with evaluating(result):
-            pairs, before = feeding_layers(result, lambda: result(x))
-        feeders = {norm: layer for layer, norm in pairs}
+    return norms
+
+
+def _move_signs(model: nn.Module, norms: Mapping[str, Any], feeders: Mapping[str, str]) -> None:
+    """Negate the units of the layers before BatchNorms, {name: BatchNorm}, where the scale is negative."""
     for name, norm in norms.items():
         flipped = norm.weight < 0
-        if bool(flipped.any()):
-            if name not in feeders:
-                raise ValueError(
-                    f"convert() found {int(flipped.sum())} negative scales in {name} ({type(norm).__name__}), which no "
-                    "convolution or linear layer alone feeds, so that no layer can take their sign. Leave it as it is: "
-                    f"convert(model, skip={name!r})."
-                )
-            _negate(result.get_submodule(feeders[name]), flipped)
-            if norm.running_mean is not None:
-                norm.running_mean[flipped] *= -1
-        _replace(result, norm, _bounded(norm, headroom))
-    if feeders:
-        with evaluating(result):
-            outputs = zip(_tensors(result(x)), _tensors(before), strict=True)
-        if any(float((new - old).abs().max()) > 1e-3 * float(old.abs().max()) for new, old in outputs):
+        if name not in feeders:
             raise ValueError(
-                "convert() found that the outputs change: the output of a layer before a BatchNorm with negative scales is read "
-                f"elsewhere, too. Leave that BatchNorm out, one or more of {', '.join(feeders)}: convert(model, skip=[...])."
+                f"convert() found {int(flipped.sum())} negative scales in {name} ({type(norm).__name__}), which no "
+                "convolution or linear layer alone feeds, so that no layer can take their sign. Leave it as it is: "
+                f"convert(model, skip={name!r})."
             )
-    return result
+        layer = model.get_submodule(feeders[name])
+        layer.get_parameter("weight")[flipped] *= -1
+        if isinstance(layer.bias, Tensor):
+            layer.bias[flipped] *= -1
+        if norm.running_mean is not None:
+            norm.running_mean[flipped] *= -1
 
 
 def _tensors(output: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-
-
-def _negate(layer: nn.Module, units: Tensor) -> None:
-    layer.get_parameter("weight")[units] *= -1
-    if isinstance(layer.bias, Tensor):
-        layer.bias[units] *= -1
 
 
 def _bounded(norm: Any, headroom: float) -> _Bounded:
