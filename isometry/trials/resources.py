@@ -1,4 +1,4 @@
-"""What a computation costs: seconds, paired with others in one run, and peak memory."""
+"""The peak memory of a computation."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -166,12 +166,12 @@ class Output:
         print(f"{text}\n\nwrote {self.folder / self.name}.csv, .json, .md, .png")
 
 
-def run_parts(parts: dict[str, Callable[[bool], list[Row]]], output: Output) -> None:
+def run_parts(parts: Mapping[str, Callable[[bool], list[Row]]], output: Output) -> None:
     """Compute the parts of a measurement and write the table after each.
 
     Args:
-        parts: {value of the column `part`: function of --quick that returns the rows}. With the option `only`, a list of
-            such names, other parts of a table that exists are kept.
+        parts: {value of the column `part`: function of --quick that returns the rows}. Where the option `only` names some,
+            the others are kept as they are in the written table.
         output: where to.
     """
     only, start = getattr(output.options, "only", None), time.perf_counter()
