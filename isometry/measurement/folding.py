@@ -2,83 +2,86 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
-from isometry.measurement.function import Batch, NetworkFunction
+from isometry.measurement.batch import Batch
+from isometry.measurement.function import NetworkFunction
 from isometry.networks.bounded import BOUNDED, to_batchnorm
-from isometry.networks.modules import clone, feeding_layers
+from isometry.networks.modules import CONVOLUTIONS, clone, feeding_layers
 
-__all__ = ["folded"]
+__all__ = ["fold_network"]
 
-_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_FOLDABLE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, *BOUNDED)
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
 
 
-def folded(view: NetworkFunction, batch: Batch, keep: frozenset[str] = frozenset()) -> NetworkFunction | None:
-    """Return the view of a copy whose BatchNorms are folded and whose 2-D convolutions are channels-last.
+def fold_network(function: NetworkFunction, batch: Batch, keep: frozenset[str] = frozenset()) -> NetworkFunction | None:
+    """Return the function of a copy whose BatchNorms are folded and whose 2-D convolutions are channels-last.
 
-    A BatchNorm is folded where the tensor that it was given is the very output of a convolution or linear layer that
-    ran once; whether that output goes elsewhere too is settled by comparing the outputs of copy and original.
+    A BatchNorm is folded where its input is the very output of a convolution or linear layer that ran once; whether
+    that output is read elsewhere too is settled by comparing the outputs of copy and original.
 
     Args:
-        view: of a frozen model in eval mode.
-        batch: holds a sample or two.
-        keep: names of modules whose outputs must stay what they are, the view's own start among them.
+        function: of a model in eval mode, its state preserved.
+        batch: a sample or two.
+        keep: names of modules whose outputs must not change, in addition to the function's own start.
 
     Returns:
         None where there is nothing to gain, the model cannot be copied, or the copy's outputs differ.
     """
+    original = function.model
     with torch.no_grad():
-        pairs, expected = _pairs(view, batch)
-        kept = keep | ({view.at} if view.at is not None else set())
+        pairs, expected = _foldable_pairs(function, batch)
+        kept = keep | ({function.at} if function.at is not None else set())
         pairs = [pair for pair in pairs if not any(_changes(pair, name) for name in kept)]
-        flat = any(isinstance(module, nn.Conv2d) for module in view.model.modules())
-        if not pairs and not flat:
+        has_images = any(isinstance(module, nn.Conv2d) for module in original.modules())
+        if not pairs and not has_images:
             return None
-        shared: dict[int, Any] = {id(t): t for t in (*view.model.parameters(), *view.model.buffers())}
+        shared: dict[int, Any] = {id(t): t for t in (*original.parameters(), *original.buffers())}
         try:
-            model = clone(view.model, shared)
+            model = clone(original, shared)
         except (RuntimeError, TypeError, AttributeError):
             return None
-        for first, norm in pairs:
-            _fuse(model.get_submodule(first), to_batchnorm(model.get_submodule(norm)))
+        for layer, norm in pairs:
+            _fuse(model.get_submodule(layer), to_batchnorm(model.get_submodule(norm)))
             model.set_submodule(norm, nn.Identity())
-        if flat:
+        if has_images:
             _channels_last(model)
         model.requires_grad_(False)
-        twin = NetworkFunction(model, output=view.output, at=view.at, wrt=view.wrt)
+        folded = replace(function, model=model)
         try:
-            found = twin.function(batch)(twin.leaf(batch))
+            outputs = folded.outputs(batch)
         except RuntimeError:
             return None
-    gap = (found - expected).abs().max()
-    return twin if bool(gap <= _TOLERANCE.get(expected.dtype, 1e-2) * expected.abs().max()) else None
+    gap = (outputs - expected).abs().max()
+    return folded if bool(gap <= _TOLERANCE.get(expected.dtype, 1e-2) * expected.abs().max()) else None
 
 
-_FOLDABLE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, *BOUNDED)
-
-
-def _pairs(view: NetworkFunction, batch: Batch) -> tuple[list[tuple[str, str]], Tensor]:
+def _foldable_pairs(function: NetworkFunction, batch: Batch) -> tuple[list[tuple[str, str]], Tensor]:
     """Return the (layer, BatchNorm) names to fold, and the model's outputs."""
-    pairs, outputs = feeding_layers(view.model, lambda: view.function(batch)(view.leaf(batch)))
-    kinds = [(pair, type(view.model.get_submodule(pair[1]))) for pair in pairs]
-    plain_weight = {pair for pair in pairs if _own_weight(view.model.get_submodule(pair[0]))}
-    chosen = [pair for pair, kind in kinds if kind in _FOLDABLE and pair in plain_weight]
-    return chosen, outputs
+    model = function.model
+    pairs, outputs = feeding_layers(model, lambda: function.outputs(batch))
+    foldable = [
+        (layer, norm)
+        for layer, norm in pairs
+        if type(model.get_submodule(norm)) in _FOLDABLE and _owns_weight(model.get_submodule(layer))
+    ]
+    return foldable, outputs
 
 
 def _changes(pair: tuple[str, str], name: str) -> bool:
-    """Whether folding a (layer, BatchNorm) pair changes the output of the module `name`: of either, or of one around the layer."""
+    """Whether folding a (layer, BatchNorm) pair changes the output of module `name`: one of them, or one around the layer."""
     layer, norm = pair
     around = layer.startswith(f"{name}.") and not norm.startswith(f"{name}.")
     return name in pair or around
 
 
-def _own_weight(layer: nn.Module) -> bool:
+def _owns_weight(layer: nn.Module) -> bool:
     """Whether a layer's weight is its own parameter, not computed from others before every forward pass."""
     return isinstance(layer._parameters.get("weight"), nn.Parameter) and not layer._forward_pre_hooks
 
@@ -87,7 +90,7 @@ def _fuse(layer: Any, norm: Any) -> None:
     """Let a layer do what it and the BatchNorm behind it did; its parameters become new ones."""
     scale = norm.weight if norm.weight is not None else torch.ones_like(norm.running_var)
     shift = norm.bias if norm.bias is not None else torch.zeros_like(norm.running_var)
-    fuse: Any = fuse_conv_bn_weights if isinstance(layer, _CONVS) else fuse_linear_bn_weights
+    fuse: Any = fuse_conv_bn_weights if isinstance(layer, CONVOLUTIONS) else fuse_linear_bn_weights
     layer.weight, layer.bias = fuse(
         layer.weight, layer.bias, norm.running_mean, norm.running_var, norm.eps, scale, shift
     )

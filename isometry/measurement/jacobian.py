@@ -1,84 +1,106 @@
-"""Jacobian: a differentiable function at B leaves, seen as B linear maps, by the best route that it supports."""
+"""Jacobian: a differentiable function at B samples, seen as B linear maps, by the best route that it supports."""
 
 from __future__ import annotations
 
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from isometry.measurement.differences import central_difference, jacobian_by_differences
 from isometry.spectra import Operator
 
-__all__ = ["BACKWARD", "FORWARD", "AdjointError", "Jacobian"]
+__all__ = ["BACKWARD", "FORWARD", "AdjointError", "Jacobian", "NonFiniteError", "is_out_of_memory"]
 
 BACKWARD = ("batched", "loop", "replicated", "one by one", "differences")
 """Routes to Jᵀu, from the first tried to the last resort."""
 FORWARD = ("linearize", "double vjp", "jvp", "differences")
-"""Routes to J v, likewise; `linearize` pays only over very many products and is tried where those are announced."""
+"""Routes to J v, likewise; "linearize" pays off only over very many products and is tried where those are expected."""
 
 _LINEARIZE_FROM = 200
 _OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that memory ran out, on any device."""
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on any device."""
     kinds = (MemoryError, torch.OutOfMemoryError)
     return isinstance(error, kinds) or any(words in str(error).lower() for words in _OUT_OF_MEMORY)
 
 
 class AdjointError(ArithmeticError):
-    """<u, J v> and <Jᵀu, v> differ, by a share of their size: one of the two derivatives is wrong."""
+    """<u, J v> and <Jᵀu, v> differ: one of the two derivatives is wrong.
+
+    Attributes:
+        gap: their difference, as a share of their size.
+    """
+
+    def __init__(self, gap: float) -> None:
+        super().__init__(f"<u, J v> and <Jᵀu, v> differ by {gap:.1e} of their size")
+        self.gap = gap
+
+
+class NonFiniteError(ArithmeticError):
+    """NaN or infinite values.
+
+    Attributes:
+        place: "outputs" or "gradient".
+    """
+
+    def __init__(self, place: str) -> None:
+        super().__init__(f"NaN or infinite values in the {place}")
+        self.place = place
 
 
 class Jacobian(Operator):
-    """The Jacobians d output / d leaf of `function` at every sample of a batch, from one forward pass.
+    """The Jacobians d output / d input of `function` at every sample of a batch, from one forward pass.
 
-    Outputs and leaf are flattened: m output entries, n leaf entries a sample. Samples must not influence each other.
-    When a route fails (an operation without the derivative it needs, a graph that cannot be used twice), the next one
-    of the ladder is taken, and `routes` says which ones were.
+    Outputs and inputs are flattened: m output entries, n input entries per sample. Samples must not influence each
+    other. When a route fails (an operation without the derivative it needs, a graph that cannot be used twice), the
+    next one of the ladder is taken, and `routes` says which ones were used.
 
     Args:
-        function: leaf [B, ...] -> outputs [B, ...].
-        leaf: [B, ...], floating point.
+        function: inputs [B, ...] -> outputs [B, ...].
+        inputs: [B, ...], floating point: where `function` is differentiated.
         backward: start the ladder for Jᵀu at this route; None starts at "batched" on CUDA, at "loop" elsewhere.
         forward: start the ladder for J v at this route; None starts at "double vjp".
-        among: indices of samples [b] (which may repeat) -> `function` for those samples alone, where it holds more of
-            them than the leaf; None where `function` takes leaves of any number of samples.
-        expected: about how many products J v will be asked for; very many make "linearize" worth its set-up.
+        select: indices of samples [b] (which may repeat) -> `function` for those samples alone, where it holds the other
+            inputs of all samples; None where `function` takes any number of samples.
+        expected: approximate number of products J v that will be needed; very many make "linearize" worth its set-up.
 
     Raises:
-        FloatingPointError: an output or a gradient is NaN or infinite; the message is "outputs" or "gradient".
+        NonFiniteError: an output or a gradient is NaN or infinite.
         AdjointError: by no route is J the transpose of Jᵀ.
     """
 
     def __init__(
         self,
         function: Callable[[Tensor], Tensor],
-        leaf: Tensor,
+        inputs: Tensor,
         *,
         backward: str | None = None,
         forward: str | None = None,
         expected: int = 0,
-        among: Callable[[Tensor], Callable[[Tensor], Tensor]] | None = None,
+        select: Callable[[Tensor], Callable[[Tensor], Tensor]] | None = None,
     ) -> None:
         self.function = function
-        self.among = among or (lambda samples: function)
-        self.leaf = leaf.detach().requires_grad_(True)
+        self.select = select or (lambda samples: function)
+        self.inputs = inputs.detach().requires_grad_(True)
         with torch.enable_grad():
             # The clone lets a function change its argument in place.
-            self.outputs = function(self.leaf.clone())
+            self.outputs = function(self.inputs.clone())
         if not bool(torch.isfinite(self.outputs).all()):
-            raise FloatingPointError("outputs")
-        self.batch = len(leaf)
-        self.rows, self.columns = self.outputs[0].numel(), leaf[0].numel()
-        self.dtype, self.device = leaf.dtype, leaf.device
+            raise NonFiniteError("outputs")
+        self.batch = len(inputs)
+        self.rows, self.columns = self.outputs[0].numel(), inputs[0].numel()
+        self.dtype, self.device = inputs.dtype, inputs.device
         self.products = 0.0
         self.chunk = 8
         self.routes: set[str] = set()
-        self.backward = backward or ("batched" if leaf.is_cuda else "loop")
+        self.backward = backward or ("batched" if inputs.is_cuda else "loop")
         self.forward = forward or ("linearize" if expected >= _LINEARIZE_FROM else "double vjp")
         self._pushed: Callable[[Tensor], Tensor] | None = None
 
@@ -95,14 +117,14 @@ class Jacobian(Operator):
                 continue
             self.routes.add(self.backward)
             if not bool(torch.isfinite(result).all()):
-                raise FloatingPointError("gradient")
+                raise NonFiniteError("gradient")
             return result
 
     def _pull(self, u: Tensor) -> Tensor:
         count = u.shape[1]
         cotangents = u.reshape(self.batch, count, *self.outputs.shape[1:])
         if self.backward == "differences":
-            return u.to(self.dtype) @ self._by_differences()
+            return u.to(self.dtype) @ jacobian_by_differences(self.function, self.inputs.detach(), self.rows)
         result = torch.empty(self.batch, count, self.columns, dtype=self.dtype, device=self.device)
         if self.backward == "loop":
             for k in range(count):
@@ -111,7 +133,7 @@ class Jacobian(Operator):
             for part in torch.arange(count).split(self.chunk):
                 stacked = cotangents[:, part].transpose(0, 1)
                 (gradient,) = torch.autograd.grad(
-                    self.outputs, self.leaf, stacked, retain_graph=True, is_grads_batched=True, materialize_grads=True
+                    self.outputs, self.inputs, stacked, retain_graph=True, is_grads_batched=True, materialize_grads=True
                 )
                 result[:, part] = gradient.reshape(len(part), self.batch, -1).transpose(0, 1)
         elif self.backward == "replicated":
@@ -123,20 +145,20 @@ class Jacobian(Operator):
                     result[b, k] = self._afresh(torch.tensor([b]), cotangents[b : b + 1, k : k + 1])[0, 0]
         return result
 
-    def pullback(self, cotangent: Tensor, taps: Sequence[Tensor] = ()) -> tuple[Tensor, ...]:
-        """Return the gradients of one cotangent [B, ...] at the leaf and at every tapped activation."""
+    def pullback(self, cotangent: Tensor, activations: Sequence[Tensor] = ()) -> tuple[Tensor, ...]:
+        """Return the gradients for one cotangent [B, ...], with respect to the inputs and to every activation."""
         return torch.autograd.grad(
-            self.outputs, (self.leaf, *taps), cotangent, retain_graph=True, materialize_grads=True
+            self.outputs, (self.inputs, *activations), cotangent, retain_graph=True, materialize_grads=True
         )
 
     def _afresh(self, samples: Tensor, cotangents: Tensor) -> Tensor:
         """Return [b, k, n] by a forward and a backward pass over samples repeated k times, keeping no graph."""
         count = cotangents.shape[1]
         repeated = samples.repeat_interleave(count)
-        copies = self.leaf.detach()[repeated.to(self.device)].requires_grad_(True)
+        copies = self.inputs.detach()[repeated.to(self.device)].requires_grad_(True)
         with torch.enable_grad():
             # Plain backward: it runs where autograd.grad does not (re-entrant checkpointing).
-            self.among(repeated)(copies.clone()).backward(cotangents.flatten(0, 1))
+            self.select(repeated)(copies.clone()).backward(cotangents.flatten(0, 1))
         assert copies.grad is not None
         return copies.grad.reshape(len(samples), count, -1)
 
@@ -146,7 +168,7 @@ class Jacobian(Operator):
         out = torch.zeros(self.batch, v.shape[1], self.rows, dtype=self.dtype, device=self.device)
         if not self.outputs.requires_grad:
             return out
-        tangents = v.to(self.leaf).reshape(self.batch, v.shape[1], *self.leaf.shape[1:])
+        tangents = v.to(self.inputs).reshape(self.batch, v.shape[1], *self.inputs.shape[1:])
         while True:
             try:
                 push = self._pushed or self._checked(self._pusher())
@@ -159,7 +181,7 @@ class Jacobian(Operator):
             self._pushed = push
             self.routes.add(self.forward)
             if not bool(torch.isfinite(out).all()):
-                raise FloatingPointError("gradient")
+                raise NonFiniteError("gradient")
             return out
 
     def _checked(self, push: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -173,10 +195,10 @@ class Jacobian(Operator):
         def signs(like: Tensor) -> Tensor:
             return (2.0 * torch.randint(0, 2, like.shape, generator=generator) - 1).to(like.detach())
 
-        v, u = signs(self.leaf), signs(self.outputs)
+        v, u = signs(self.inputs), signs(self.outputs)
         pushed = push(v).detach()
         again = push(v).detach() if self.forward == "linearize" else pushed
-        pulled = self.rmatvec(u.reshape(self.batch, 1, -1)).view(self.leaf.shape)
+        pulled = self.rmatvec(u.reshape(self.batch, 1, -1)).view(self.inputs.shape)
         self.products += 2 if self.forward == "linearize" else 1
 
         def sums(x: Tensor) -> Tensor:
@@ -194,53 +216,32 @@ class Jacobian(Operator):
     def _pusher(self) -> Callable[[Tensor], Tensor]:
         if self.forward == "linearize":
             with _quiet():
-                return torch.func.linearize(self.function, self.leaf.detach())[1]
+                return torch.func.linearize(self.function, self.inputs.detach())[1]
         if self.forward == "double vjp":
             # u -> Jᵀu is linear, so its own gradient along v is J v, at any u.
             dummy = torch.zeros_like(self.outputs, requires_grad=True)
             with torch.enable_grad():
                 (pulled,) = torch.autograd.grad(
-                    self.outputs, self.leaf, dummy, create_graph=True, materialize_grads=True
+                    self.outputs, self.inputs, dummy, create_graph=True, materialize_grads=True
                 )
             if not pulled.requires_grad:
                 raise NotImplementedError("the backward pass has no derivative")
             return lambda v: torch.autograd.grad(pulled, dummy, v, retain_graph=True, materialize_grads=True)[0]
         if self.forward == "jvp":
             return self._jvp
-        return self._difference
+        return partial(central_difference, self.function, self.inputs.detach())
 
     def _jvp(self, v: Tensor) -> Tensor:
         with _quiet(), forward_ad.dual_level():
-            tangent = forward_ad.unpack_dual(self.function(forward_ad.make_dual(self.leaf.detach(), v))).tangent
+            tangent = forward_ad.unpack_dual(self.function(forward_ad.make_dual(self.inputs.detach(), v))).tangent
         return torch.zeros_like(self.outputs) if tangent is None else tangent
-
-    @torch.no_grad()
-    def _difference(self, v: Tensor) -> Tensor:
-        """Return a central difference along v; relative error about eps^(2/3), 2e-5 in float32."""
-        leaf = self.leaf.detach()
-        # One step length a sample, relative to the size of leaf and direction.
-        leaf_size, v_size = (x.reshape(self.batch, -1).abs().amax(1) for x in (leaf, v))
-        step = torch.finfo(leaf.dtype).eps ** (1 / 3) * (leaf_size + 1) / v_size.clamp_min(1e-30)
-        moved = step.reshape(-1, *[1] * (leaf.ndim - 1)) * v
-        ends = [self.function(leaf + sign * moved) for sign in (1, -1)]
-        return (ends[0] - ends[1]) / (2 * step.reshape(-1, *[1] * (self.outputs.ndim - 1)).to(ends[0]))
-
-    def _by_differences(self) -> Tensor:
-        """Return J [B, m, n], column by column."""
-        columns = torch.empty(self.batch, self.rows, self.columns, dtype=self.dtype, device=self.device)
-        unit = torch.zeros_like(self.leaf, memory_format=torch.contiguous_format)
-        for column in range(self.columns):
-            unit.view(self.batch, -1)[:, column] = 1
-            columns[..., column] = self._difference(unit).reshape(self.batch, -1)
-            unit.view(self.batch, -1)[:, column] = 0
-        return columns
 
     def _next(self, ladder: tuple[str, ...], route: str, error: BaseException) -> str:
         """Return the route to take after `route` failed; a batch of classes is halved first where memory ran out."""
-        if out_of_memory(error):
+        if is_out_of_memory(error):
             if ladder is BACKWARD and route in ("batched", "replicated") and self.chunk > 1:
                 self.chunk //= 2
-                if self.leaf.is_cuda:
+                if self.inputs.is_cuda:
                     torch.cuda.empty_cache()
                 return route
             raise error
@@ -256,24 +257,3 @@ def _quiet() -> Iterator[None]:
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", UserWarning)
         yield
-
-
-@contextlib.contextmanager
-def explained(nonfinite: Callable[[], str]) -> Iterator[None]:
-    """Turn what goes wrong with the numbers of a Jacobian into a ValueError that says what to do."""
-    try:
-        yield
-    except AdjointError as error:
-        raise ValueError(
-            f"measure() found <u, J v> and <Jᵀu, v> to differ by {error.args[0]:.1e} of their size: an operation of the "
-            "model has a wrong derivative, is not deterministic or is computed in half precision. Check its custom autograd "
-            "functions, or use measure(model, inputs, method='exact'), which needs Jᵀ alone."
-        ) from error
-    except FloatingPointError as error:
-        if str(error) != "gradient":
-            raise ValueError(nonfinite()) from error
-        raise ValueError(
-            "measure() found a Jacobian with NaN or infinite entries although the outputs are finite: an operation of the "
-            "network has no derivative at these inputs (sqrt or norm at 0, for instance). Shift the inputs a little: "
-            "measure(model, inputs + 1e-6 * torch.randn_like(inputs))."
-        ) from error

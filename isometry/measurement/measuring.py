@@ -1,27 +1,37 @@
-"""measure: the Jacobian spectrum of a network, with error bars; compare: several networks at the same inputs."""
+"""measure: the Jacobian spectrum of a network, with error bars."""
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable, Sequence
-from numbers import Integral, Real
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
-from isometry.measurement.estimators import Survey
+from isometry.errors import InvalidTypeError, InvalidValueError, signed
+from isometry.measurement.batch import Batch
+from isometry.measurement.checks import readable_errors
+from isometry.measurement.estimators import BottleneckBypassedError, EstimatedBatch, Exact
 from isometry.measurement.function import NetworkFunction
-from isometry.measurement.inputs import gather, several
-from isometry.measurement.jacobian import explained
+from isometry.measurement.inputs import Inputs, read_inputs, takes_several_inputs
+from isometry.measurement.jacobian import is_out_of_memory
+from isometry.measurement.options import Options
+from isometry.measurement.planner import Plan, Planner
+from isometry.measurement.preparation import Subject, prepare, sample_shape
 from isometry.measurement.report import Report
+from isometry.measurement.tally import Tally
 from isometry.networks.modules import state_preserved, unwrap
 
 __all__ = ["measure"]
 
-_METHODS = ("auto", "exact", "krylov")
+_DRAWN, _DRAWN_TO_SAMPLE = 64, 1024
 
 
+@signed("measure")
 def measure(
     model: nn.Module,
     inputs: Any = None,
@@ -39,29 +49,30 @@ def measure(
 ) -> Report:
     """Measure the singular values of a network's input-output Jacobian (JSVs), sample by sample.
 
-    The Jacobian is that of the outputs (logits) with respect to the input, in eval mode. The model comes out as it
-    went in: modes, gradients, `requires_grad`, buffers, random state, dtype and device.
+    The Jacobian is that of the outputs (logits) with respect to the input, in eval mode. Nothing about the model
+    changes: modes, gradients, `requires_grad`, buffers, random state, dtype and device.
 
     Args:
-        model: maps [B, ...] to a floating point tensor [B, ...], each sample by itself.
+        model: maps [B, ...] to a floating point tensor [B, ...], each sample independently of the others.
         inputs: a tensor [B, ...]; or a `Split`, (x, y), a `Data` (its test part), or an iterable of batches x or
-            (x, y), a DataLoader for instance. None draws 64 standard normal inputs of the shape that the model's first
-            layer tells, and the report says so.
-        method: "exact": all r = min(outputs, inputs) singular values, r products a sample (fewer through a narrow layer
-            before the output). "krylov": the mean within a certified bracket, and bounds of the ends, by Golub-Kahan
-            from random probes, some tens of products a sample. "auto": exact up to r = 128; beyond, whichever
-            promises the shorter interval for the same products.
+            (x, y), such as a DataLoader. None draws 64 standard normal inputs of the shape that the model's first
+            layer takes, and the report says so.
+        method: "exact": all r = min(outputs, inputs) singular values, by r products per sample (fewer through a
+            bottleneck before the output). "krylov": the mean within a certified bracket, and bounds of the ends, by
+            Golub-Kahan from random probes, some tens of products per sample. "auto": exact up to r = 128; beyond,
+            whichever is expected to give the shorter interval for the same products.
         layers: also report on the map from layers to the output: True for the network's blocks, a depth, or name
             patterns. Exact only.
         rtol: sample until the half-width of the 95 % interval is below this share of the mean, or inputs run out.
-        budget: spend at most about so many products; samples and probes are allocated for the shortest interval.
-        output: which part of the model's output is meant: key, index, attribute or function; None takes the tensor or
-            its `logits`.
+        budget: approximate limit on the number of products; samples and probes are allocated for the shortest
+            interval.
+        output: the part of the model's output to differentiate: key, index, attribute or function; None takes the
+            tensor or its `logits`.
         at: name of a module; the Jacobian then starts at its output (an embedding, for token ids).
         wrt: key or index of the differentiated input of a model with several; batches are then tuples or dicts of all
-            of them. A tensor as long as the batch is taken to hold an entry a sample, any other to be the same for all.
+            of them. Tensors as long as the batch are treated as one entry per sample; others are shared by all samples.
         dtype: precision of the computation; None is the model's own, float32 for half-precision models.
-        seed: of drawn inputs, of the order in which part of the samples is taken, and of probes.
+        seed: of drawn inputs, of the order in which samples are taken where only some may be needed, and of probes.
         progress: False silences the progress bar, None shows it on work of some seconds.
 
     Returns:
@@ -76,73 +87,150 @@ def measure(
     Source: the estimand is that of Wang & Fu, ICLR 2023 (mean JSV over samples and values, of logits with respect to
     inputs); the bracket is Gauss and Gauss-Radau quadrature (Golub & Meurant 2010).
     """
-    _check_arguments(method, rtol, budget, layers, dtype)
     start = time.perf_counter()
+    options = Options(method, layers, rtol, budget, dtype, seed)
     model = unwrap(model)
     _check_model(model)
+    _check_start(model, at)
+    if torch.is_inference_mode_enabled():
+        raise InvalidValueError(
+            "was called in torch.inference_mode(), in which nothing can be differentiated. Call it outside; "
+            "torch.no_grad() is fine."
+        )
     if wrt is not None and isinstance(inputs, Tensor):
-        raise TypeError(
-            f"measure() got wrt={wrt!r} with a tensor; with wrt= the inputs are a tuple or dict of all of the model's, e.g. "
+        raise InvalidTypeError(
+            f"got wrt={wrt!r} with a tensor; with wrt= the inputs are a tuple or dict of all of the model's, e.g. "
             "measure(model, (inputs, condition), wrt=0)."
         )
     with state_preserved(model):
-        work = Survey(NetworkFunction(model, output=output, at=at, wrt=wrt), method, rtol, budget, layers, dtype, seed)
-        given = gather(
+        function = NetworkFunction(model, output, at)
+        read = read_inputs(
             model,
             inputs,
-            whole=wrt is not None or (at is not None and several(model)),
+            key=wrt,
+            whole=wrt is not None or (at is not None and takes_several_inputs(model)),
             integers=at is not None,
-            shuffle=rtol is not None or budget is not None,
+            shuffle=options.sampled,
             seed=seed,
-            drawn=1024 if rtol is not None or budget is not None else 64,
+            count=_DRAWN_TO_SAMPLE if options.sampled else _DRAWN,
         )
-        with work.view.differentiable(), explained(work.nonfinite):
-            work.run(given, None if progress is None else not progress)
-        return work.report(given.described, time.perf_counter() - start)
+        with function.differentiable():
+            tally, subject, method = _run(function, read, options, None if progress is None else not progress)
+        return tally.report(subject, method, read.description, time.perf_counter() - start)
+
+
+def _run(
+    function: NetworkFunction, inputs: Inputs, options: Options, hidden: bool | None
+) -> tuple[Tally, Subject, str]:
+    """Measure until that is enough or the inputs run out; return the results, what was measured, and by which method."""
+    batches = iter(inputs.batches)
+    first = next(batches, None)
+    if first is None:
+        raise InvalidValueError(
+            "got no inputs: the iterable is empty. Pass at least one batch, e.g. measure(model, x)."
+        )
+    subject = prepare(function, first, options)
+    tally = Tally(options, subject.notes)
+    planner = Planner(subject, options, inputs.total, torch.Generator().manual_seed(options.seed))
+    plan, pilot, enough = planner.first(), list[Batch](), False
+    with tqdm(total=inputs.total, unit="sample", desc="measure", disable=hidden, delay=2) as bar:
+        for batch in _alike(subject, itertools.chain([first], batches)):
+            start = 0
+            while start < len(batch) and not enough:
+                part = batch.part(start, start + planner.part_size(plan, tally))
+                plan, part, estimated = _estimate(plan, part, tally)
+                if plan.is_pilot:
+                    pilot.append(part)
+                    plan = planner.after(plan, estimated, tally)
+                if plan.repeats_pilot:
+                    plan = _repeat(planner, plan, pilot, tally)
+                start += len(part)
+                bar.update(len(part))
+                enough = tally.is_enough(plan.estimator.price)
+            if enough:
+                break
+    tally.note_ending(enough)
+    return tally, subject, plan.estimator.method
+
+
+def _alike(subject: Subject, batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Yield batches in the precision of the computation; refuse samples of different shapes."""
+    shape: tuple[int, ...] | None = None
+    for batch in map(subject.converted, batches):
+        other = sample_shape(subject.function, batch)
+        shape = shape or other
+        if other != shape:
+            raise InvalidValueError(
+                f"got samples of different shapes, {shape} and {other}; all must be alike. Measure each kind separately, or "
+                "pad them to one shape."
+            )
+        yield batch
+
+
+def _estimate(plan: Plan, part: Batch, tally: Tally) -> tuple[Plan, Batch, EstimatedBatch]:
+    """Estimate a part of a batch, halved until it fits into memory, and add it to the tally.
+
+    Returns:
+        The plan to go on with (without the bottleneck where that is bypassed), the samples that were measured, and what
+        was found.
+    """
+    while True:
+        estimator = plan.estimator
+        try:
+            with readable_errors(estimator.subject.function, part):
+                estimated = estimator.estimate(part)
+        except BottleneckBypassedError as bypassed:
+            tally.note(f"not through {bypassed} after all: something reaches the output past it")
+            plan = replace(plan, estimator=Exact(estimator.subject))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or len(part) == 1:
+                raise
+            tally.limit = len(part) // 2
+            part = part.part(0, tally.limit)
+        else:
+            tally.add(estimated)
+            return plan, part, estimated
+
+
+def _repeat(planner: Planner, plan: Plan, pilot: Iterable[Batch], tally: Tally) -> Plan:
+    """Measure the pilot's samples again by the estimator decided on, as many as the budget allows."""
+    tally.restart()
+    plan = replace(plan, repeats_pilot=False)
+    for batch in pilot:
+        start = 0
+        while start < len(batch) and not tally.is_enough(plan.estimator.price):
+            part = batch.part(start, start + planner.part_size(plan, tally))
+            plan, part, _ = _estimate(plan, part, tally)
+            start += len(part)
+    return plan
 
 
 def _check_model(model: Any) -> None:
     if not isinstance(model, nn.Module):
-        raise TypeError(
-            f"measure() got a {type(model).__name__} for a model; it takes a torch.nn.Module, e.g. "
+        raise InvalidTypeError(
+            f"got a {type(model).__name__} for a model; it takes a torch.nn.Module, e.g. "
             "measure(isometry.networks.build('lenet-5-relu'))."
         )
     if isinstance(model, torch.jit.ScriptModule):
-        raise TypeError(
-            "measure() got a TorchScript module, whose parts cannot be looked into. Pass the module it was scripted or traced "
-            "from, e.g. measure(model, inputs)."
+        raise InvalidTypeError(
+            "got a TorchScript module, whose parts cannot be looked into. Pass the module it was scripted or traced from, "
+            "e.g. measure(model, inputs)."
         )
-    lazy = [name for name, module in model.named_modules() if getattr(module, "has_uninitialized_params", bool)()]
-    if lazy:
-        raise ValueError(
-            f"measure() got a model whose {lazy[0] or 'parameters'} are not initialized yet; run it once first: model(inputs)."
-        )
+    for name, module in model.named_modules():
+        if getattr(module, "has_uninitialized_params", bool)():
+            raise InvalidValueError(
+                f"got a model whose {name or 'parameters'} are not initialized yet; run it once first: model(inputs)."
+            )
+        kind = type(module)
+        if kind.__module__.startswith("torch.") and "quantized" in kind.__module__:
+            raise InvalidValueError(
+                f"cannot differentiate {name or 'the model'} ({kind.__name__}), which is quantized. Measure the floating "
+                "point model it was made from."
+            )
 
 
-def _check_arguments(method: str, rtol: Any, budget: Any, layers: Any, dtype: Any) -> None:
-    if torch.is_inference_mode_enabled():
-        raise ValueError(
-            "measure() was called in torch.inference_mode(), in which nothing can be differentiated. Call it outside; "
-            "torch.no_grad() is fine."
-        )
-    if method not in _METHODS:
-        raise ValueError(
-            f"measure() got method={method!r}; it knows {', '.join(map(repr, _METHODS))}, e.g. method='auto'."
-        )
-    if rtol is not None and not (isinstance(rtol, Real) and 0 < float(rtol) < 1):
-        raise ValueError(
-            f"measure() got rtol={rtol}; it is the half-width of the interval over the mean, e.g. rtol=0.05."
-        )
-    if budget is not None and (not isinstance(budget, Integral) or isinstance(budget, bool) or budget < 1):
-        raise ValueError(f"measure() got budget={budget}; it is a number of products, e.g. budget=10_000.")
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise ValueError(f"measure() got dtype={dtype}; it takes a floating point one, e.g. dtype=torch.float64.")
-    patterns = isinstance(layers, list | tuple) and all(isinstance(pattern, str) for pattern in layers)
-    if not (isinstance(layers, bool | int | str) or patterns):
-        raise ValueError(
-            f"measure() got layers={layers!r}; it takes True for blocks, a depth, or name patterns, e.g. layers='*conv*'."
-        )
-    if layers is not False and method == "krylov":
-        raise ValueError(
-            "measure() got layers= with method='krylov'; layers need every row: method='exact' (or 'auto')."
-        )
+def _check_start(model: nn.Module, at: str | None) -> None:
+    names = [name for name, _ in model.named_modules()]
+    if at is not None and at not in names:
+        known = ", ".join(name for name in names if name)
+        raise InvalidValueError(f"got at={at!r}; the model's modules are {known}. E.g. at={known.split(', ')[0]!r}.")

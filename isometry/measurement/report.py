@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 from torch import Tensor
 
 from isometry.spectra import Estimate, Spectrum, mean_with_error
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["Brackets", "Cost", "Report"]
 
 
 @dataclass(frozen=True)
 class Cost:
-    """The price of a measurement.
+    """What a measurement cost.
 
     Attributes:
         forwards: forward passes of one sample each.
@@ -33,7 +35,7 @@ class Cost:
 
 @dataclass(frozen=True, eq=False)
 class Brackets:
-    """What a stochastic measurement knows of every sample's mean JSV.
+    """What a stochastic measurement knows about every sample's mean JSV.
 
     Attributes:
         lower, upper: [B] float64, quadrature bounds averaged over the sample's probes: certified for the probes.
@@ -45,6 +47,19 @@ class Brackets:
     upper: Tensor
     probe_variance: Tensor
     largest_residual: float
+
+    @classmethod
+    def pool(cls, parts: Sequence[Brackets]) -> Brackets:
+        """Concatenate the samples of several brackets."""
+        lower, upper, variance = (
+            torch.cat([getattr(part, name) for part in parts]) for name in ("lower", "upper", "probe_variance")
+        )
+        return cls(lower, upper, variance, max(part.largest_residual for part in parts))
+
+    @property
+    def middle(self) -> Tensor:
+        """[B]: the middle of every sample's bracket."""
+        return (self.lower + self.upper) / 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,8 +73,8 @@ class Report:
         method: "exact" or "krylov".
         cost: what that took.
         inputs: which inputs, in words.
-        layers: a table with a row a layer, or None.
-        notes: how it was done: routes of differentiation, folding, cuts, why sampling ended.
+        layers: a table with one row per layer, or None.
+        notes: how it was done: routes of differentiation, folding, bottlenecks, why sampling ended.
         brackets: the quadrature bounds of a krylov measurement, else None.
     """
 
@@ -76,7 +91,7 @@ class Report:
         """[B]: every sample's mean JSV; the middle of its bracket where it is known by one."""
         if self.brackets is None:
             return self.spectrum.sample_means
-        return (self.brackets.lower + self.brackets.upper) / 2
+        return self.brackets.middle
 
     @property
     def estimate(self) -> Estimate:
@@ -159,6 +174,8 @@ class Report:
 
         Bounds are plain numbers there: of a "krylov" report the largest is a lower, the smallest an upper bound.
         """
+        import pandas as pd
+
         return pd.DataFrame([self.statistics()])
 
     def to_dict(self) -> dict[str, Any]:
@@ -185,6 +202,7 @@ class Report:
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Report:
         """Return the report that `to_dict` described."""
+        import pandas as pd
 
         def numbers(values: Any) -> Tensor:
             return torch.tensor(values, dtype=torch.float64)
