@@ -1,4 +1,4 @@
-"""Tables and files of results: written atomically, with where they came from."""
+"""Files of text, tables and tensors: written whole or not at all; the provenance of a result."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
-__all__ = ["check_writable", "markdown", "software", "write", "write_table"]
+__all__ = ["check_writable", "markdown", "read_tensors", "software", "write", "write_table", "write_tensors"]
 
 
 def check_writable(folder: Path) -> None:
@@ -33,6 +37,41 @@ def write(path: Path, text: str) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text)
     os.replace(partial, path)
+
+
+def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write named tensors and a header of text to one safetensors file, whole or not at all, and without pickle.
+
+    Tied parameters share memory, which the format does not allow: every name gets a copy of its own.
+
+    Args:
+        path: the file; its folder is created where it does not exist.
+        tensors: {name: tensor of any shape}, on any device and in any memory layout.
+        metadata: {key: text}, the file's header.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    copies = {name: tensor.detach().clone().contiguous().cpu() for name, tensor in tensors.items()}
+    save_file(copies, partial, dict(metadata))
+    os.replace(partial, path)
+
+
+def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return what `write_tensors` wrote: {name: tensor}, on the CPU, and the metadata.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is no whole safetensors file; the text names the path and the reason.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            return tensors, dict(file.metadata() or {})
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # safetensors raises its own class, which derives from Exception alone
+        raise ValueError(f"{os.fspath(path)} is no whole safetensors file ({error})") from error
 
 
 def software() -> dict[str, str]:

@@ -1,7 +1,8 @@
-"""Repairs of pruned networks, without training."""
+"""Repairs of pruned networks without training, each of them also found by its name."""
 
 from isometry.repairs.orthogonalization import orthogonalize
 from isometry.repairs.recalibration import recalibrate
 from isometry.repairs.recovery import recover
+from isometry.repairs.registry import REPAIRS, Repair, best_repair, repair_by_name
 
-__all__ = ["orthogonalize", "recalibrate", "recover"]
+__all__ = ["REPAIRS", "Repair", "best_repair", "orthogonalize", "recalibrate", "recover", "repair_by_name"]

@@ -1,15 +1,13 @@
-"""recalibrate: the BatchNorm statistics of a pruned network estimated anew."""
+"""Recalibration: the BatchNorm statistics of a pruned network, estimated again."""
 
 from __future__ import annotations
-
-import copy
 
 import torch
 from torch import Tensor, nn
 
 from isometry.data import Data, Split
 from isometry.networks import placed
-from isometry.networks.modules import BATCH_NORMS, evaluating
+from isometry.networks.modules import BATCH_NORMS, clone, evaluating
 
 __all__ = ["recalibrate"]
 
@@ -25,24 +23,24 @@ def recalibrate(
 ) -> nn.Module:
     """Return a copy whose BatchNorm statistics are those of its own activations on `data`; `model` is left alone.
 
-    Removing units changes what the later layers see, and the running statistics no longer fit: the cheapest repair, and
-    one that every comparison of pruners should include. Mean and variance of every BatchNorm become the plain averages
-    over batches of training images as they are, without augmentation, dropout switched off.
+    Removing units changes the inputs of the later layers, so that their running statistics no longer fit. This is the
+    cheapest repair, which every comparison of pruners should include. Mean and variance of every BatchNorm become the
+    plain averages over batches of training images, without augmentation and dropout.
 
     Args:
         model: a network with BatchNorms that track statistics.
         data: a `Data` (its training part is used), a `Split`, (inputs, targets), or inputs [N, ...].
-        samples: at most so many, drawn without replacement.
-        batch_size: samples a forward pass; batch variances are averaged, so it should not be small.
-        seed: of the draw.
+        samples: the largest number of samples, drawn without replacement.
+        batch_size: samples per forward pass; batch variances are averaged, so it should not be small.
+        seed: of the draw of the samples.
 
     Raises:
-        ValueError: no BatchNorm that tracks statistics, or fewer than two samples.
+        ValueError: no BatchNorm that tracks statistics, fewer than two samples, or a `batch_size` of less than two.
 
     Source: the adaptive batch normalization of Li et al., ECCV 2020 (EagleEye), section 3.2.
     """
     inputs = data if isinstance(data, Tensor) else data.train.inputs if isinstance(data, Data) else data[0]
-    result = copy.deepcopy(model)
+    result = clone(model)
     norms = [m for m in result.modules() if isinstance(m, BATCH_NORMS) and m.track_running_stats]
     count = min(len(inputs), samples)
     if not norms or count < 2 or batch_size < 2:
@@ -56,7 +54,7 @@ def recalibrate(
     with evaluating(result):
         for norm in norms:
             norm.reset_running_stats()
-            norm.momentum = None  # a plain average over batches
+            norm.momentum = None  # plain average over batches
             norm.train()
         for batch in order.split(batch_size):
             if len(batch) > 1 or len(order) < batch_size:

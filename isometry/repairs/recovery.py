@@ -1,4 +1,4 @@
-"""recover: exact dynamical isometry for linear MLPs, the oracle."""
+"""The oracle: exact dynamical isometry for linear MLPs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx, nn
 
+from isometry.errors import InvalidValueError, signed
 from isometry.networks.modules import clone
 from isometry.repairs.orthogonalization import check_own_weight
 from isometry.spectra import orthogonal
@@ -17,20 +18,21 @@ __all__ = ["recover"]
 _TRANSPARENT = (nn.Identity, nn.Flatten, nn.Dropout)
 
 
+@signed("recover")
 def recover(model: nn.Module) -> nn.Module:
     """Return a copy of a linear MLP whose every JSV is 1; `model` is left alone.
 
-    Every weight is replaced by its orthogonal factor (the QR factor of the published OrthP). Where a layer is wider
-    than its input, its columns are turned so that the directions the later layers read are among them, which makes
-    widths that fall and rise exact too. Biases stay. The Jacobian is the product of the weights at any input; it has
-    orthonormal rows (or columns, where the net has more outputs than inputs).
+    Every weight is replaced by its orthogonal factor (the QR factor of the published OrthP). Where a layer has more
+    units than inputs, its columns are rotated so that they span the directions that the later layers read; the result
+    is then exact for widths that fall and rise, too. Biases stay. The Jacobian is the product of the weights at any
+    input; it has orthonormal rows (or columns, where the network has more outputs than inputs).
 
     Args:
-        model: linear layers in a chain, with nothing but identities, flattening and dropout between them.
+        model: linear layers in a chain, with only identities, flattening and dropout between them.
 
     Raises:
-        ValueError: a layer that is not linear, a graph that is no chain, or a layer narrower than both the input and
-            the output, so that singular values must be 0. The message names the layer and the reason.
+        ValueError: a layer that is not linear, a forward pass that is not a chain, or a layer narrower than both the
+            input and the output, so that some singular values are 0. The message names the layer and the reason.
 
     Source: Wang & Fu, ICLR 2023 (OrthP); the alignment of widening layers is this library's.
     """
@@ -38,46 +40,55 @@ def recover(model: nn.Module) -> nn.Module:
     names = _chain(recovered)
     weights = [recovered.get_submodule(name).get_parameter("weight") for name in names]
     _check_widths(names, weights)
-    targets = _isometric([weight.detach().double() for weight in weights])
+    factors = _isometric([weight.detach().double() for weight in weights])
     with torch.no_grad():
-        for weight, target in zip(weights, targets, strict=True):
-            weight.copy_(target)
+        for weight, factor in zip(weights, factors, strict=True):
+            weight.copy_(factor)
     return recovered
 
 
 def _chain(model: nn.Module) -> list[str]:
-    """Return the names of the linear layers in the order of the forward pass; refuse anything but a chain of them."""
+    """Return the names of the linear layers, in the order of the forward pass, which must be a chain of them."""
 
     class Tracer(fx.Tracer):
         def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-            # Containers are looked into, whatever package they come from; layers are not.
+            # Trace into every container, whatever package it comes from, and into no layer.
             return not any(True for _ in module.children())
 
     try:
         graph = Tracer().trace(model)
     except Exception as error:
-        raise ValueError(
-            f"recover() cannot follow the forward pass of {type(model).__name__} ({error}); it takes a plain chain of "
+        raise InvalidValueError(
+            f"cannot follow the forward pass of {type(model).__name__} ({error}); it takes a plain chain of "
             "linear layers, e.g. recover(isometry.networks.build('mlp-7-linear'))."
         ) from error
-    names = []
+    names: list[str] = []
     for node in graph.nodes:
         if node.op == "call_module":
-            layer = model.get_submodule(str(node.target))
-            if isinstance(layer, nn.Linear):
-                check_own_weight(str(node.target), layer, "recover")
-                if node.target in names:
-                    raise ValueError(_not_linear(str(node.target), "is used twice"))
-                names.append(str(node.target))
-            elif not isinstance(layer, _TRANSPARENT):
-                raise ValueError(_not_linear(f"{node.target} ({type(layer).__name__})", "is not a linear layer"))
+            name = str(node.target)
+            if _is_linear(name, model.get_submodule(name)):
+                if name in names:
+                    raise _not_linear(name, "is used twice")
+                names.append(name)
         elif node.op not in ("placeholder", "output") and not _reshapes(node):
-            raise ValueError(_not_linear(f"the operation {node.name}", "is not a linear layer"))
+            raise _not_linear(f"the operation {node.name}", "is not a linear layer")
         if sum(user.target not in ("size", getattr) for user in node.users) > 1:
-            raise ValueError(_not_linear(f"the branch at {node.target}", "leaves the chain"))
+            raise _not_linear(f"the branch at {node.target}", "leaves the chain")
     if not names:
-        raise ValueError("recover() found no linear layer; e.g. recover(isometry.networks.build('mlp-7-linear')).")
+        raise InvalidValueError(
+            "found no linear layer; it takes a network with some, e.g. recover(isometry.networks.build('mlp-7-linear'))."
+        )
     return names
+
+
+def _is_linear(name: str, layer: nn.Module) -> bool:
+    """Whether a layer is linear with a weight of its own; False for layers that change nothing, an error for others."""
+    if isinstance(layer, nn.Linear):
+        check_own_weight(name, layer)
+        return True
+    if not isinstance(layer, _TRANSPARENT):
+        raise _not_linear(f"{name} ({type(layer).__name__})", "is not a linear layer")
+    return False
 
 
 def _reshapes(node: fx.Node) -> bool:
@@ -86,10 +97,10 @@ def _reshapes(node: fx.Node) -> bool:
     return node.op == "call_function" and node.target in (torch.flatten, torch.reshape, operator.getitem)
 
 
-def _not_linear(what: str, why: str) -> str:
-    return (
-        f"recover() promises JSVs of 1 for linear MLPs only: {what} {why}. For any other network "
-        "orthogonalize(model) applies the published OrthP, without a promise."
+def _not_linear(what: str, why: str) -> InvalidValueError:
+    return InvalidValueError(
+        f"promises JSVs of 1 for linear MLPs only: {what} {why}. For any other network "
+        "orthogonalize(model) applies the published OrthP, which promises nothing."
     )
 
 
@@ -98,31 +109,31 @@ def _check_widths(names: list[str], weights: Sequence[Tensor]) -> None:
     rank = min(inputs, outputs)
     for name, weight in zip(names[:-1], weights[:-1], strict=True):
         if len(weight) < rank:
-            raise ValueError(
-                f"recover() cannot make the JSVs 1: {name} has {len(weight)} units, fewer than the {rank} singular values "
+            raise InvalidValueError(
+                f"cannot make the JSVs 1: {name} has {len(weight)} units, fewer than the {rank} singular values "
                 f"of a map from {inputs} inputs to {outputs} outputs, so {rank - len(weight)} of them are 0. Keep at least "
                 f"{rank} units in every layer when pruning."
             )
 
 
 def _isometric(weights: list[Tensor]) -> list[Tensor]:
-    """Return weights [N_l, D_l] near the given ones whose product has all singular values 1."""
-    if weights[-1].shape[0] > weights[0].shape[1]:  # more outputs than inputs: the transposed chain, from the other end
+    """Return weights [N_l, D_l] near `weights`, in their order, whose product has all singular values 1."""
+    if weights[-1].shape[0] > weights[0].shape[1]:  # more outputs than inputs: solve the transposed chain
         return [w.T for w in reversed(_isometric([w.T for w in reversed(weights)]))]
     read = torch.eye(len(weights[-1]), dtype=torch.float64, device=weights[-1].device)
-    found = []
+    factors = []
     for weight in reversed(weights):
         factor = orthogonal.qr(weight) if len(weight) <= weight.shape[1] else _widening(weight, read)
-        found.append(factor)
+        factors.append(factor)
         read = read @ factor
-    return found[::-1]
+    return factors[::-1]
 
 
 def _widening(weight: Tensor, read: Tensor) -> Tensor:
-    """Return orthonormal columns near `weight` [N, D], N > D, whose span holds the rows of `read` [r, N], r <= D.
+    """Return orthonormal columns U [N, D] near `weight` [N, D], N > D, whose span contains the rows of `read` [r, N], r <= D.
 
-    With V = readᵀ: U = V Zᵀ + (the polar factor of what `weight` does outside V, on the complement of Z), where Z [D, r]
-    is the polar factor of weightᵀ V. Then UᵀU = 1 and read U = Zᵀ, whose rows are orthonormal.
+    U = V Zᵀ + P with V = readᵀ and Z [D, r] the polar factor of weightᵀ V. P is the polar factor of the part of `weight`
+    that maps the complement of Z to the complement of V. Then UᵀU = I and read U = Zᵀ, whose rows are orthonormal.
     """
     rank, inputs = len(read), weight.shape[1]
     basis = read.T
@@ -131,7 +142,7 @@ def _widening(weight: Tensor, read: Tensor) -> Tensor:
     if inputs > rank:
         complement = torch.linalg.svd(inner, full_matrices=True).U[:, rank:]
         outside = weight @ complement - basis @ (read @ weight @ complement)
-        # Orthonormal in the complement of V exactly: taken in coordinates of that complement.
+        # In coordinates of the complement of V, so that the result is orthogonal to V up to rounding.
         frame = torch.linalg.svd(basis, full_matrices=True).U[:, rank:]
         factor = factor + frame @ orthogonal.polar(frame.T @ outside) @ complement.T
     return factor

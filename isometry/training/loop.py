@@ -1,46 +1,42 @@
-"""One training loop, as a generator of epochs."""
+"""The training loop, as a generator of epochs."""
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
 import os
-import re
 import time
-import zlib
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from isometry.data import Data, Split
-from isometry.networks.bounded import BOUNDED
+from isometry.errors import signed
+from isometry.training.checkpoint import Checkpoint, TrainingState, describe_training
+from isometry.training.optimizer import build_sgd, check_optimizer, with_layout_of
+from isometry.training.random_state import RandomState
 from isometry.training.recipe import PUBLISHED, Penalty, Recipe, Regularizer, Schedule
 
-__all__ = ["Epoch", "parameter_groups", "train"]
+__all__ = ["Epoch", "train"]
 
-_SCALE_RATE = 10.0
+_CHECK_INTERVAL = 200  # steps between checks of the loss, each of which waits for the device
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch of training came to.
+    """Summary of one epoch of training.
 
     Attributes:
         number: from 1.
         loss: mean cross-entropy over the epoch's batches, in train mode; nan or inf where training diverged.
-        accuracy: share of the epoch's training samples classified correctly, in train mode.
+        accuracy: fraction of the epoch's training samples classified correctly, in train mode.
         lr: learning rate.
         steps: optimizer steps since the start of training.
         seconds: wall-clock time of the epoch.
-        diverged: whether the loss left the finite numbers; training ends with this epoch.
+        diverged: whether the loss or a parameter became nan or infinite; training ends with this epoch.
     """
 
     number: int
@@ -50,23 +46,6 @@ class Epoch:
     steps: int
     seconds: float
     diverged: bool = False
-
-
-def parameter_groups(model: nn.Module, *, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-    """Return the optimizer's groups: all trainable parameters once, the scales of bounded BatchNorms apart.
-
-    Those have ten times the rate, for a sigmoid's slope is at most 1/4, and no weight decay, which would pull
-    importances to 1/2.
-
-    Source: Suteu & Guo 2022, the optimizer of its reference code.
-    """
-    bounded = {id(module.weight) for module in model.modules() if isinstance(module, BOUNDED)}
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    scales = [p for p in trainable if id(p) in bounded]
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in trainable if id(p) not in bounded], "lr": lr, "weight_decay": weight_decay}
-    ]
-    return groups + ([{"params": scales, "lr": _SCALE_RATE * lr, "weight_decay": 0.0}] if scales else [])
 
 
 def train(
@@ -90,32 +69,34 @@ def train(
 ) -> Iterator[Epoch]:
     """Train `model` in place by SGD on cross-entropy, yielding an `Epoch` after each epoch.
 
-    The data stay in memory and move to the model's device and dtype once; a `Data` with an `augment` has it applied to every
-    batch. Convolutions run channels-last. The shuffling and whatever is drawn at random (dropout, crops) follow `seed`
-    and leave the global generator alone. The model is in train mode while an epoch runs and in eval mode between
-    epochs; it ends in eval mode. Training that leaves the finite numbers ends with an epoch of `diverged=True`, not
-    with an error. Scales of bounded BatchNorms are trained as `parameter_groups` says.
+    The data stay in memory and are moved to the model's device and dtype once; if a `Data` has an `augment`, it is
+    applied to every batch. Convolutions run in the channels-last layout. The order of the samples and everything else
+    that is random (dropout, crops) follow `seed` and leave the global generator alone. The model is in train mode
+    during an epoch and in eval mode between epochs and at the end. A training that diverges ends with an epoch of
+    `diverged=True`, not with an error. Scales of bounded BatchNorms are trained as `parameter_groups` says.
 
     Args:
         model: returns logits [B, K].
         data: a `Data` (its training part is used), a `Split`, or (inputs [N, ...], targets [N]).
         lr: initial learning rate.
-        epochs: at most so many passes over the data; a `penalty` may finish earlier.
-        batch_size: samples a step; the last incomplete batch of an epoch is used too.
+        epochs: the largest number of passes over the data; a `penalty` may finish earlier.
+        batch_size: samples per step; the last incomplete batch of an epoch is used too.
         momentum: of SGD.
-        weight_decay: of SGD, on every parameter but those scales.
-        schedule: multiplier of the rate by epoch, `Steps` or `Cosine`; None keeps it constant.
-        nesterov: whether SGD corrects its momentum by Nesterov's rule.
-        epoch_steps: end every epoch after so many steps, for schedules shorter than a pass over the data.
-        autocast: run the network in bfloat16 where torch holds that to be safe; weights and loss stay float32.
+        weight_decay: of SGD, on every parameter but the scales of bounded BatchNorms.
+        schedule: multiplier of the rate by epoch, `Steps` or `Cosine`; None keeps the rate constant. The default is the
+            published one, see `Steps`.
+        nesterov: whether SGD uses Nesterov momentum.
+        epoch_steps: end every epoch after this many steps, for schedules shorter than a pass over the data.
+        autocast: run the network in bfloat16 where torch considers that safe; weights and loss stay float32.
         regularizer: a `Regularizer`, for instance `isometry.KernOrth()`.
         penalty: what a pruner adds to the loss and its gradients.
-        optimizer: an optimizer of this model's parameters (see `isometry.surgery.transfer_optimizer_state`), in place of a new SGD; its
-            own rates are multiplied by the schedule while it trains, and lr, momentum and weight_decay are not used.
-        seed: of the shuffling and of whatever is drawn at random.
-        checkpoint: a file that is written after every epoch and from which an interrupted training goes on: only the
-            epochs not yet done are yielded. An epoch is written when the next one is asked for, so that what the
-            caller does with an epoch is done before it counts as done.
+        optimizer: an optimizer of this model's parameters (see `isometry.surgery.transfer_optimizer_state`) to use
+            instead of a new SGD; its own rates are multiplied by the schedule while it trains, and lr, momentum and
+            weight_decay are not used.
+        seed: of the order of the samples and of everything else that is random.
+        checkpoint: a file that is written after every epoch and from which an interrupted training resumes: only the
+            epochs not yet done are yielded. An epoch is written when the next one is requested, so that whatever the
+            caller does with an epoch is finished before the epoch counts as done.
 
     Yields:
         `Epoch`.
@@ -126,23 +107,22 @@ def train(
     """
     split = data.train if isinstance(data, Data) else Split(*data)
     augment = data.augment if isinstance(data, Data) else None
-    _check(
-        model, split, lr=lr, epochs=epochs, batch_size=batch_size, epoch_steps=1 if epoch_steps is None else epoch_steps
-    )
+    steps = 1 if epoch_steps is None else epoch_steps
+    _check(model, split, lr=lr, epochs=epochs, batch_size=batch_size, epoch_steps=steps)
+    if optimizer is not None:
+        check_optimizer(model, optimizer)
     recipe = Recipe(
         lr, epochs, batch_size, momentum, weight_decay, schedule, nesterov, epoch_steps, autocast, regularizer
     )
-    if optimizer is not None:
-        _check_optimizer(model, optimizer)
-    loop = _Loop(model, split, recipe, penalty, optimizer, augment, seed)
+    loop = _Loop(model, split, recipe, penalty=penalty, optimizer=optimizer, augment=augment, seed=seed)
     return loop.run(None if checkpoint is None else Path(checkpoint))
 
 
 def _check(model: nn.Module, split: Split, **positive: float) -> None:
     if not len(split.inputs) or len(split.inputs) != len(split.targets):
         raise ValueError(
-            f"train() got {len(split.inputs)} inputs and {len(split.targets)} targets; it takes as many of one as of "
-            "the other and at least one, e.g. train(model, isometry.data.load('digits'), lr=0.01, epochs=10)."
+            f"train() got {len(split.inputs)} inputs and {len(split.targets)} targets; it takes one target per input and at "
+            "least one of both, e.g. train(model, isometry.data.load('digits'), lr=0.01, epochs=10)."
         )
     for name, value in positive.items():
         if not value > 0:
@@ -151,261 +131,118 @@ def _check(model: nn.Module, split: Split, **positive: float) -> None:
         raise ValueError("train() got a model without trainable parameters; call model.requires_grad_(True) first.")
 
 
-def _check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    wanted = {id(p) for p in model.parameters() if p.requires_grad}
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    if wanted - held:
-        raise ValueError(
-            f"train() got an optimizer that holds {len(wanted & held)} of the model's {len(wanted)} trainable parameters: "
-            "it was made for another network, or for this one before surgery. Carry its state over: "
-            "isometry.surgery.transfer_optimizer_state(optimizer, model, pruned), or leave optimizer out."
-        )
-
-
 class _Loop:
-    """The state of one training: model, optimizer, place in the data."""
+    """One training: the state that it changes, and the settings and data that it reads."""
 
     def __init__(
         self,
         model: nn.Module,
         split: Split,
         recipe: Recipe,
+        *,
         penalty: Penalty | None,
         optimizer: torch.optim.Optimizer | None,
         augment: Callable[[Tensor], Tensor] | None,
         seed: int,
     ) -> None:
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        device = parameters[0].device
-        self.model, self.recipe, self.penalty, self.augment = model, recipe, penalty, augment
-        dtype = parameters[0].dtype if split.inputs.is_floating_point() else None
-        self.inputs, self.targets = split.inputs.to(device, dtype), split.targets.to(device)
-        self.flat = any(isinstance(module, nn.Conv2d) for module in model.modules())
-        if self.flat:
+        first = next(p for p in model.parameters() if p.requires_grad)
+        dtype = first.dtype if split.inputs.is_floating_point() else None
+        self.data = Split(split.inputs.to(first.device, dtype), split.targets.to(first.device))
+        self.recipe, self.augment, self.seed = recipe, augment, seed
+        self.channels_last = any(isinstance(module, nn.Conv2d) for module in model.modules())
+        if self.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        # The fused kernel is one pass over the parameters; where it does not exist torch's default does.
-        fused = device.type in ("cpu", "cuda") and all(p.dtype == torch.float32 for p in parameters)
-        self.optimizer = optimizer or torch.optim.SGD(
-            parameter_groups(model, lr=recipe.lr, weight_decay=recipe.weight_decay),
-            lr=recipe.lr,
-            momentum=recipe.momentum,
-            nesterov=recipe.nesterov,
-            fused=fused or None,
-        )
-        # Fused kernels read parameters and state in the order of memory, which must be the same.
-        for p, state in self.optimizer.state.items():
-            state |= {key: _laid_out(value, p) for key, value in state.items()}
-        self.rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.order = torch.Generator().manual_seed(seed)
-        self.noise = _Noise(seed, device)
-        self.step = self.done = 0
-        self.seed = seed
+        optimizer = optimizer or build_sgd(model, recipe)
+        for p, entries in optimizer.state.items():
+            entries |= {key: with_layout_of(p, value) for key, value in entries.items()}
+        self.rates = [group["lr"] for group in optimizer.param_groups]
+        self.state = TrainingState(model, optimizer, RandomState(seed, first.device), penalty)
 
-    def identity(self) -> str:
-        """Return what this training is: settings, starting weights, data, optimizer and penalty, as JSON."""
-        settings = {name: value for name, value in asdict(self.recipe).items() if value is not None}
-        if self.recipe.regularizer is not None:
-            settings["regularizer"] = repr(self.recipe.regularizer)
-        groups = [
-            {key: value for key, value in group.items() if key not in ("params", "lr")}
-            for group in self.optimizer.param_groups
-        ]
-        return json.dumps(
-            {
-                **settings,
-                "seed": self.seed,
-                "samples": len(self.inputs),
-                "data": _digest([self.targets, self.inputs[:: max(1, len(self.inputs) // 4096)]]),
-                "augment": None if self.augment is None else _told(self.augment),
-                "weights": _digest(self.model.state_dict().values()),
-                "optimizer": [type(self.optimizer).__name__, self.rates, groups],
-                "penalty": None if self.penalty is None else self.penalty.identity(),
-            },
-            default=repr,
-        )
-
-    def run(self, checkpoint: Path | None) -> Iterator[Epoch]:
-        identity = ""
-        if checkpoint is not None:
-            identity = self.identity()
-            if checkpoint.exists():
-                self.resume(checkpoint, identity)
-        diverged = False
+    def run(self, path: Path | None) -> Iterator[Epoch]:
+        """Yield the epochs not yet done; keep a checkpoint at `path`."""
+        state, diverged = self.state, False
+        checkpoint = None if path is None else self.resumed(path)
         try:
-            while self.done < self.recipe.epochs and not diverged:
-                if self.penalty is not None and self.penalty.finished(self.step):
-                    break
-                epoch = self.epoch(self.done + 1)
+            while state.epochs < self.recipe.epochs and not diverged and not self.finished():
+                epoch = self.epoch(state.epochs + 1)
                 diverged = epoch.diverged
                 yield epoch
-                self.done += 1
+                state.epochs += 1
                 if checkpoint is not None and not diverged:
-                    self.save(checkpoint, identity)
+                    checkpoint.save(state)
         finally:
-            for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-                group["lr"] = rate
-            self.model.eval()
+            self.multiply_rates(1.0)
+            state.model.eval()
+
+    @signed("train")
+    def resumed(self, path: Path) -> Checkpoint:
+        """Return this training's checkpoint at `path`, after setting the state to what it holds."""
+        identity = describe_training(
+            self.state, self.recipe, self.data, rates=self.rates, augment=self.augment, seed=self.seed
+        )
+        checkpoint = Checkpoint(path, identity)
+        checkpoint.resume(self.state)
+        return checkpoint
+
+    def finished(self) -> bool:
+        """Whether the penalty ends training before the next step."""
+        return self.state.penalty is not None and self.state.penalty.finished(self.state.steps)
+
+    def multiply_rates(self, multiplier: float) -> None:
+        """Set the rate of every group of the optimizer to its initial rate times `multiplier`."""
+        for group, rate in zip(self.state.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * multiplier
 
     def epoch(self, number: int) -> Epoch:
+        """Train for one epoch."""
         start = time.perf_counter()
-        recipe = self.recipe
+        recipe, state, (inputs, targets) = self.recipe, self.state, self.data
         multiplier = recipe.schedule(number, recipe.epochs) if recipe.schedule else 1.0
-        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = rate * multiplier
-        order = torch.randperm(len(self.inputs), generator=self.order).to(self.inputs.device)
-        loss_sum, correct = (torch.zeros((), device=self.inputs.device) for _ in range(2))
-        seen, diverged = 0, False
-        self.model.train()
-        with self.noise:
+        self.multiply_rates(multiplier)
+        order = state.random.permutation(len(inputs)).to(inputs.device)
+        loss_sum, correct = (torch.zeros((), device=inputs.device) for _ in range(2))
+        seen = 0
+        state.model.train()
+        with state.random.active():
             for batch in order.split(recipe.batch_size)[: recipe.epoch_steps]:
-                if self.penalty is not None and self.penalty.finished(self.step):
+                if self.finished():
                     break
-                logits, loss = self.update(batch)
+                logits, loss = self.step(inputs[batch], targets[batch])
                 loss_sum += loss * len(batch)
-                correct += (logits.argmax(1) == self.targets[batch]).sum()
+                correct += (logits.argmax(1) == targets[batch]).sum()
                 seen += len(batch)
-                self.step += 1
-                if self.step % 200 == 0 and not math.isfinite(float(loss_sum)):
+                state.steps += 1
+                if state.steps % _CHECK_INTERVAL == 0 and not math.isfinite(float(loss_sum)):
                     break
-        self.model.eval()
-        # The last step's damage shows in the weights only.
-        whole = all(bool(torch.isfinite(p).all()) for p in self.model.parameters() if p.requires_grad)
-        diverged = not math.isfinite(float(loss_sum)) or not whole
-        return Epoch(
-            number,
-            float(loss_sum) / seen,
-            float(correct) / seen,
-            self.rates[0] * multiplier,
-            self.step,
-            time.perf_counter() - start,
-            diverged,
-        )
+        state.model.eval()
+        # The loss of the last step does not show what that step did to the parameters.
+        finite = all(bool(torch.isfinite(p).all()) for p in state.model.parameters() if p.requires_grad)
+        diverged = not finite or not math.isfinite(float(loss_sum))
+        loss, accuracy, seconds = float(loss_sum) / seen, float(correct) / seen, time.perf_counter() - start
+        return Epoch(number, loss, accuracy, self.rates[0] * multiplier, state.steps, seconds, diverged)
 
-    def update(self, batch: Tensor) -> tuple[Tensor, Tensor]:
-        inputs = self.inputs[batch]
+    def step(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Take one optimizer step on inputs [B, ...] and targets [B]; return logits [B, K] and cross-entropy."""
+        recipe, model, optimizer, penalty = self.recipe, self.state.model, self.state.optimizer, self.state.penalty
+        number = self.state.steps
         if self.augment is not None:
             inputs = self.augment(inputs)
-        if self.flat and inputs.ndim == 4:
+        if self.channels_last and inputs.ndim == 4:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=self.recipe.autocast):
-            logits = self.model(inputs)
-        loss = total = F.cross_entropy(logits.float() if self.recipe.autocast else logits, self.targets[batch])
-        if self.recipe.regularizer is not None:
-            total = total + self.recipe.regularizer.loss(self.model)
-        if self.penalty is not None and (extra := self.penalty.loss(self.step)) is not None:
+        with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=recipe.autocast):
+            logits = model(inputs)
+        loss = total = F.cross_entropy(logits.float() if recipe.autocast else logits, targets)
+        if recipe.regularizer is not None:
+            total = total + recipe.regularizer.loss(model)
+        if penalty is not None and (extra := penalty.loss(number)) is not None:
             total = total + extra
-        self.optimizer.zero_grad()
+        optimizer.zero_grad()
         total.backward()
-        if self.penalty is not None:
-            self.penalty.gradients(self.step)
-        self.optimizer.step()
-        if self.penalty is not None:
-            self.penalty.project(self.step)
-        if self.recipe.regularizer is not None:
-            self.recipe.regularizer.project(self.model)
+        if penalty is not None:
+            penalty.gradients(number)
+        optimizer.step()
+        if penalty is not None:
+            penalty.project(number)
+        if recipe.regularizer is not None:
+            recipe.regularizer.project(model)
         return logits.detach(), loss.detach()
-
-    def save(self, path: Path, identity: str) -> None:
-        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        for index, state in self.optimizer.state_dict()["state"].items():
-            for key, value in state.items():
-                if value is not None:
-                    tensors[f"optimizer.{index}.{key}"] = torch.as_tensor(value)
-        tensors["order"] = self.order.get_state()
-        tensors |= {f"noise.{name}": state for name, state in self.noise.states.items()}
-        if self.penalty is not None:
-            tensors |= {f"penalty.{name}": tensor for name, tensor in self.penalty.state().items()}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        # Tied parameters share memory, which the format does not allow: each name gets a copy of its own.
-        save_file(
-            {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()},
-            partial,
-            {"training": identity, "done": str(self.done), "step": str(self.step)},
-        )
-        os.replace(partial, path)
-
-    def resume(self, path: Path, identity: str) -> None:
-        try:
-            with safe_open(path, "pt") as file:
-                meta = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        except Exception as error:
-            raise ValueError(
-                f"train() found a checkpoint {path} that is no whole safetensors file ({error}). Delete it or name another: "
-                "train(..., checkpoint='other.safetensors')."
-            ) from error
-        if meta.get("training") != identity:
-            theirs, ours = json.loads(meta.get("training", "{}")), json.loads(identity)
-            other = sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key))
-            raise ValueError(
-                f"train() found the checkpoint {path} of another training: it differs in {', '.join(other)}. Delete it or name "
-                "another: train(..., checkpoint='other.safetensors')."
-            )
-
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {n.removeprefix(prefix): tensor for n, tensor in tensors.items() if n.startswith(prefix)}
-
-        self.model.load_state_dict(part("model."))
-        state = self.optimizer.state_dict()
-        held = [p for group in self.optimizer.param_groups for p in group["params"]]
-        state["state"] = {}
-        for name, value in part("optimizer.").items():
-            index, _, key = name.partition(".")
-            state["state"].setdefault(int(index), {})[key] = _laid_out(value, held[int(index)])
-        self.optimizer.load_state_dict(state)
-        self.order.set_state(tensors["order"])
-        self.noise.states = part("noise.")
-        if self.penalty is not None:
-            self.penalty.restore(part("penalty."))
-        self.done, self.step = int(meta["done"]), int(meta["step"])
-
-
-def _laid_out(value: Any, parameter: Tensor) -> Any:
-    """Return a state tensor of a parameter's shape in that parameter's order of memory; anything else as it is."""
-    if not isinstance(value, Tensor) or value.shape != parameter.shape:
-        return value
-    return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-
-
-def _told(change: object) -> str:
-    """Return a description that is the same in another process."""
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(change))
-
-
-def _digest(tensors: Iterable[Tensor]) -> str:
-    found = 0
-    for tensor in tensors:
-        found = zlib.crc32(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().tobytes(), found)
-    return f"{found:08x}"
-
-
-class _Noise(contextlib.AbstractContextManager["_Noise"]):
-    """The global generators' states of this training, swapped in while it runs and out again afterwards."""
-
-    def __init__(self, seed: int, device: torch.device) -> None:
-        self.device = device if device.type == "cuda" else None
-        with self._fork():
-            torch.default_generator.manual_seed(seed)
-            if self.device:
-                torch.cuda.manual_seed(seed)
-            self.states = self._read()
-
-    def _fork(self) -> contextlib.AbstractContextManager[None]:
-        return torch.random.fork_rng(devices=[self.device] if self.device else [])
-
-    def _read(self) -> dict[str, Tensor]:
-        states = {"cpu": torch.get_rng_state()}
-        return states | ({"cuda": torch.cuda.get_rng_state(self.device)} if self.device else {})
-
-    def __enter__(self) -> _Noise:
-        self.outside = self._fork()
-        self.outside.__enter__()
-        torch.set_rng_state(self.states["cpu"])
-        if self.device:
-            torch.cuda.set_rng_state(self.states["cuda"], self.device)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.states = self._read()
-        self.outside.__exit__(None, None, None)

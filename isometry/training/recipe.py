@@ -1,4 +1,4 @@
-"""Recipe: how to train, in one value; the schedules and additional losses that it names."""
+"""How to train, as one value; schedules of the learning rate, and the interfaces of additional loss terms."""
 
 from __future__ import annotations
 
@@ -13,36 +13,47 @@ __all__ = ["Cosine", "Penalty", "Recipe", "Regularizer", "Schedule", "Steps"]
 
 @dataclass(frozen=True)
 class Steps:
-    """Step schedule: the rate is multiplied by `factor` at each milestone, a share of the epochs in [0, 1].
+    """Step schedule: the rate is multiplied by `factor` at each milestone.
 
-    The default is the papers' MNIST recipe: 90 epochs, x0.1 after 30 and after 60.
+    The defaults are the recipe for MNIST of Lee et al., ICLR 2020, and Wang & Fu, ICLR 2023: 90 epochs, x0.1 after 30 and
+    after 60.
+
+    Attributes:
+        milestones: fractions of the epochs, in [0, 1].
+        factor: multiplier at each of them.
     """
 
     milestones: tuple[float, ...] = (1 / 3, 2 / 3)
     factor: float = 0.1
 
     def __post_init__(self) -> None:
-        if not all(0 <= share <= 1 for share in self.milestones):
+        if not all(0 <= fraction <= 1 for fraction in self.milestones):
             raise ValueError(
-                f"Steps() got milestones={self.milestones}; they are shares of the epochs in [0, 1], e.g. of 90 epochs the "
-                "30th and the 60th: Steps((1 / 3, 2 / 3))."
+                f"Steps() got milestones={self.milestones}; it takes fractions of the epochs in [0, 1], e.g. for "
+                "the 30th and the 60th of 90 epochs Steps((1 / 3, 2 / 3))."
             )
 
     def __call__(self, epoch: int, epochs: int) -> float:
         """Return the multiplier of the initial rate in `epoch` (from 1) of `epochs`."""
-        return self.factor ** sum(epoch > max(1, round(share * epochs)) for share in self.milestones)
+        return self.factor ** sum(epoch > max(1, round(fraction * epochs)) for fraction in self.milestones)
 
 
 @dataclass(frozen=True)
 class Cosine:
-    """Cosine schedule: from the initial rate down to `end` times it over the epochs."""
+    """Cosine schedule: from the initial rate down to `end` times that rate over the epochs.
+
+    Attributes:
+        end: multiplier that the rate approaches, in [0, 1].
+
+    Source: Loshchilov & Hutter, ICLR 2017, Eq. 5, without restarts.
+    """
 
     end: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.end <= 1:
             raise ValueError(
-                f"Cosine() got end={self.end}; it is a share of the initial rate in [0, 1], e.g. Cosine(0.01)."
+                f"Cosine() got end={self.end}; it takes a fraction of the initial rate in [0, 1], e.g. Cosine(0.01)."
             )
 
     def __call__(self, epoch: int, epochs: int) -> float:
@@ -52,22 +63,26 @@ class Cosine:
 
 Schedule = Steps | Cosine
 PUBLISHED = Steps()
+"""The default schedule."""
 
 
 class Regularizer:
-    """A term of the loss that depends on the network alone. Write one as a frozen dataclass of its hyperparameters."""
+    """A term of the loss that depends on the network alone.
+
+    A subclass is a frozen dataclass of its hyperparameters: a checkpoint recognizes it by its repr.
+    """
 
     def loss(self, model: nn.Module) -> Tensor:
-        """Return a scalar to add to the loss."""
+        """Return the term, a scalar with gradients with respect to the parameters."""
         raise NotImplementedError(f"{type(self).__name__} defines no loss(model)")
 
     def project(self, model: nn.Module) -> None:
-        """Change parameters in place after the optimizer's step; nothing by default."""
+        """Change the parameters in place after every step of the optimizer; the default changes nothing."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train: the arguments of `isometry.train` of the same names, in one value that a file can hold."""
+    """How to train: the arguments of `isometry.train` of the same names and defaults, as one value."""
 
     lr: float
     epochs: int
@@ -86,13 +101,13 @@ class Recipe:
 
 
 class Penalty(Protocol):
-    """What a pruner adds to plain training, with a state of its own. Steps count from 0."""
+    """A term that a pruner adds to plain training, with a state of its own. Steps count from 0."""
 
     def loss(self, step: int) -> Tensor | None:
-        """Return a scalar to add to the loss, or None."""
+        """Return a scalar to add to the loss, or None for nothing; called before the backward pass of every step."""
 
     def gradients(self, step: int) -> None:
-        """Add to the parameters' gradients in place, after the backward pass."""
+        """Add to the gradients of the parameters in place, after the backward pass."""
 
     def project(self, step: int) -> None:
         """Change the parameters in place after the optimizer's step."""
@@ -101,10 +116,10 @@ class Penalty(Protocol):
         """Whether training should end before this step."""
 
     def identity(self) -> str:
-        """Return what it is, for a checkpoint to be recognised by."""
+        """Return the settings as text; a checkpoint with a different text belongs to another training."""
 
     def state(self) -> dict[str, Tensor]:
-        """Return what the penalty must remember over an interruption."""
+        """Return everything that changes from step to step, as named tensors."""
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Take back what `state` returned."""
+        """Set everything that changes to what `state` returned."""

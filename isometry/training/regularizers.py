@@ -1,4 +1,4 @@
-"""Regularisers that pull weights towards orthogonality while a network is trained or fine-tuned."""
+"""Regularizers that pull weights toward orthogonality while a network is trained or fine-tuned."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from isometry.networks.modules import UNIT_LAYERS
 from isometry.training.recipe import Regularizer
 
 __all__ = ["KernOrth", "OrthConv", "kernel_orthogonality"]
 
 
 def kernel_orthogonality(weight: Tensor) -> Tensor:
-    """Return ||A Aᵀ - 1||_F with A the weight as a matrix [N, D], or its transpose where that is the wider one.
+    """Return ||A Aᵀ - I||_F, where A is the weight as a matrix [N, D], or its transpose where N > D.
 
     Args:
         weight: [N, ...], flattened from the second dimension on.
@@ -28,11 +29,11 @@ def kernel_orthogonality(weight: Tensor) -> Tensor:
 
 
 def convolution_orthogonality(weight: Tensor, stride: tuple[int, ...]) -> Tensor:
-    """Return ||K * K - delta||_F: the kernel correlated with itself against the unit impulse, zero at every other shift.
+    """Return ||K * K - delta||_F: the correlation of the kernel with itself, minus the unit impulse.
 
     Args:
-        weight: K [N, C, h, w].
-        stride: of the convolution; shifts are its multiples below the kernel's size.
+        weight: the kernel K [N, C, h, w].
+        stride: of the convolution; the correlation is taken at shifts that are its multiples, below the kernel's size.
 
     Source: Wang et al., CVPR 2020, "Orthogonal convolutional neural networks", Eq. 8.
     """
@@ -46,7 +47,7 @@ def convolution_orthogonality(weight: Tensor, stride: tuple[int, ...]) -> Tensor
 
 @dataclass(frozen=True)
 class KernOrth(Regularizer):
-    """weight x the sum of `kernel_orthogonality` over all convolutions and linear layers.
+    """Add the sum of `kernel_orthogonality` over all convolutions and linear layers, times `weight`, to the loss.
 
     Attributes:
         weight: 0.1, the default of the code of Wang & Fu, ICLR 2023.
@@ -58,16 +59,16 @@ class KernOrth(Regularizer):
         _check_weight(self)
 
     def loss(self, model: nn.Module) -> Tensor:
-        """Return the penalty, a scalar."""
+        """Return the term, a scalar."""
         return self.weight * torch.stack([kernel_orthogonality(layer.weight) for layer in _layers(model)]).sum()
 
 
 @dataclass(frozen=True)
 class OrthConv(Regularizer):
-    """weight x the sum of `convolution_orthogonality` over the 2-D convolutions, `kernel_orthogonality` elsewhere.
+    """Add the sum of `convolution_orthogonality` over the 2-D convolutions, times `weight`, to the loss.
 
-    1x1 convolutions and linear layers have the matrix form; the first layer is left out. Each convolution has its own
-    stride, where the published code has 2 for all.
+    For 1x1 convolutions, convolutions with groups, and linear layers the term is `kernel_orthogonality`; the first layer
+    has none. Each convolution is taken with its own stride; the published code takes 2 for all of them.
 
     Attributes:
         weight: 0.1, the default of the code of Wang & Fu, ICLR 2023.
@@ -79,7 +80,7 @@ class OrthConv(Regularizer):
         _check_weight(self)
 
     def loss(self, model: nn.Module) -> Tensor:
-        """Return the penalty, a scalar."""
+        """Return the term, a scalar."""
         terms = []
         for layer in _layers(model)[1:]:
             if isinstance(layer, nn.Conv2d) and layer.weight[0, 0].numel() > 1 and layer.groups == 1:
@@ -92,11 +93,13 @@ class OrthConv(Regularizer):
 def _check_weight(regularizer: KernOrth | OrthConv) -> None:
     if not regularizer.weight >= 0:
         name = type(regularizer).__name__
-        raise ValueError(f"{name}() got weight={regularizer.weight}; it takes a number from 0 on, e.g. {name}(0.1).")
+        raise ValueError(
+            f"{name}() got weight={regularizer.weight}; it takes a number of at least 0, e.g. {name}(0.1)."
+        )
 
 
 def _layers(model: nn.Module) -> list[Any]:
-    layers = [m for m in model.modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)]
+    layers = [m for m in model.modules() if isinstance(m, UNIT_LAYERS)]
     if len(layers) < 2:
         raise ValueError(
             "an orthogonality regularizer takes a network of at least two convolutions or linear layers, e.g. "

@@ -1,0 +1,130 @@
+"""Repairs by name: the one place where trials, comparisons and analyses find them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+from torch import nn
+
+from isometry.repairs.orthogonalization import orthogonalize
+from isometry.repairs.recalibration import recalibrate
+from isometry.repairs.recovery import recover
+
+__all__ = ["REPAIRS", "Orthogonalization", "Recalibration", "Recovery", "Repair", "best_repair", "repair_by_name"]
+
+RELU_GAIN = math.sqrt(2)
+"""The gain with which the reference code of Wang & Fu, ICLR 2023, orthogonalizes ReLU networks."""
+
+
+class Repair(Protocol):
+    """A way to repair a pruned network: a frozen dataclass of its hyperparameters, called with the network."""
+
+    @property
+    def name(self) -> str:
+        """The name in `REPAIRS`."""
+
+    def __call__(
+        self, model: nn.Module, *, data: Any = None, reference: nn.Module | None = None, seed: int = 0
+    ) -> nn.Module:
+        """Return a repaired copy of `model`, which is left alone.
+
+        Args:
+            model: the pruned network.
+            data: training data, as `train` takes them, for repairs that need some.
+            reference: the network before pruning, for repairs that need it.
+            seed: of whatever is drawn at random.
+
+        Raises:
+            ValueError: the repair does not work on this network, or needs what is not given.
+        """
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """The oracle: `recover`, for linear MLPs."""
+
+    name: ClassVar[str] = "oracle"
+
+    def __call__(
+        self, model: nn.Module, *, data: Any = None, reference: nn.Module | None = None, seed: int = 0
+    ) -> nn.Module:
+        """Return a copy whose every JSV is 1; see `recover`."""
+        return recover(model)
+
+
+@dataclass(frozen=True)
+class Orthogonalization:
+    """OrthP: `orthogonalize`, for any network.
+
+    Attributes:
+        gain: sqrt(2), the reference code's for ReLU networks.
+    """
+
+    name: ClassVar[str] = "orthp"
+    gain: float = RELU_GAIN
+
+    def __call__(
+        self, model: nn.Module, *, data: Any = None, reference: nn.Module | None = None, seed: int = 0
+    ) -> nn.Module:
+        """Return a copy whose weights are orthogonal; see `orthogonalize`."""
+        return orthogonalize(model, gain=self.gain)
+
+
+@dataclass(frozen=True)
+class Recalibration:
+    """BatchNorm statistics estimated anew: `recalibrate`."""
+
+    name: ClassVar[str] = "recalibrate"
+
+    def __call__(
+        self, model: nn.Module, *, data: Any = None, reference: nn.Module | None = None, seed: int = 0
+    ) -> nn.Module:
+        """Return a copy with the statistics of its own activations on `data`; see `recalibrate`."""
+        if data is None:
+            raise ValueError(
+                "recalibrate() got no data; it takes training images to estimate the statistics on, e.g. "
+                "repair_by_name('recalibrate')(model, data=isometry.data.load('digits'))."
+            )
+        return recalibrate(model, data, seed=seed)
+
+
+REPAIRS: dict[str, Repair] = {repair.name: repair for repair in (Recovery(), Orthogonalization(), Recalibration())}
+"""{name: repair}. A new entry makes a repair known to trials, comparisons and analyses."""
+
+
+def repair_by_name(name: str) -> Repair:
+    """Return the repair of that name.
+
+    Args:
+        name: a key of `REPAIRS`.
+
+    Raises:
+        ValueError: there is none; the message lists the names.
+    """
+    if name not in REPAIRS:
+        raise ValueError(
+            f"repair_by_name() got {name!r}; it knows {', '.join(map(repr, REPAIRS))}, e.g. repair_by_name('recalibrate')."
+        )
+    return REPAIRS[name]
+
+
+def best_repair(model: nn.Module) -> tuple[str, nn.Module]:
+    """Return the nearest to dynamical isometry that can be had without training: its label, and the repaired copy.
+
+    That is ("oracle", `recover(model)`) for linear MLPs, and ("OrthP", `orthogonalize(model)`) for all other networks, with
+    the reference's gain of sqrt(2) for ReLU; with a gain of 1 where the activations are modules and none is a ReLU.
+
+    Args:
+        model: any network; it is left alone.
+
+    Raises:
+        ValueError: no convolution or linear layer; or one whose weight is parametrized.
+    """
+    try:
+        return "oracle", recover(model)
+    except ValueError:  # not a linear MLP, or one with too narrow a layer
+        activations = [module for module in model.modules() if type(module).__module__ == nn.ReLU.__module__]
+        rectified = not activations or any(isinstance(module, nn.ReLU) for module in activations)
+        return "OrthP", orthogonalize(model, gain=RELU_GAIN if rectified else 1.0)
