@@ -8,11 +8,9 @@ Two cores of one machine, one network each, medians of five interleaved repetiti
   `vmap(jacrev)` 14 times. With a table of every block `measure` itself takes 1.5 times as long.
 - Peak memory grows by 226 MiB for 64 inputs and 245 MiB for 256. `.backward()` per class needs 483 MiB; the routes that take one
   sample at a time need less than `measure` (26 to 128 MiB). One measurement each, no repetition.
-- 1,000 outputs (a random ResNet-50 on four random images): Golub-Kahan brackets every sample's mean to 3 % with 12 times fewer
-  products and 9.0 times less time than the exact spectrum. One network, one run.
 
 Run `python analyses/cost.py --out figures` with $ISOMETRY_DATA naming the folder with CIFAR-10 and the pretrained weights (see the
-README); without it a random ResNet-56 on random images is measured, and the table says so. Four minutes of two cores.
+README); without it a random ResNet-56 on random images is measured, and the table says so. Minutes of two cores.
 """
 
 from __future__ import annotations
@@ -25,9 +23,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib import pyplot as plt
-from torch import Tensor, nn
+from torch import Tensor
 
 import isometry
 from isometry.trials import script
@@ -83,44 +80,11 @@ def memory(quick: bool) -> list[Row]:
     ]  # fmt: skip
 
 
-def large(quick: bool) -> list[Row]:
-    """Return exact against stochastic at 1,000 outputs of a network without a narrow layer."""
-    generator = torch.Generator().manual_seed(0)
-    if quick:
-        net: nn.Module = nn.Sequential(nn.Flatten(), nn.Linear(768, 400), nn.ReLU(), nn.Linear(400, 300)).eval()
-        x, case = torch.randn(24, 3, 16, 16, generator=generator)[:2], "random, 300 outputs"
-    else:
-        net = isometry.networks.build("resnet-50", 1000, seed=0, input_shape=(3, 64, 64)).eval()
-        x, case = torch.randn(24, 3, 64, 64, generator=generator)[:4], "resnet-50, random, 1000 outputs"
-    reports = {method: isometry.measure(net, x, method=method, progress=False) for method in ("exact", "krylov")}
-    rows: list[Row] = [
-        {"case": case, "method": method, "products": report.cost.products, "seconds": report.cost.seconds}
-        for method, report in reports.items()
-    ]
-    brackets, truth = reports["krylov"].brackets, reports["exact"].sample_means
-    assert brackets is not None
-    lower, upper = brackets.lower, brackets.upper
-    half = float(((upper - lower) / (upper + lower)).max())
-    rows[1] |= {"half_width": half, "low": float((lower / truth).min()), "high": float((upper / truth).max())}
-    return rows
-
-
 def tables(table: pd.DataFrame) -> str:
-    """Return the routes, their memory, and exact against stochastic, as markdown."""
-    rows = {part: table[table["part"] == part] for part in ("memory", "large")}
-    memory_columns = {"case": "case", "method": "route", "peak_mib": "peak MiB"}
-    large_columns = {
-        "case": "network",
-        "method": "method",
-        "products": "products",
-        "seconds": "seconds",
-        "half_width": "half-width",
-    }
-    return "\n\n".join([
-        short(table),
-        script.format_columns(rows["memory"].reindex(columns=list(memory_columns)), memory_columns),
-        script.format_columns(rows["large"], large_columns),
-    ])  # fmt: skip
+    """Return the routes and their memory as markdown."""
+    columns = {"case": "case", "method": "route", "peak_mib": "peak MiB"}
+    rows = table[table["part"] == "memory"].reindex(columns=list(columns))
+    return f"{short(table)}\n\n{script.format_columns(rows, columns)}"
 
 
 def short(table: pd.DataFrame) -> str:
@@ -147,18 +111,5 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     plt.close(figure)
 
 
-PARTS = {"routes": routes, "memory": memory, "large": large}
-
-
-def main() -> None:
-    """Measure, write, draw."""
-    parser = script.build_parser(__doc__)
-    parser.add_argument("--only", nargs="+", choices=list(PARTS), help="measure these parts again, keep the others")
-    output = script.Output.of("cost", script.parse(parser))
-    if not output.options.redraw:
-        script.run_parts(PARTS, output)
-    output.publish(draw, tables)
-
-
 if __name__ == "__main__":
-    main()
+    script.run_measurement("cost", __doc__, {"routes": routes, "memory": memory}, draw, tables)

@@ -14,7 +14,8 @@ from scipy.sparse.linalg import svds
 from torch import Tensor, nn
 
 from isometry.measurement import measure
-from isometry.measurement.folding import folded
+from isometry.measurement.batch import Batch
+from isometry.measurement.folding import fold_network
 from isometry.measurement.function import NetworkFunction
 from isometry.networks.modules import state_preserved
 
@@ -100,7 +101,7 @@ def curvlinops_svds(net: nn.Module, x: Tensor) -> Tensor:
 def build_floor(net: nn.Module, x: Tensor) -> Callable[[Tensor], None]:
     """Return what cannot be saved: one forward pass and one input-gradient pass per class of the folded network."""
     with state_preserved(net):
-        function = folded(NetworkFunction(net), x[:2])
+        function = fold_network(NetworkFunction(net), Batch.of(x[:2]))
         assert function is not None
         model = function.model.eval().requires_grad_(False)
 

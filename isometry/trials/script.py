@@ -41,7 +41,7 @@ __all__ = [
     "positive",
     "ratio",
     "read_table",
-    "run_parts",
+    "run_measurement",
 ]
 
 Row = dict[str, Any]
@@ -166,30 +166,47 @@ class Output:
         print(f"{text}\n\nwrote {self.folder / self.name}.csv, .json, .md, .png")
 
 
-def run_parts(parts: Mapping[str, Callable[[bool], list[Row]]], output: Output) -> None:
-    """Compute the parts of a measurement and write the table after each.
+def run_measurement(
+    name: str,
+    doc: str | None,
+    parts: Mapping[str, Callable[[bool], list[Row]]],
+    draw: Callable[[pd.DataFrame, Path], None],
+    tables: Callable[[pd.DataFrame], str],
+) -> None:
+    """Run a script that measures instead of running trials. The table is written after every part.
 
     Args:
-        parts: {value of the column `part`: function of --quick that returns the rows}. Where the option `only` names some,
-            the others are kept as they are in the written table.
-        output: where to.
+        name: of the analysis.
+        doc: the script's docstring.
+        parts: {value of the column `part`: function of --quick that returns the rows}.
+        draw: see `Output.publish`.
+        tables: see `Output.publish`.
     """
-    only, start = getattr(output.options, "only", None), time.perf_counter()
-    kept, used = None, []
-    if only and output.path("csv").exists():
+    parser = build_parser(doc)
+    parser.add_argument("--only", nargs="+", choices=list(parts), help="measure these parts again, keep the others")
+    output = Output.of(name, parse(parser))
+    if not output.options.redraw:
+        _measure_parts(parts, output)
+    output.publish(draw, tables)
+
+
+def _measure_parts(parts: Mapping[str, Callable[[bool], list[Row]]], output: Output) -> None:
+    only, start = output.options.only or list(parts), time.perf_counter()
+    kept, used = pd.DataFrame(columns=["part"]), []
+    if output.options.only and output.path("csv").exists():
         kept, origin = output.read()
         kept, used = kept[~kept["part"].isin(only)], origin["software"]
     rows: list[Row] = []
-    for name in tqdm(only or list(parts), desc="parts", unit="part"):
+    for name in tqdm(only, desc="parts", unit="part"):
         rows += [{"part": name, **row} for row in parts[name](output.options.quick)]
-        table = pd.DataFrame(rows)
         origin = {
             "software": [entry for entry in used if entry != software()] + [software()],
             "seeds": [0],
             "computing_seconds": round(time.perf_counter() - start, 1),
             "threads": torch.get_num_threads(),
         }
-        output.write(table if kept is None else pd.concat([kept, table], ignore_index=True), origin)
+        tables = [table for table in (kept, pd.DataFrame(rows)) if len(table)]
+        output.write(pd.concat(tables, ignore_index=True), origin)
 
 
 def format_spread(values: pd.Series, digits: int, *, always: bool = True) -> str:
@@ -208,7 +225,7 @@ def format_spread(values: pd.Series, digits: int, *, always: bool = True) -> str
 
 
 def format_columns(table: pd.DataFrame, columns: dict[str, str]) -> str:
-    """Return columns as a markdown table, numbers with three significant digits.
+    """Return columns as a markdown table, numbers with at least three significant digits.
 
     Args:
         table: the rows to show.
@@ -218,6 +235,6 @@ def format_columns(table: pd.DataFrame, columns: dict[str, str]) -> str:
     def text(value: Any) -> Any:
         if not isinstance(value, float):
             return value
-        return "" if math.isnan(value) else f"{value:.3g}"
+        return "" if math.isnan(value) else f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
     return markdown(table[list(columns)].rename(columns=columns).map(text))
