@@ -128,7 +128,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     left.set(xscale="log", yscale="log", xlabel="products per probe", ylabel="fraction of the mean")
     left.set_xticks([2, 8, 16, 32, 64], ["2", "8", "16", "32", "64"])
     left.minorticks_off()
-    left.set_title("One probe's error (solid, median of 64) and half-width of its bracket (dotted)", fontsize="medium")
+    left.set_title("One probe's error (solid, median of 64) and half-width of its bracket (dotted)", fontsize="small")
     left.legend(frameon=False, fontsize="small")
     held = table[table["part"] == "coverage"]
     shares = held["coverage"].clip(upper=1 - 1e-12)
@@ -137,7 +137,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     labels = held["case"] + "\n" + held["method"]
     right.set_yticks(range(len(held)), labels, fontsize="small")
     right.axvline(95, color="black", linewidth=0.8, linestyle=":")
-    right.set_xlabel("seeds whose 95 % interval holds the truth, % (bars: 95 % interval of that share)")
+    right.set_xlabel("seeds whose 95 % interval holds the truth, %\n(bars: 95 % interval of that share)")
     right.set_title("Intervals hold about as often as they say", fontsize="medium")
     figure.savefig(path, dpi=150)
     plt.close(figure)
