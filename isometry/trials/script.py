@@ -153,6 +153,20 @@ class Output:
         """Write the table and its provenance."""
         write_table(table, origin, self.folder / self.name)
 
+    def write_network(self, table: pd.DataFrame, origin: dict[str, Any]) -> None:
+        """Write the rows of one network; those of others in the written table are kept, with their provenance."""
+        network, origins = table["network"].iloc[0], {}
+        if self.path("csv").exists():
+            written, kept = self.read()
+            table = pd.concat([table, written[written["network"] != network]], ignore_index=True)
+            table = table.sort_values("network", ascending=False, kind="stable")
+            origins = kept["networks"]
+        origins |= {network: origin}
+        versions = [entry for each in origins.values() for entry in each["software"]]
+        unique = [entry for index, entry in enumerate(versions) if entry not in versions[:index]]
+        seconds = round(sum(each["computing_seconds"] for each in origins.values()), 1)
+        self.write(table, {"networks": origins, "software": unique, "computing_seconds": seconds})
+
     def read(self) -> tuple[pd.DataFrame, dict[str, Any]]:
         """Return the written table and its provenance."""
         return read_table(self.path("csv")), json.loads(self.path("json").read_text())
