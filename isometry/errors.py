@@ -9,7 +9,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-__all__ = ["InvalidTypeError", "InvalidValueError", "signed"]
+import torch
+
+__all__ = ["InvalidTypeError", "InvalidValueError", "is_out_of_memory", "signed"]
+
+_OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 
 
 class InvalidValueError(ValueError):
@@ -33,3 +37,9 @@ def signed(verb: str) -> Iterator[None]:
         raise ValueError(f"{verb}() {error}") from error.__cause__
     except InvalidTypeError as error:
         raise TypeError(f"{verb}() {error}") from error.__cause__
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on any device."""
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or any(words in str(error).lower() for words in _OUT_OF_MEMORY)

@@ -1,3 +1,5 @@
+"""Fixtures of all tests."""
+
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -5,13 +7,17 @@ from pathlib import Path
 import matplotlib
 import pytest
 import torch
-from pretended import pretended_cuda
-from torch import nn
 
 import isometry
+from tests.fake_cuda import fake_cuda
 
 matplotlib.use("Agg")
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
 
 
 @pytest.fixture
@@ -24,35 +30,15 @@ def real_data() -> Path:
 
 @pytest.fixture
 def cuda() -> Iterator[torch.device]:
-    """A CUDA device; where there is none, a pretended one, which refuses what the real one refuses."""
+    """A CUDA device; where there is none, a fake one, which refuses what the real one refuses."""
     device = torch.device("cuda", 0)
     if torch.cuda.is_available():
         yield device
     else:
-        with pretended_cuda():
+        with fake_cuda():
             yield device
 
 
 @pytest.fixture(scope="session")
 def digits() -> isometry.data.Data:
     return isometry.data.load("digits")
-
-
-def batch_norm_net() -> nn.Module:
-    torch.manual_seed(0)
-    net = nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
-        nn.Conv2d(8, 6, 3, stride=2), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.5), nn.Flatten(), nn.Linear(54, 5),
-    )  # fmt: skip
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_()
-            module.running_var.uniform_(0.5, 2)
-            nn.init.normal_(module.weight)
-            nn.init.normal_(module.bias)
-    return net
-
-
-@pytest.fixture
-def bn_net() -> nn.Module:
-    return batch_norm_net()

@@ -1,4 +1,4 @@
-"""On another device the numbers are the same, and nothing mixes devices; a pretended CUDA where there is none."""
+"""On another device the numbers are the same, and nothing mixes devices; a fake CUDA where there is none."""
 
 import copy
 import dataclasses
@@ -8,16 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from pretended import pretended_cuda
 from torch import Tensor, nn
 
 import isometry
-from isometry import surgery
+from isometry import Recipe, Report, measure, surgery
 from isometry.data import CropFlip, Data
 from isometry.pruners import Pruner
-from isometry.recipe import Recipe
-from isometry.report import Report
 from isometry.trials import Trial, run
+from tests.fake_cuda import fake_cuda
+from tests.models import WORKS
 
 
 def residual() -> nn.Module:
@@ -29,8 +28,8 @@ def images() -> Tensor:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the real device refuses by itself")
-def test_the_pretended_device_refuses_what_the_real_one_refuses() -> None:
-    with pretended_cuda():
+def test_the_fake_device_refuses_what_the_real_one_refuses() -> None:
+    with fake_cuda():
         there = torch.ones(3, device="cuda")
         assert there.is_cuda
         assert (2 * there + torch.tensor(1.0))[torch.tensor([0])].device.type == "cuda"
@@ -71,6 +70,18 @@ DENSE = {
         (lambda: DENSE["wide"], {"method": "krylov"}),
         (lambda: DENSE["cut"], {}),
     ],
+    ids=[
+        "plain",
+        "layers",
+        "krylov",
+        "rtol",
+        "budget",
+        "at",
+        "float64",
+        "wide-budget",
+        "wide-krylov",
+        "narrow-cut",
+    ],
 )
 def test_a_measurement_is_the_same_there(
     cuda: torch.device, net: Callable[[], nn.Module], options: dict[str, Any]
@@ -84,6 +95,16 @@ def test_a_measurement_is_the_same_there(
     isometry.plots.spectrum(there)
 
 
+@pytest.mark.parametrize("name", WORKS)
+def test_models_on_cuda_agree_with_the_cpu(cuda: torch.device, name: str) -> None:
+    build, shape = WORKS[name]
+    torch.manual_seed(0)
+    net, x = build().eval(), torch.randn(4, *shape)
+    expected = measure(net, x).mean_jsv
+    report = measure(copy.deepcopy(net).to(cuda), x)
+    assert report.mean_jsv == pytest.approx(expected, rel=1e-3)
+
+
 def test_networks_compare_the_same_there(cuda: torch.device) -> None:
     net = residual()
     pruned = isometry.prune(net, isometry.L1(), 0.5, inputs=images()).model
@@ -94,7 +115,11 @@ def test_networks_compare_the_same_there(cuda: torch.device) -> None:
 
 
 SHORT: dict[str, Any] = {"batch_size": 16}
-GROWTH: dict[str, Any] = {"delta": 0.5, "interval": 1, "ceiling": 1.0, "stabilise": 2, **SHORT}
+
+
+GROWTH: dict[str, Any] = {"delta": 0.5, "interval": 1, "ceiling": 1.0, "stabilize": 2, **SHORT}
+
+
 SPARSE: dict[str, Any] = {"epochs": 1, "epoch_steps": 2, **SHORT}
 
 
@@ -106,7 +131,7 @@ SPARSE: dict[str, Any] = {"epochs": 1, "epoch_steps": 2, **SHORT}
         isometry.L1(scope="global"),
         isometry.GReg(**GROWTH),
         isometry.GReg2(**GROWTH),
-        isometry.TPP(**{**GROWTH, "stabilise": 20, "zero_out": 1}),
+        isometry.TPP(**{**GROWTH, "stabilize": 20, "zero_out": 1}),
         isometry.Slimming(**SPARSE),
         isometry.Polarization(**SPARSE),
         isometry.RecedingBN(**SPARSE),
@@ -129,7 +154,7 @@ def test_pruners_choose_the_same_there(cuda: torch.device, digits: Data, pruner:
 
 def test_training_resumes_there_bit_for_bit(cuda: torch.device, digits: Data, tmp_path: Path) -> None:
     data = dataclasses.replace(digits, augment=CropFlip(padding=1))
-    options: dict[str, Any] = {"lr": 0.01, "epochs": 2, "epoch_steps": 3, "regulariser": isometry.KernOrth()}
+    options: dict[str, Any] = {"lr": 0.01, "epochs": 2, "epoch_steps": 3, "regularizer": isometry.KernOrth()}
     whole, interrupted = residual().to(cuda), residual().to(cuda)
     list(isometry.train(whole, data, **options))
     path = tmp_path / "training.safetensors"
@@ -160,12 +185,12 @@ def test_the_oracle_recovers_there(cuda: torch.device, digits: Data) -> None:
     assert report.mean_jsv == pytest.approx(1, abs=1e-5)
 
 
-def test_an_optimiser_is_carried_there(cuda: torch.device, digits: Data) -> None:
+def test_an_optimizer_is_carried_there(cuda: torch.device, digits: Data) -> None:
     net = residual().to(cuda)
     optimizer = torch.optim.Adam(net.parameters())
     list(isometry.train(net, digits, lr=0.01, epochs=1, epoch_steps=2, optimizer=optimizer))
     pruned = isometry.prune(net, isometry.L1(), 0.5)
-    carried = surgery.carry(optimizer, net, pruned)
+    carried = surgery.transfer_optimizer_state(optimizer, net, pruned)
     list(isometry.train(pruned.model, digits, lr=0.01, epochs=1, epoch_steps=2, optimizer=carried))
     assert all(state["exp_avg"].is_cuda for state in carried.state.values())
 
@@ -175,3 +200,20 @@ def test_trials_run_there(cuda: torch.device, tmp_path: Path) -> None:
     trial = Trial("digits", "mlp-7-linear", tune, tune, isometry.L1(), 0.5, options={"input_shape": (1, 8, 8)})
     table = run([trial], tmp_path, jobs=1, device="cuda", progress=False)
     assert table["accuracy"].notna().all()
+
+
+def test_states_are_adopted_to_the_models_device(cuda: torch.device) -> None:
+    net = isometry.networks.build("resnet-20", seed=0, input_shape=(1, 8, 8))
+    state = isometry.prune(net, isometry.L1(), 0.5).model.state_dict()
+    adopted = surgery.adopt(copy.deepcopy(net).to(cuda), state)
+    assert all(t.is_cuda for t in adopted.state_dict().values())
+
+
+def test_inputs_of_other_precision_and_device_are_moved(cuda: torch.device, digits: Data) -> None:
+    net = isometry.networks.build("resnet-20", seed=0, input_shape=(1, 8, 8)).double().to(cuda)
+    x = torch.randn(2, 1, 8, 8)
+    pruned = isometry.prune(net, isometry.L1(), 0.5, inputs=x)
+    assert isometry.networks.size(pruned.model, x).flops
+    assert isometry.evaluation.evaluate(pruned.model, digits).samples == len(digits.test.inputs)
+    assert isometry.recalibrate(pruned.model, digits, samples=64)
+    surgery.transfer_optimizer_state(torch.optim.SGD(net.parameters(), lr=0.1), net, pruned, inputs=x)

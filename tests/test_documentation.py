@@ -10,6 +10,8 @@ import pandas as pd
 import pytest
 
 ROOT = Path(__file__).parents[1]
+
+
 README = (ROOT / "README.md").read_text()
 
 

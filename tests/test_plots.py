@@ -1,3 +1,5 @@
+"""Every figure shows what its numbers say."""
+
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +9,8 @@ import torch
 from matplotlib import pyplot as plt
 
 from isometry import compare, measure, networks, plots
+from isometry.networks import importances
+from tests.models import normed_conv, wide_net
 
 
 @pytest.fixture(autouse=True)
@@ -27,6 +31,9 @@ def test_spectra_are_densities_with_the_isometry_line() -> None:
     values, edges, _ = stairs[0].get_data()
     assert ax.get_xscale() == "log"
     assert float((values * np.diff(np.log10(edges))).sum()) == pytest.approx(1, abs=1e-6)
+
+
+def test_densities_on_given_axes_have_the_isometry_line_at_one() -> None:
     linear = plots.spectrum(measure(torch.nn.Linear(4, 4), torch.randn(3, 4)), plt.subplots()[1])
     assert linear.lines[0].get_xdata()[0] == 1
 
@@ -39,7 +46,7 @@ def test_trajectories_draw_the_mean_and_spread_over_seeds() -> None:
     ax = plots.trajectory(table)
     assert ax.lines[0].get_ydata() == pytest.approx([0.2, 0.3])
     assert (ax.lines[0].get_linestyle(), ax.lines[1].get_linestyle()) == ("-", "--")
-    assert ax.lines[0].get_color() == ax.lines[1].get_color() == plots.colour("L1")
+    assert ax.lines[0].get_color() == ax.lines[1].get_color() == plots.color("L1")
     assert ax.get_yscale() == "log"
     assert plots.trajectory(table, y="accuracy").get_yscale() == "linear"
     assert plots.sweep(table, x="epoch").get_ylabel() == "mean JSV"
@@ -53,14 +60,46 @@ def test_comparisons_have_intervals_and_can_be_saved(tmp_path: Path) -> None:
     assert (tmp_path / "c.png").stat().st_size > 1000
 
 
-def test_methods_keep_their_colour() -> None:
-    assert plots.colour("TPP") == plots.colour("tpp + oracle") == plots.colour("TPP, 0.9")
-    assert len({plots.colour(n) for n in ("dense", "random", "L1", "GReg", "TPP", "scratch")}) == 6
-    assert plots.colour("my net") == plots.colour("my net")
+def test_methods_keep_their_color() -> None:
+    assert plots.color("TPP") == plots.color("tpp + oracle") == plots.color("TPP, 0.9")
+    assert len({plots.color(n) for n in ("dense", "random", "L1", "GReg", "TPP", "scratch")}) == 6
+    assert plots.color("my net") == plots.color("my net")
 
 
-def test_wrong_tables_are_refused() -> None:
+def test_layers_are_drawn() -> None:
+    net = networks.build("lenet-5-relu", seed=0)
+    report = measure(net, torch.randn(4, 1, 32, 32), layers=True)
+    ax = plots.layers({"dense": report, "other": report})
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["conv1", "conv2", "conv3", "fc1", "fc2"]
+
+
+def test_a_report_without_layers_is_refused() -> None:
+    net = networks.build("lenet-5-relu", seed=0)
+    with pytest.raises(ValueError, match="layers=True"):
+        plots.layers(measure(net, torch.randn(4, 1, 32, 32)))
+
+
+def test_the_histogram_of_importances_marks_the_threshold() -> None:
+    model = normed_conv()
+    for logarithmic in (False, True):
+        ax = plots.importances(model, threshold=0.5, logarithmic=logarithmic)
+        share = float((torch.cat(list(importances(model).values())) < 0.5).double().mean())
+        assert ax.get_legend().get_texts()[0].get_text() in ("32 units", f"threshold, {share:.0%} below")
+        assert sum(patch.get_height() for patch in ax.patches) == 32
+        assert ax.get_xscale() == ("log" if logarithmic else "linear")
+
+
+def test_brackets_are_drawn_next_to_exact_spectra() -> None:
+    net, x = wide_net(200), torch.randn(12, 3, 16, 16)
+    ax = plots.spectrum({"exact": measure(net, x, method="exact"), "krylov": measure(net, x)})
+    assert len(ax.get_legend().get_texts()) == 3
+
+
+def test_an_empty_table_is_refused() -> None:
     with pytest.raises(ValueError, match=r"plots\.trajectory\(\) got a table with 0 rows"):
         plots.trajectory(pd.DataFrame())
+
+
+def test_a_table_without_the_columns_is_refused_with_their_names() -> None:
     with pytest.raises(ValueError, match=r"the columns a; it takes a DataFrame .* network, mean_jsv"):
         plots.comparison(pd.DataFrame({"a": [1]}))

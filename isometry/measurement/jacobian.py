@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from isometry.errors import is_out_of_memory
 from isometry.measurement.differences import central_difference, jacobian_by_differences
 from isometry.spectra import Operator
 
-__all__ = ["BACKWARD", "FORWARD", "AdjointError", "Jacobian", "NonFiniteError", "is_out_of_memory"]
+__all__ = ["BACKWARD", "FORWARD", "AdjointError", "Jacobian", "NonFiniteError"]
 
 BACKWARD = ("batched", "loop", "replicated", "one by one", "differences")
 """Routes to Jᵀu, from the first tried to the last resort."""
@@ -22,13 +23,6 @@ FORWARD = ("linearize", "double vjp", "jvp", "differences")
 """Routes to J v, likewise; "linearize" pays off only over very many products and is tried where those are expected."""
 
 _LINEARIZE_FROM = 200
-_OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on any device."""
-    kinds = (MemoryError, torch.OutOfMemoryError)
-    return isinstance(error, kinds) or any(words in str(error).lower() for words in _OUT_OF_MEMORY)
 
 
 class AdjointError(ArithmeticError):

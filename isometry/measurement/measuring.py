@@ -12,13 +12,12 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from isometry.errors import InvalidTypeError, InvalidValueError, signed
+from isometry.errors import InvalidTypeError, InvalidValueError, is_out_of_memory, signed
 from isometry.measurement.batch import Batch
 from isometry.measurement.checks import readable_errors
 from isometry.measurement.estimators import BottleneckBypassedError, EstimatedBatch, Exact
 from isometry.measurement.function import NetworkFunction
 from isometry.measurement.inputs import Inputs, read_inputs, takes_several_inputs
-from isometry.measurement.jacobian import is_out_of_memory
 from isometry.measurement.options import Options
 from isometry.measurement.planner import Plan, Planner
 from isometry.measurement.preparation import Subject, prepare, sample_shape

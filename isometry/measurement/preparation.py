@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from isometry.errors import InvalidTypeError, InvalidValueError
+from isometry.errors import InvalidTypeError, InvalidValueError, is_out_of_memory
 from isometry.measurement.batch import Batch
 from isometry.measurement.checks import check_per_sample, describe_nonfinite
 from isometry.measurement.folding import fold_network
 from isometry.measurement.function import NetworkFunction
-from isometry.measurement.jacobian import is_out_of_memory
 from isometry.measurement.layers import LayerOutputs, find_layers, select_layers
 from isometry.measurement.options import Options
 from isometry.networks.modules import hooked

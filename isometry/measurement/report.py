@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from isometry.measurement.brackets import Brackets
 from isometry.spectra import Estimate, Spectrum, mean_with_error
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Brackets", "Cost", "Report"]
+__all__ = ["Cost", "Report"]
 
 
 @dataclass(frozen=True)
@@ -31,35 +32,6 @@ class Cost:
     forwards: int
     products: int
     seconds: float
-
-
-@dataclass(frozen=True, eq=False)
-class Brackets:
-    """What a stochastic measurement knows about every sample's mean JSV.
-
-    Attributes:
-        lower, upper: [B] float64, quadrature bounds averaged over the sample's probes: certified for the probes.
-        probe_variance: [B], variance over the sample's probes divided by their number; nan for one probe.
-        largest_residual: how far a singular value may lie from the largest Ritz value, at most.
-    """
-
-    lower: Tensor
-    upper: Tensor
-    probe_variance: Tensor
-    largest_residual: float
-
-    @classmethod
-    def pool(cls, parts: Sequence[Brackets]) -> Brackets:
-        """Concatenate the samples of several brackets."""
-        lower, upper, variance = (
-            torch.cat([getattr(part, name) for part in parts]) for name in ("lower", "upper", "probe_variance")
-        )
-        return cls(lower, upper, variance, max(part.largest_residual for part in parts))
-
-    @property
-    def middle(self) -> Tensor:
-        """[B]: the middle of every sample's bracket."""
-        return (self.lower + self.upper) / 2
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from isometry.measurement.brackets import Brackets
 from isometry.measurement.estimators import EstimatedBatch
 from isometry.measurement.layers import layer_table
 from isometry.measurement.options import Options
 from isometry.measurement.preparation import FORWARDS, PRODUCTS, Subject
-from isometry.measurement.report import Brackets, Cost, Report
+from isometry.measurement.report import Cost, Report
 from isometry.spectra import Estimate, Spectrum, mean_with_error
 
 if TYPE_CHECKING:

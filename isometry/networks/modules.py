@@ -98,9 +98,9 @@ def state_preserved(model: nn.Module) -> Iterator[nn.Module]:
     """
     tensors = (*model.parameters(), *model.buffers())
     devices = list({tensor.device for tensor in tensors if tensor.device.type == "cuda"})
-    with _buffers_preserved(model), torch.random.fork_rng(devices=devices), evaluating(model):
-        with requires_grad_preserved(model, False):
-            yield model
+    random = torch.random.fork_rng(devices=devices)
+    with _buffers_preserved(model), random, evaluating(model), requires_grad_preserved(model, False):
+        yield model
 
 
 def unwrap(model: nn.Module) -> nn.Module:

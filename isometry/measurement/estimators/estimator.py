@@ -1,0 +1,87 @@
+"""The interface of an estimator: from a batch of samples to their singular values, or to brackets of their means."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from torch import Tensor
+
+from isometry.measurement.batch import Batch
+from isometry.measurement.brackets import Brackets
+from isometry.measurement.jacobian import Jacobian
+from isometry.measurement.preparation import Subject
+from isometry.spectra import Bidiagonal, Spectrum
+
+__all__ = ["EstimatedBatch", "Estimator", "estimated", "jacobian_of"]
+
+_AT_ONCE = 64  # more samples at once make no pass faster
+
+
+@dataclass(frozen=True, eq=False)
+class EstimatedBatch:
+    """What an estimator found at a batch.
+
+    Attributes:
+        spectrum: the singular values [B, k], on the CPU; quadrature nodes of a stochastic estimator.
+        forwards: forward passes of one sample each.
+        products: products of one sample's J or Jᵀ with a vector.
+        routes: how derivatives were computed; empty where the network is constant in its input.
+        brackets: of every sample's mean, for stochastic estimators.
+        layers: {layer: spectrum of the map from its output to the network's output}.
+        run: the bidiagonalization, for planning.
+    """
+
+    spectrum: Spectrum
+    forwards: int
+    products: int
+    routes: frozenset[str]
+    brackets: Brackets | None = None
+    layers: Mapping[str, Spectrum] = field(default_factory=dict)
+    run: Bidiagonal | None = None
+
+
+class Estimator(ABC):
+    """How the spectra of a batch of samples are found."""
+
+    subject: Subject
+    method: ClassVar[str]
+    """What a report calls it."""
+    at_once: ClassVar[int] = _AT_ONCE
+    """The largest useful number of samples in a batch."""
+
+    @property
+    @abstractmethod
+    def price(self) -> int:
+        """Products per sample."""
+
+    @property
+    @abstractmethod
+    def entries(self) -> int:
+        """Tensor entries that one sample needs in memory, approximately."""
+
+    @abstractmethod
+    def estimate(self, batch: Batch) -> EstimatedBatch:
+        """Estimate the spectra of a batch's samples."""
+
+
+def jacobian_of(subject: Subject, batch: Batch, x: Tensor, expected: int = 0) -> Jacobian:
+    """Return the Jacobians of the subject at a batch whose differentiated input is `x`; `expected` products J v will follow."""
+    return Jacobian(
+        subject.fast.bound_to(batch),
+        x,
+        expected=expected,
+        select=lambda samples: subject.fast.bound_to(batch.select(samples)),
+    )
+
+
+def estimated(spectrum: Spectrum, samples: int, *jacobians: Jacobian) -> EstimatedBatch:
+    """Return the spectrum, moved to the CPU, with what the Jacobians cost."""
+    return EstimatedBatch(
+        Spectrum(spectrum.values.cpu(), spectrum.weights.cpu(), spectrum.complete),
+        forwards=samples * len(jacobians),
+        products=sum(round(jacobian.products * samples) for jacobian in jacobians),
+        routes=frozenset(route for jacobian in jacobians for route in jacobian.routes),
+    )

@@ -1,0 +1,59 @@
+"""Brackets of the mean by Golub-Kahan."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+
+from isometry.measurement.batch import Batch
+from isometry.measurement.brackets import Brackets
+from isometry.measurement.estimators.estimator import EstimatedBatch, Estimator, estimated, jacobian_of
+from isometry.measurement.preparation import Subject
+from isometry.spectra import bidiagonalize, probes
+
+__all__ = ["Krylov"]
+
+_STEPS = 96
+_AT_ONCE = 16  # the slowest of them sets the steps of all
+
+
+@dataclass(frozen=True, eq=False)
+class Krylov(Estimator):
+    """Brackets of every sample's mean by Golub-Kahan from random probes.
+
+    Attributes:
+        subject: what is measured.
+        generator: of the probes.
+        count: probes per sample.
+        tolerance: half-width of the bracket, as a share of its middle, at which a run stops.
+        price: products per sample, as far as known.
+        steps: expected number of steps per probe.
+    """
+
+    subject: Subject
+    generator: torch.Generator
+    count: int
+    tolerance: float
+    price: int = 1
+    steps: int = 24
+    method = "krylov"
+    at_once = _AT_ONCE
+
+    @property
+    def entries(self) -> int:
+        """The two bases of every probe."""
+        return self.count * 2 * self.steps * self.subject.columns
+
+    def estimate(self, batch: Batch) -> EstimatedBatch:
+        """Bracket the mean of every sample's singular values."""
+        x = self.subject.fast_input(batch)
+        jacobian = jacobian_of(self.subject, batch, x, expected=self.count * self.steps)
+        start = probes(len(x), self.count, jacobian.rank, self.generator, x)
+        run = bidiagonalize(jacobian, start, steps=_STEPS, rtol=self.tolerance)
+        lower, upper = run.bracket()
+        middle = (lower + upper) / 2
+        variance = middle.var(1) / self.count if self.count > 1 else torch.full_like(middle[:, 0], math.nan)
+        brackets = Brackets(lower.mean(1).cpu(), upper.mean(1).cpu(), variance.cpu(), float(run.largest()[1].max()))
+        return replace(estimated(run.spectrum(), len(batch), jacobian), brackets=brackets, run=run)

@@ -1,0 +1,75 @@
+"""All singular values, from the input and from every layer to the output."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from isometry.measurement.batch import Batch
+from isometry.measurement.estimators.estimator import EstimatedBatch, Estimator, estimated, jacobian_of
+from isometry.measurement.jacobian import Jacobian, NonFiniteError
+from isometry.measurement.layers import LayerOutputs
+from isometry.measurement.preparation import Subject
+from isometry.spectra import Spectrum, exact, singular_values
+
+__all__ = ["Layered"]
+
+
+@dataclass(frozen=True, eq=False)
+class Layered(Estimator):
+    """All singular values of the map from the input, and from every layer, to the output: all from one backward pass per row.
+
+    Attributes:
+        subject: what is measured.
+        layers: the layers to report on.
+    """
+
+    subject: Subject
+    layers: LayerOutputs
+    method = "exact"
+
+    @property
+    def price(self) -> int:
+        """One product per output."""
+        return self.subject.rows
+
+    @property
+    def entries(self) -> int:
+        """The Jacobians with respect to the input and to all layers."""
+        return self.price * self.subject.columns * 3 + self.subject.rank * self.layers.entries
+
+    def estimate(self, batch: Batch) -> EstimatedBatch:
+        """Decompose every sample's Jacobian with respect to the input and to each layer."""
+        with self.layers.captured(self.subject.fast.model) as captured:
+            jacobian = jacobian_of(self.subject, batch, self.subject.fast_input(batch))
+        if not (captured and jacobian.outputs.requires_grad):
+            return estimated(exact(jacobian), len(batch), jacobian)
+        # As they are now: a checkpoint runs its part of the forward pass again during the backward pass.
+        names = [name for name in self.layers.names if name in captured]
+        activations = [captured[name] for name in names]
+        whole, *parts = self._rows(jacobian, activations)
+        if not bool(torch.isfinite(whole).all()):
+            raise NonFiniteError("gradient")
+        spectra = {name: Spectrum.of(singular_values(part).cpu()) for name, part in zip(names, parts, strict=True)}
+        return replace(estimated(Spectrum.of(singular_values(whole)), len(batch), jacobian), layers=spectra)
+
+    @staticmethod
+    def _rows(jacobian: Jacobian, activations: list[Tensor]) -> list[Tensor]:
+        """Return the Jacobians [B, m, *] with respect to the inputs and to every activation, columns in any order."""
+        matrices = [
+            torch.empty(jacobian.batch, jacobian.rows, width, dtype=jacobian.dtype, device=jacobian.device)
+            for width in (jacobian.columns, *(activation[0].numel() for activation in activations))
+        ]
+        cotangent = torch.zeros_like(jacobian.outputs, memory_format=torch.contiguous_format)
+        for row in range(jacobian.rows):
+            cotangent.view(jacobian.batch, -1)[:, row] = 1
+            for matrix, gradient in zip(matrices, jacobian.pullback(cotangent, activations), strict=True):
+                # The order of columns does not matter for singular values: as they lie in memory is fastest.
+                order = sorted(range(1, gradient.ndim), key=gradient.stride, reverse=True)
+                matrix[:, row] = gradient.permute(0, *order).reshape(jacobian.batch, -1)
+            cotangent.view(jacobian.batch, -1)[:, row] = 0
+        jacobian.products += jacobian.rows
+        jacobian.routes.add("loop")
+        return matrices

@@ -1,0 +1,75 @@
+"""Inputs: of every kind, guessed where there are none, refused where they are wrong."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import isometry
+from isometry import Report, measure, networks
+
+
+def test_every_kind_of_inputs_gives_the_same_numbers(digits: isometry.data.Data) -> None:
+    net = networks.build("mlp-7-relu", seed=0, input_shape=(1, 8, 8))
+    x, y = digits.test
+    expected = measure(net, x).spectrum.values
+    kinds: list[Any] = [digits, digits.test, (x, y), list(x.split(100)), DataLoader(TensorDataset(x, y), 64)]
+    for kind in kinds:
+        torch.testing.assert_close(measure(net, kind).spectrum.values, expected)
+
+
+@pytest.mark.parametrize("name", [name for name in networks.names() if "resnet" not in name and "vgg" not in name])
+def test_inputs_are_guessed_and_said_so(name: str) -> None:
+    report = measure(networks.build(name, seed=0))
+    assert len(report.spectrum) == 64
+    assert "64 standard normal inputs of shape (1, 32, 32), as none were given" in str(report)
+
+
+def test_guessing_works_from_a_first_linear_layer() -> None:
+    assert measure(nn.Sequential(nn.Linear(7, 3))).spectrum.values.shape == (64, 3)
+
+
+def test_pairs_of_inputs_and_targets_are_told_from_batches() -> None:
+    net = nn.Linear(4, 2)
+    x = torch.randn(9, 4)
+    for given in ((x, torch.randn(9, 1)), [x, torch.zeros(9, dtype=torch.long)], (x, torch.randn(9))):
+        assert len(measure(net, given).spectrum) == 9
+    assert len(measure(net, [x, x + 1]).spectrum) == 18
+    with pytest.raises(ValueError, match=r"two tensors of one shape \(9, 4\): \(x, y\), or two batches"):
+        measure(net, (x, x + 1))
+
+
+MLP = networks.build("mlp-7-relu", seed=0)
+CONV = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())
+REFUSED = {
+    "none for a convolution": (lambda: measure(CONV), ValueError, r"measure\(\) cannot infer an input shape from 0 \(Conv2d\)\. Pass inputs, e\.g\. measure\(model, torch\.randn\(64, 3, 32, 32\)\)\."),
+    "none without parameters": (lambda: measure(nn.ReLU()), ValueError, "from a model without parameters"),
+    "shape": (lambda: measure(MLP, torch.randn(2, 3)), ValueError, r"shape \(2, 3\), dtype torch\.float32, which the model does not accept"),
+    "empty batch": (lambda: measure(MLP, torch.randn(0, 1, 32, 32)), ValueError, "non-empty batch"),
+    "no batch": (lambda: measure(MLP, torch.randn(1024)), ValueError, r"non-empty batch \[B, \.\.\.\]"),
+    "integers": (lambda: measure(MLP, torch.zeros(2, 1, 32, 32, dtype=torch.int64)), TypeError, r"dtype torch\.int64, which have no derivative"),
+    "nan": (lambda: measure(MLP, torch.full((2, 1, 32, 32), math.nan)), ValueError, "2048 NaN or infinite entries"),
+    "nan in a tuple": (lambda: measure(nn.Linear(6, 2), (torch.randn(4, 3, 6) * torch.nan,), wrt=0), ValueError, "NaN or infinite"),
+    "empty iterable": (lambda: measure(MLP, []), ValueError, "the iterable is empty"),
+    "a number": (lambda: measure(MLP, 3), TypeError, "inputs of type int"),
+    "batch of text": (lambda: measure(MLP, ["x"]), TypeError, "batch of type str"),
+    "samples of different shapes": (lambda: measure(nn.Linear(6, 4), [torch.randn(2, 6), torch.randn(2, 3, 6)]), ValueError, r"samples of different shapes, \(6,\) and \(3, 6\)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "kind", "message"), REFUSED.values(), ids=REFUSED)
+def test_bad_inputs_are_refused_with_the_call_that_works(
+    call: Callable[[], Report], kind: type[Exception], message: str
+) -> None:
+    with pytest.raises(kind, match=message):
+        call()
+
+
+def test_inputs_of_another_precision_are_refused() -> None:
+    tall = nn.Sequential(nn.Linear(8, 40), nn.Tanh(), nn.Linear(40, 64))
+    with pytest.raises(ValueError, match=r"inputs of dtype torch\.float64 for a model in torch\.float32"):
+        measure(tall, torch.randn(3, 8, dtype=torch.float64))

@@ -1,0 +1,46 @@
+"""Weights by name or file."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from isometry import data, evaluate, networks
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(("depth", "accuracy"), [(20, 0.9173), (56, 0.9339)])
+def test_the_given_weights_have_the_given_accuracy(real_data, depth: int, accuracy: float) -> None:
+    net = networks.build(f"resnet-{depth}", weights=real_data / "weights" / f"resnet{depth}_cifar10.safetensors")
+    cifar = data.load("cifar10", real_data, normalization=data.IMAGENET)
+    assert evaluate(net, cifar.test).accuracy == pytest.approx(accuracy, abs=1e-9)
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(("depth", "accuracy"), [(20, 0.9173), (56, 0.9339)])
+def test_the_weights_of_another_network_are_refused(real_data, depth: int, accuracy: float) -> None:
+    with pytest.raises(ValueError, match="the weights of another network"):
+        networks.build("resnet-32", weights=real_data / "weights" / f"resnet{depth}_cifar10.safetensors")
+
+
+def test_absent_weights_are_named_with_where_they_are_looked_for(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ISOMETRY_DATA", str(tmp_path))
+    with pytest.raises(
+        FileNotFoundError, match=r"resnet56_cifar10\.safetensors is looked for in \$ISOMETRY_DATA/weights"
+    ):
+        networks.build("resnet-56", weights="cifar10")
+
+
+def test_networks_without_known_weights_are_refused(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ISOMETRY_DATA", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"known name \(none\)"):
+        networks.build("vgg-16", weights="cifar10")
+
+
+def test_weights_are_known_by_name(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ISOMETRY_DATA", str(tmp_path))
+    net = networks.build("resnet-20", seed=1)
+    (tmp_path / "weights").mkdir()
+    save_file(net.state_dict(), tmp_path / "weights" / "resnet20_cifar10.safetensors")
+    again = networks.build("resnet-20", weights="cifar10")
+    assert torch.equal(again.linear.weight, net.linear.weight)
+    assert networks.PRETRAINED["resnet-20", "cifar10"].normalization == data.IMAGENET

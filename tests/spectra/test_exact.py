@@ -1,0 +1,51 @@
+"""Exact singular values, from matrices and from products with them."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from isometry.spectra import Matrices, exact, singular_values
+from tests.references import SPECTRA, with_values
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+@pytest.mark.parametrize("shape", [(8, 30), (30, 8), (8, 8)], ids=["wide", "tall", "square"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+def test_prescribed_singular_values_come_back(name: str, shape: tuple[int, int], dtype: torch.dtype) -> None:
+    truth = SPECTRA[name].double()
+    found = exact(Matrices(with_values(truth, *shape).to(dtype))).values[0]
+    tolerance = 1e-13 if dtype == torch.float64 else 3e-7
+    torch.testing.assert_close(found, truth, rtol=0, atol=tolerance * float(truth.max()))
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 7), (7, 1), (1, 1), (3, 200)])
+def test_thin_shapes_agree_with_the_svd(rows: int, columns: int) -> None:
+    matrices = torch.randn(4, rows, columns, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(singular_values(matrices), torch.linalg.svdvals(matrices.double()), rtol=1e-6, atol=1e-7)
+
+
+def test_float32_gram_is_not_used_for_small_values() -> None:
+    truth = torch.tensor([1.0, 1e-6], dtype=torch.float64)
+    found = singular_values(torch.diag(truth).float())
+    torch.testing.assert_close(found, truth, rtol=1e-4, atol=0)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.floats(0.01, 100), st.integers(1, 6), st.integers(1, 6), st.integers(0, 1000))
+def test_singular_values_scale_with_the_matrix(c: float, rows: int, columns: int, seed: int) -> None:
+    a = torch.randn(2, rows, columns, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    one, scaled = exact(Matrices(a)), exact(Matrices(c * a))
+    assert math.isclose(scaled.mean, c * one.mean, rel_tol=1e-9)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 1000))
+def test_moments_are_those_of_the_entries(rows: int, columns: int, seed: int) -> None:
+    a = torch.randn(2, rows, columns, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    one = exact(Matrices(a))
+    assert math.isclose(one.mean_square, float(a.square().sum() / (2 * min(rows, columns))), rel_tol=1e-9)
+    assert one.mean <= math.sqrt(one.mean_square) * (1 + 1e-12)
+    assert math.isclose(one.isometry_gap, one.mean_square - 2 * one.mean + 1, rel_tol=1e-7, abs_tol=1e-9)

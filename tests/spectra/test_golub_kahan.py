@@ -1,0 +1,87 @@
+"""Golub-Kahan bidiagonalization: brackets that hold what they must."""
+
+import math
+
+import pytest
+import torch
+
+from isometry.spectra import Matrices, bidiagonalize, mean_with_error, probes
+from tests.references import SPECTRA, slow_quadratic_forms, with_values
+
+
+def matrices(name: str, rows: int, columns: int, count: int = 3) -> torch.Tensor:
+    size = min(rows, columns)
+    values = SPECTRA[name] if name in SPECTRA else torch.rand(size)
+    values = torch.nn.functional.interpolate(values.double().view(1, 1, -1), size)[0, 0]
+    return torch.stack([with_values(values, rows, columns, seed) for seed in range(count)])
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+@pytest.mark.parametrize(("rows", "columns"), [(40, 90), (90, 40), (40, 40), (1, 9), (9, 1)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+def test_the_bracket_holds_at_every_step_and_closes(name: str, rows: int, columns: int, dtype: torch.dtype) -> None:
+    a = matrices(name, rows, columns)
+    operator = Matrices(a.to(dtype))
+    start = probes(3, 2, min(rows, columns), torch.Generator().manual_seed(0), operator.values)
+    truth = slow_quadratic_forms(a, start)
+    slack = 1e-9 if dtype == torch.float64 else 2e-5
+    width = math.inf
+    for steps in (1, 2, 4, 8, 16, 40):
+        run = bidiagonalize(operator, start, steps=steps)
+        lower, upper = run.bracket()
+        assert bool((lower <= truth + slack).all())
+        assert bool((truth <= upper + slack).all())
+        assert float((upper - lower).max()) <= width + slack
+        width = float((upper - lower).max())
+        assert float(run.largest()[0].max()) <= float(torch.linalg.svdvals(a).max()) * (1 + slack)
+    torch.testing.assert_close(lower, truth, rtol=1e-6, atol=10 * slack)
+
+
+def test_an_isometry_stops_at_step_one_and_is_exact() -> None:
+    a = with_values(torch.ones(30), 30, 50).float()
+    run = bidiagonalize(Matrices(a), probes(1, 3, 30, torch.Generator().manual_seed(0), a), steps=20)
+    lower, upper = run.bracket()
+    torch.testing.assert_close(lower, upper)
+    torch.testing.assert_close(upper, torch.ones(1, 3).double(), rtol=1e-6, atol=0)
+    assert run.products == 2
+    assert run.alpha.shape[-1] == 1
+
+
+def test_breakdown_in_one_sample_leaves_the_others_running() -> None:
+    a = torch.stack([torch.eye(20), torch.diag(torch.linspace(0.1, 2, 20)), torch.zeros(20, 20)]).double()
+    start = probes(3, 2, 20, torch.Generator().manual_seed(0), a)
+    run = bidiagonalize(Matrices(a), start, steps=20)
+    lower, upper = run.bracket()
+    truth = slow_quadratic_forms(a, start)
+    torch.testing.assert_close(lower, truth, rtol=1e-8, atol=1e-9)
+    torch.testing.assert_close(upper, truth, rtol=1e-8, atol=1e-9)
+    assert not run.spectrum().complete
+
+
+def test_the_run_stops_when_every_bracket_is_narrow_enough() -> None:
+    a = torch.randn(2, 200, 300, generator=torch.Generator().manual_seed(0)) / 300**0.5
+    run = bidiagonalize(Matrices(a), probes(2, 4, 200, torch.Generator().manual_seed(1), a), steps=200, rtol=0.03)
+    lower, upper = (end.mean(1) for end in run.bracket())
+    assert bool(((upper - lower) <= 0.03 * (upper + lower)).all())
+    assert run.products < 40
+
+
+def test_the_largest_ritz_value_is_within_its_residual() -> None:
+    a = torch.randn(1, 60, 80, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    run = bidiagonalize(Matrices(a), probes(1, 1, 60, torch.Generator().manual_seed(0), a), steps=15)
+    value, residual = run.largest()
+    assert float((torch.linalg.svdvals(a) - value).abs().min()) <= float(residual) + 1e-12
+
+
+@pytest.mark.parametrize("spectrum", ["log", "clustered", "zeros", "isometry"])
+def test_intervals_cover_prescribed_spectra(spectrum: str) -> None:
+    """Over 400 seeds the 95 % interval over probes holds the mean 92 to 98 % of the time (always, at isometry)."""
+    a = matrices(spectrum, 64, 96, count=1)
+    truth = float(torch.linalg.svdvals(a).mean())
+    hits = 0
+    for seed in range(400):
+        start = probes(1, 12, 64, torch.Generator().manual_seed(seed), a)
+        lower, upper = bidiagonalize(Matrices(a), start, steps=24).bracket()
+        low, high = mean_with_error((lower + upper)[0] / 2, lower[0], upper[0]).interval
+        hits += low - 1e-9 <= truth <= high + 1e-9
+    assert hits == 400 if spectrum == "isometry" else 0.92 <= hits / 400 <= 0.98

@@ -1,0 +1,77 @@
+"""Pruned networks in files."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import isometry
+from isometry import L1, networks, prune, surgery
+from tests.models import batch_norm_net, lenet
+
+
+def test_a_pruned_net_comes_back_from_its_file_bit_for_bit(tmp_path: Path) -> None:
+    result = prune(lenet(), L1(), 0.5)
+    file = tmp_path / "new" / "net.safetensors"
+    isometry.save(result, file)
+    back = isometry.load(file, networks.build("lenet-5-relu", seed=9))
+    assert back.plan == result.plan
+    x = torch.randn(3, 1, 32, 32)
+    assert torch.equal(back.model.eval()(x), result.model(x))
+
+
+def test_a_file_of_another_network_is_refused(tmp_path: Path) -> None:
+    result = prune(lenet(), L1(), 0.5)
+    file = tmp_path / "new" / "net.safetensors"
+    isometry.save(result, file)
+    with pytest.raises(ValueError, match="does not fit the network"):
+        isometry.load(file, networks.build("mlp-7-relu"))
+
+
+def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
+    result = prune(lenet(), L1(), 0.5)
+    file = tmp_path / "new" / "net.safetensors"
+    isometry.save(result, file)
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="no whole safetensors file"):
+        isometry.load(file, lenet())
+
+
+def test_an_absent_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        isometry.load(tmp_path / "none", lenet())
+
+
+def test_a_file_keeps_the_precision_of_the_whole_network(tmp_path: Path) -> None:
+    net = batch_norm_net().double().train()
+    x = torch.randn(3, 3, 8, 8, dtype=torch.float64)
+    result = prune(net, L1(), 0.5, inputs=x)
+    isometry.save(result, tmp_path / "net.safetensors")
+    again = isometry.load(tmp_path / "net.safetensors", batch_norm_net(), inputs=x.float()).model
+    assert torch.equal(again(x), result.model(x))
+
+
+def test_a_file_keeps_the_precision_of_every_tensor(tmp_path: Path) -> None:
+    net = isometry.networks.build("resnet-20", seed=0, input_shape=(1, 8, 8))
+    pruned = isometry.prune(net, isometry.L1(), 0.5)
+    for name, module in pruned.model.named_modules():
+        if isinstance(module, nn.Conv2d) and name != "conv1":
+            module.to(torch.bfloat16)
+    isometry.save(pruned, tmp_path / "net.safetensors")
+    loaded = isometry.load(tmp_path / "net.safetensors", net).model.state_dict()
+    adopted = surgery.adopt(net, pruned.model.state_dict()).state_dict()
+    for name, tensor in pruned.model.state_dict().items():
+        for found in (loaded[name], adopted[name]):
+            assert found.dtype == tensor.dtype
+            assert torch.equal(found, tensor)
+            assert found.data_ptr() != tensor.data_ptr()
+
+
+def test_a_plan_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    for plan in ("{}", "not json", '{"removed": 3, "widths": {}}'):
+        save_file({"a": torch.zeros(1)}, tmp_path / "bad.safetensors", {"plan": plan})
+        with pytest.raises(ValueError, match=r"plan that cannot be read.*isometry.save"):
+            isometry.load(tmp_path / "bad.safetensors", nn.Linear(3, 2))

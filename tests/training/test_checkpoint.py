@@ -1,0 +1,127 @@
+"""Trainings that were interrupted go on bit for bit, and only their own."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import isometry
+from isometry import networks, train
+from isometry.data import CropFlip, Data, Split
+from tests.models import digits_mlp, flat_weights
+
+
+def test_an_interrupted_training_goes_on_bit_for_bit(digits: isometry.data.Data, tmp_path: Path) -> None:
+    arguments = {"lr": 0.05, "epochs": 5, "batch_size": 50, "seed": 2}
+    whole, broken = digits_mlp(), digits_mlp()
+    complete = list(train(whole, digits, **arguments))
+    file = tmp_path / "deep" / "state.safetensors"
+    for epoch in train(broken, digits, **arguments, checkpoint=file):
+        if epoch.number == 3:  # killed while the third epoch's result is being used: it is not yet on record
+            break
+    resumed = digits_mlp()
+    rest = list(train(resumed, digits, **arguments, checkpoint=file))
+    assert [e.number for e in rest] == [3, 4, 5]
+    assert [e.loss for e in rest] == [e.loss for e in complete[2:]]
+    assert torch.equal(flat_weights(resumed), flat_weights(whole))
+    assert list(train(digits_mlp(), digits, **arguments, checkpoint=file)) == []
+
+
+def test_a_checkpoint_of_another_training_is_refused(digits: isometry.data.Data, tmp_path: Path) -> None:
+    arguments = {"epochs": 2, "batch_size": 50, "seed": 2, "checkpoint": tmp_path / "state.safetensors"}
+    list(train(digits_mlp(), digits, lr=0.05, **arguments))
+    with pytest.raises(ValueError, match="of another training"):
+        list(train(digits_mlp(), digits, lr=0.1, **arguments))
+
+
+def test_augmented_training_resumes_bit_for_bit(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(40, 3, 8, 8), torch.arange(40) % 10
+    split = isometry.data.Split(x, y)
+    data = isometry.data.Data("drawn", split, split, split, 10, (3, 8, 8), CropFlip(1))
+
+    def conv() -> nn.Module:
+        return networks.build("conv-4", seed=0, input_shape=(3, 8, 8))
+
+    options = {"lr": 0.05, "epochs": 4, "batch_size": 16, "seed": 2}
+    whole, other = conv(), conv()
+    list(train(whole, data, **options))
+    file = tmp_path / "training.safetensors"
+    for epoch in train(other, data, **options, checkpoint=file):
+        if epoch.number == 3:
+            break
+    other = conv()
+    assert [e.number for e in train(other, data, **options, checkpoint=file)] == [3, 4]
+    assert torch.equal(flat_weights(whole), flat_weights(other))
+
+
+def test_training_resumes_with_all_of_the_optimizers_state(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(32, 2, 8, 8), torch.arange(32) % 10
+    file = tmp_path / "adam.safetensors"
+    ends = []
+    for stop in (None, 3):
+        for attempt in range(2 if stop else 1):
+            model = networks.build("conv-4", seed=0, input_shape=(2, 8, 8))
+            adam = torch.optim.Adam(model.parameters(), lr=1e-2)
+            options = {"lr": 1, "epochs": 4, "batch_size": 16, "optimizer": adam}
+            for epoch in train(model, (x, y), **options, checkpoint=file if stop else None):
+                if stop and not attempt and epoch.number == stop:
+                    break
+        ends.append(flat_weights(model))
+    assert torch.equal(*ends)
+
+
+def test_a_diverged_epoch_is_not_kept_as_done(tmp_path: Path) -> None:
+    x, y = torch.randn(20, 1, 8, 8), torch.arange(20) % 10
+    for _ in range(2):
+        model = digits_mlp()
+        epochs = list(train(model, (x, y), lr=1e30, epochs=3, checkpoint=tmp_path / "t.safetensors"))
+        assert epochs[-1].diverged
+
+
+def test_a_checkpoint_knows_the_augmentation(digits: Data, tmp_path: Path) -> None:
+    path = tmp_path / "training.safetensors"
+    options: dict[str, Any] = {"lr": 0.01, "epochs": 2, "epoch_steps": 1, "checkpoint": path}
+
+    def net() -> nn.Module:
+        return isometry.networks.build("mlp-7-linear", input_shape=(1, 8, 8), seed=0)
+
+    first = dataclasses.replace(digits, augment=CropFlip(1))
+    list(isometry.train(net(), first, **options))
+    with pytest.raises(ValueError, match="augment"):
+        list(isometry.train(net(), digits, **options))
+    with pytest.raises(ValueError, match="augment"):
+        list(isometry.train(net(), dataclasses.replace(digits, augment=CropFlip(2)), **options))
+
+
+def test_a_checkpoint_knows_all_of_the_data(digits: Data, tmp_path: Path) -> None:
+    path = tmp_path / "training.safetensors"
+    options: dict[str, Any] = {"lr": 0.01, "epochs": 2, "epoch_steps": 1, "checkpoint": path}
+
+    def net() -> nn.Module:
+        return isometry.networks.build("mlp-7-linear", input_shape=(1, 8, 8), seed=0)
+
+    first = dataclasses.replace(digits, augment=CropFlip(1))
+    list(isometry.train(net(), first, **options))
+    zeroed = digits.train.inputs.clone()
+    zeroed[100:-100] = 0
+    with pytest.raises(ValueError, match="data"):
+        list(isometry.train(net(), dataclasses.replace(first, train=Split(zeroed, digits.train.targets)), **options))
+
+
+def test_a_truncated_checkpoint_is_refused(digits: Data, tmp_path: Path) -> None:
+    path = tmp_path / "training.safetensors"
+    options: dict[str, Any] = {"lr": 0.01, "epochs": 2, "epoch_steps": 1, "checkpoint": path}
+
+    def net() -> nn.Module:
+        return isometry.networks.build("mlp-7-linear", input_shape=(1, 8, 8), seed=0)
+
+    first = dataclasses.replace(digits, augment=CropFlip(1))
+    list(isometry.train(net(), first, **options))
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"no whole safetensors file.*checkpoint='other"):
+        list(isometry.train(net(), first, **options))

@@ -1,0 +1,40 @@
+"""What a trial is, and what its key tells."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import isometry
+from isometry import Recipe
+from isometry.trials import Trial, run
+from tests.trials.examples import trial
+
+
+def test_the_key_names_the_trial() -> None:
+    assert trial(repair="oracle").key == "mlp-7-linear/digits/l1-0.5/oracle/lr0.01x2/s0"
+
+
+def test_trials_that_differ_in_a_setting_are_told_apart(tmp_path: Path) -> None:
+    tune = Recipe(0.01, 1, epoch_steps=1)
+    slow: dict[str, Any] = {"delta": 0.5, "interval": 1, "ceiling": 1.0, "stabilize": 20, "zero_out": 1}
+    options: dict[str, Any] = {"options": {"input_shape": (1, 8, 8)}}
+    pruners = [isometry.TPP(gram=gram, batch_size=64, **slow) for gram in (0.0, 1000.0)]
+    trials = [Trial("digits", "mlp-7-linear", tune, tune, pruner, 0.5, **options) for pruner in pruners]
+    table = run([*trials, trials[0]], tmp_path, jobs=1, progress=False)
+    assert table["trial"].nunique() == 2
+
+
+def test_unknown_repairs_are_refused() -> None:
+    with pytest.raises(ValueError, match="repair='magic'"):
+        trial(repair="magic")
+
+
+def test_a_repair_without_pruning_is_refused() -> None:
+    with pytest.raises(ValueError, match="nothing before it"):
+        trial(pruner=None)
+
+
+def test_a_repair_of_other_networks_than_it_knows_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"conv-4.*MLPs only.*e.g."):
+        Trial("digits", "conv-4", None, pruner=isometry.L1(), repair="scratch")
