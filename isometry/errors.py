@@ -7,11 +7,11 @@ the user's call turns that into `ValueError("measure() got inputs of shape ...")
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
-__all__ = ["InvalidTypeError", "InvalidValueError", "is_out_of_memory", "signed"]
+__all__ = ["InvalidTypeError", "InvalidValueError", "is_out_of_memory", "join_names", "signed"]
 
 _OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 
@@ -43,3 +43,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on any device."""
     kinds = (MemoryError, torch.OutOfMemoryError)
     return isinstance(error, kinds) or any(words in str(error).lower() for words in _OUT_OF_MEMORY)
+
+
+def join_names(names: Sequence[str], most: int = 5) -> str:
+    """Return names separated by commas; of more than `most`, the first two and how many more there are."""
+    if len(names) <= most:
+        return ", ".join(names)
+    return f"{', '.join(names[:2])} and {len(names) - 2} more"

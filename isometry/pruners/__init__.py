@@ -1,12 +1,13 @@
-"""How units are chosen and how they leave, one pruner a file."""
+"""Selecting units and preparing the network for their removal; one file per pruner."""
 
-from isometry.pruners.growing import GReg, GReg2
+from isometry.pruners.greg import GReg, GReg2
 from isometry.pruners.l1 import L1
 from isometry.pruners.polarization import Polarization
 from isometry.pruners.pruner import DivergedError, Pruner, PruningContext
-from isometry.pruners.pruning import Pruned, prune
+from isometry.pruners.pruning import prune
 from isometry.pruners.random import Random
 from isometry.pruners.receding import RecedingBN, receding_penalty
+from isometry.pruners.result import Pruned
 from isometry.pruners.slimming import Slimming
 from isometry.pruners.tpp import TPP
 

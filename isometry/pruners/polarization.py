@@ -39,7 +39,7 @@ class Polarizing(Regularizer):
 class Polarization(Sparsifying):
     """Drive part of the BatchNorm scales to 0 and the others to a bound, then remove the units of the smallest.
 
-    Published is a threshold in the valley of the histogram; here `prune` is given a ratio, as for every pruner.
+    The paper takes a threshold in the valley of the histogram; here `prune` takes a ratio, as for every pruner.
 
     Attributes:
         t: share of the plain L1 penalty; at the optimum a fraction 1/2 - t/4 of the scales is at the bound. 1.4:
@@ -48,7 +48,7 @@ class Polarization(Sparsifying):
 
     Source: Zhuang et al., NeurIPS 2020, "Neuron-level structured pruning using polarization regularizer": strength 5e-5
     for ResNet-56 (3e-5 for VGG-16), 200 epochs (its warm-up epoch is left out), weight decay 5e-4. Its
-    scales start at 0.5; here they start where the network given has them.
+    scales start at 0.5; here they start where the network has them.
     """
 
     strength: float = 5e-5

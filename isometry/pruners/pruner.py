@@ -1,4 +1,4 @@
-"""The pruner interface."""
+"""The pruner interface, and what a pruner is given."""
 
 from __future__ import annotations
 
@@ -17,36 +17,35 @@ from tqdm.auto import tqdm
 from isometry.data import Data, Split
 from isometry.files import write
 from isometry.networks import placed
-from isometry.networks.modules import feeding_layers
-from isometry.pruners.selection import Selection
-from isometry.surgery import Member, UnitGroup
+from isometry.networks.modules import evaluating, feeding_layers, is_transposed
+from isometry.surgery import Member, Selection, UnitGroup
 from isometry.training import Epoch
 
 __all__ = ["DivergedError", "Pruner", "PruningContext", "average_scores", "magnitude"]
 
 
 class DivergedError(ArithmeticError):
-    """The training of a pruner left the finite numbers."""
+    """The training of a pruner diverged: a loss or weight is no longer finite."""
 
 
 @dataclass
 class PruningContext:
-    """One call of `prune`, as a pruner sees it: the copy it may train, and what there is to train it with.
+    """One call of `prune`, as a pruner sees it: the copy that it may train, and what there is to train it with.
 
     Attributes:
         model: a copy of the user's network, to be trained in place.
-        groups: those groups of `model` that are to lose units.
-        data: what to train on; None unless the caller gave some.
+        groups: the groups of `model` that are to lose units.
+        training_data: what to train on; None where the caller passed none.
         seed: of everything random.
         progress: False silences the progress bar, None shows it in terminals and notebooks.
         checkpoint: file that lets an interrupted training go on, or None.
         autocast: whether to train in bfloat16.
-        records: rows for the history.
+        records: rows of the history.
     """
 
     model: nn.Module
     groups: list[UnitGroup]
-    data: Data | Split | None
+    training_data: Data | Split | None
     seed: int
     progress: bool | None
     checkpoint: str | os.PathLike[str] | None
@@ -54,61 +53,70 @@ class PruningContext:
     records: list[dict[str, Any]] = field(default_factory=list)
 
     @property
-    def split(self) -> Split:
+    def training_split(self) -> Split:
         """The training part of the data."""
-        assert self.data is not None
-        return self.data.train if isinstance(self.data, Data) else self.data
+        assert self.training_data is not None
+        return self.training_data.train if isinstance(self.training_data, Data) else self.training_data
 
     @cached_property
-    def behind(self) -> dict[str, str]:
-        """{BatchNorm: the layer whose very output it normalizes}, as one forward pass of the training data shows."""
-        if self.data is None:
+    def normalized_layers(self) -> dict[str, str]:
+        """{BatchNorm: the layer whose output it normalizes directly}, from one forward pass of training data."""
+        if self.training_data is None:
             return {}
-        x, modes = placed(self.split.inputs[:2], self.model), {m: m.training for m in self.model.modules()}
-        try:
-            with torch.no_grad():
-                pairs, _ = feeding_layers(self.model.eval(), lambda: self.model(x))
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
+        x = placed(self.training_split.inputs[:2], self.model)
+        with evaluating(self.model), torch.no_grad():
+            pairs, _ = feeding_layers(self.model, lambda: self.model(x))
         return {norm: layer for layer, norm in pairs}
 
-    def stage(self, name: str) -> Path | None:
-        """Return the checkpoint file of one of several trainings of a pruner, None where none was asked for."""
-        return None if self.checkpoint is None else Path(f"{os.fspath(self.checkpoint)}.{name}")
+    def checkpoint_path(self, stage: str) -> Path | None:
+        """Return the checkpoint file of one of a pruner's trainings, None where none was requested."""
+        return None if self.checkpoint is None else Path(f"{os.fspath(self.checkpoint)}.{stage}")
 
-    def follow(self, epochs: Iterator[Epoch], name: str, steps: int, log: Callable[[], dict[str, Any]] = dict) -> None:
-        """Run a training to its end, with a progress bar and a row of the history for every epoch."""
+    def run_training(
+        self, epochs: Iterator[Epoch], stage: str, steps: int, log: Callable[[], dict[str, Any]] = dict
+    ) -> None:
+        """Run a training to its end, with a progress bar and a row of the history for every epoch.
+
+        Args:
+            epochs: what `train` returned.
+            stage: its name in the history, "before_selection" or "after_selection".
+            steps: how many steps it takes at most.
+            log: returns further columns of the history after each epoch.
+
+        Raises:
+            DivergedError: the training diverged.
+        """
         hidden = None if self.progress is None else not self.progress
-        path = self.stage(f"{name}.jsonl")
-        kept = [json.loads(line) for line in path.read_text().splitlines()] if path and path.exists() else []
-        with tqdm(total=steps, unit="step", desc=name, disable=hidden) as bar:
+        path = self.checkpoint_path(f"{stage}.jsonl")
+        rows = [json.loads(line) for line in path.read_text().splitlines()] if path and path.exists() else []
+        with tqdm(total=steps, unit="step", desc=stage, disable=hidden) as bar:
             for epoch in epochs:
-                kept = [row for row in kept if row["number"] < epoch.number]
-                kept.append({"stage": name, **asdict(epoch), **log()})
+                rows = [row for row in rows if row["number"] < epoch.number]
+                rows.append({"stage": stage, **asdict(epoch), **log()})
                 if path:
                     path.parent.mkdir(parents=True, exist_ok=True)
-                    write(path, "".join(json.dumps(row) + "\n" for row in kept))
+                    write(path, "".join(json.dumps(row) + "\n" for row in rows))
                 bar.update(epoch.steps - bar.n)
                 bar.set_postfix(loss=f"{epoch.loss:.3f}", accuracy=f"{epoch.accuracy:.3f}")
-        self.records += kept
-        if kept and kept[-1]["diverged"]:
+        self.records += rows
+        if rows and rows[-1]["diverged"]:
             raise DivergedError(
-                f"Training diverged after {kept[-1]['steps']} steps (loss {kept[-1]['loss']}), before any unit was removed. "
-                "Lower the learning rate or the strength of the pruner, e.g. isometry.TPP(lr=1e-4)."
+                f"Training diverged after {rows[-1]['steps']} steps (loss {rows[-1]['loss']}), before any unit was "
+                "removed. Lower the learning rate or the strength of the pruner, e.g. isometry.TPP(lr=1e-4)."
             )
 
 
 @dataclass(frozen=True)
 class Pruner:
-    """What a pruner owes: an importance for every unit and, if it trains, training before or after the choice.
+    """The pruner interface: an importance for every unit and, optionally, training before or after the selection.
 
-    A pruner is a frozen dataclass of hyperparameters. Write a new one by overriding `importance`, or `condition` and
-    `recede` where units are to be trained towards leaving.
+    A pruner is a frozen dataclass of hyperparameters. Write a new one by overriding `importance`, or
+    `train_before_selection` and `train_after_selection` where the network is trained first, with `trains = True`.
 
     Attributes:
         scope: "layer" removes the same fraction of every layer, "global" ranks the units of all layers together.
-        floor: so many units stay in every layer, whatever the ratio.
+        floor: how many units are kept in every layer at least, whatever the ratio.
+        trains: whether the pruner needs training data.
     """
 
     scope: str = field(default="layer", kw_only=True)
@@ -118,19 +126,35 @@ class Pruner:
     def __post_init__(self) -> None:
         if self.scope not in ("layer", "global") or self.floor < 1:
             raise ValueError(
-                f"{type(self).__name__}() got scope={self.scope!r}, floor={self.floor}; it takes 'layer' or 'global' and at "
-                f"least 1, e.g. {type(self).__name__}(scope='global', floor=3)."
+                f"{type(self).__name__}() got scope={self.scope!r}, floor={self.floor}; it takes 'layer' or 'global' "
+                f"and at least 1, e.g. {type(self).__name__}(scope='global', floor=3)."
             )
 
-    def train_before_selection(self, run: PruningContext) -> None:
-        """Train `run.model` in place before units are chosen; nothing by default."""
+    def adapt(self, model: nn.Module) -> nn.Module:
+        """Return `model` with the layers that this pruner needs, its outputs unchanged; by default `model` itself."""
+        return model
 
-    def importance(self, run: PruningContext, group: UnitGroup) -> Tensor:
-        """Return a score for every unit of `group`: [units]; the lowest leave. Magnitude by default."""
-        return magnitude(run.model, group)
+    def train_before_selection(self, context: PruningContext) -> None:
+        """Train `context.model` in place before units are selected; by default nothing."""
 
-    def train_after_selection(self, run: PruningContext, chosen: Selection) -> None:
-        """Train `run.model` in place after the choice, before removal; nothing by default."""
+    def importance(self, context: PruningContext, group: UnitGroup) -> Tensor:
+        """Return a score for every unit of `group`: [units]; the lowest are removed. By default `magnitude`."""
+        return magnitude(context.model, group)
+
+    def train_after_selection(self, context: PruningContext, selection: Selection) -> None:
+        """Train `context.model` in place after the selection, before removal; by default nothing."""
+
+    @property
+    def trains_before_selection(self) -> bool:
+        """Whether there is a training before selection that depends on neither ratio nor layers.
+
+        Prunings of one network at several ratios can share it; see `without_training`.
+        """
+        return False
+
+    def without_training(self) -> Pruner:
+        """Return this pruner with that training switched off, for a network that has had it."""
+        return self
 
 
 def magnitude(model: nn.Module, group: UnitGroup) -> Tensor:
@@ -143,7 +167,7 @@ def magnitude(model: nn.Module, group: UnitGroup) -> Tensor:
     for member in group.of("units"):
         layer = model.get_submodule(member.layer)
         weight = layer.get_parameter("weight").detach().double().cpu()
-        if isinstance(layer, nn.modules.conv._ConvTransposeNd):
+        if is_transposed(layer):
             weight = weight.transpose(0, 1)
         scores.append((member, weight.abs().flatten(1).mean(1)))
     return average_scores(group.units, scores)

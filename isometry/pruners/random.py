@@ -16,9 +16,9 @@ __all__ = ["Random"]
 
 @dataclass(frozen=True)
 class Random(Pruner):
-    """Remove units drawn uniformly, by the `seed` given to `prune`; a larger ratio removes a superset."""
+    """Remove units drawn uniformly, by the `seed` of `prune`; a larger ratio removes a superset."""
 
-    def importance(self, run: PruningContext, group: UnitGroup) -> Tensor:
+    def importance(self, context: PruningContext, group: UnitGroup) -> Tensor:
         """Return a random order of the units, the same for the same seed and layer: [units]."""
-        seed = zlib.crc32(f"{run.seed}/{group.root}".encode())
+        seed = zlib.crc32(f"{context.seed}/{group.root}".encode())
         return torch.rand(group.units, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from isometry.errors import join_names
 from isometry.networks.bounded import BOUNDED
 from isometry.pruners.pruner import Pruner, PruningContext, average_scores
 from isometry.surgery import UnitGroup
@@ -28,7 +29,7 @@ class Sparsifying(Pruner):
         strength: weight of the regularizer, which is a sum over channels; 0 trains without.
         epochs: how long to train before removal; 0 takes the network as it is.
         lr, batch_size, momentum, nesterov, weight_decay, schedule: of that training.
-        epoch_steps: end every epoch after so many steps.
+        epoch_steps: end every epoch after this number of steps.
         scope, floor: see `Pruner`.
     """
 
@@ -58,45 +59,54 @@ class Sparsifying(Pruner):
         """Return the importance of channels from the parameters [C] of their BatchNorm."""
         return scale.abs()
 
-    def train_before_selection(self, run: PruningContext) -> None:
-        """Train with the regularizer."""
-        if not self.epochs:
-            return
-        recipe = replace(self.recipe(), autocast=run.autocast)
-        epochs = train(
-            run.model,
-            run.data,  # type: ignore[arg-type]
-            **recipe.arguments(),
-            seed=run.seed,
-            checkpoint=run.stage("before_selection"),
-        )
-        batches = self.epoch_steps or -(-len(run.split.inputs) // self.batch_size)
-        run.follow(epochs, "before_selection", self.epochs * batches)
+    @property
+    def trains_before_selection(self) -> bool:
+        """Whether there are epochs to train."""
+        return self.epochs > 0
 
-    def importance(self, run: PruningContext, group: UnitGroup) -> Tensor:
+    def without_training(self) -> Sparsifying:
+        """Return this pruner with 0 epochs."""
+        return replace(self, epochs=0)
+
+    def train_before_selection(self, context: PruningContext) -> None:
+        """Train with the regularizer."""
+        if not self.trains_before_selection:
+            return
+        recipe = replace(self.recipe(), autocast=context.autocast)
+        epochs = train(
+            context.model,
+            context.training_data,  # type: ignore[arg-type]
+            **recipe.arguments(),
+            seed=context.seed,
+            checkpoint=context.checkpoint_path("before_selection"),
+        )
+        batches = self.epoch_steps or -(-len(context.training_split.inputs) // self.batch_size)
+        context.run_training(epochs, "before_selection", self.epochs * batches)
+
+    def importance(self, context: PruningContext, group: UnitGroup) -> Tensor:
         """Return the score of every unit, the mean over the group's BatchNorms that have it: [units] float64."""
-        if next(scales(run.model, self.kinds), None) is None:
-            self._refuse("The network has none with scales")
-        found = []
+        if next(scales(context.model, self.kinds), None) is None:
+            raise self._unscorable("The network has none with scales")
+        scored = []
         for member in group.of("norm"):
-            norm = run.model.get_submodule(member.layer)
+            norm = context.model.get_submodule(member.layer)
             if isinstance(norm, self.kinds) and isinstance(norm.weight, nn.Parameter):
-                found.append((member, self.score(norm.weight.detach().double().cpu())))
-        if not found:
-            self._refuse(f"None follows {', '.join(group.layers)}; leave it out with skip={group.root!r}")
-        scores = average_scores(group.units, found)
+                scored.append((member, self.score(norm.weight.detach().double().cpu())))
+        if not scored:
+            raise self._unscorable(f"None follows {join_names(group.layers)}; leave it out with skip={group.root!r}")
+        scores = average_scores(group.units, scored)
         if bool(scores.isnan().any()):
-            self._refuse(
-                f"None follows some units of {', '.join(group.layers)}; leave them out with skip={group.root!r}"
+            raise self._unscorable(
+                f"None follows some units of {join_names(group.layers)}; leave them out with skip={group.root!r}"
             )
         return scores
 
-    def _refuse(self, why: str) -> None:
-        wanted = "bounded BatchNorm" if self.kinds is BOUNDED else "BatchNorm"
+    def _unscorable(self, reason: str) -> ValueError:
+        kind = "bounded BatchNorm" if self.kinds is BOUNDED else "BatchNorm"
         call = (
             "prune(isometry.convert(model), ...)" if self.kinds is BOUNDED else "isometry.networks.build('resnet-20')"
         )
-        raise ValueError(f"{type(self).__name__} scores units by the scales of their {wanted}. {why}. E.g. {call}.")
+        return ValueError(f"{type(self).__name__} scores units by the scales of their {kind}. {reason}. E.g. {call}.")
 
 
 def scales(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> Iterator[Tensor]:

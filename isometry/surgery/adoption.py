@@ -8,19 +8,22 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from isometry.errors import InvalidValueError, signed
+from isometry.networks.modules import is_transposed
+
 __all__ = ["adopt", "fill"]
 
 
+@signed("adopt")
 def adopt(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     """Return a copy of `model` with the weights of a state dict whose layers are narrower, and with its widths.
 
     For networks that another library pruned and saved as plain tensors: layers take the shapes of the tensors of their
-    names. Depthwise convolutions keep one group a channel. Whether the result runs is for the network's forward pass to
-    say.
+    names. Depthwise convolutions keep one group per channel. Whether the result runs is not tried.
 
     Args:
         model: a network of the original architecture; its weights do not matter.
-        state: {name: tensor}, as `state_dict()` of the pruned network gave; BatchNorm counters may be missing.
+        state: {name: tensor}, as `state_dict()` of the pruned network returned it; BatchNorm counters may be missing.
 
     Raises:
         ValueError: names that the model does not have or that are missing, or a tensor of another number of dimensions.
@@ -31,9 +34,9 @@ def adopt(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     wrong += [name for name in expected.keys() & state.keys() if expected[name].ndim != state[name].ndim]
     if wrong:
         name = sorted(wrong)[0]
-        shapes = tuple(tuple(held[name].shape) if name in held else None for held in (expected, state))
-        raise ValueError(
-            f"adopt() got the state of another network: {name} has the shape {shapes[0]} in the model and {shapes[1]} in "
+        shapes = tuple(tuple(entries[name].shape) if name in entries else None for entries in (expected, state))
+        raise InvalidValueError(
+            f"got the state of another network: {name} has the shape {shapes[0]} in the model and {shapes[1]} in "
             "the state. Build the architecture that it was pruned from, e.g. adopt(isometry.networks.build('resnet-56'), "
             "torch.load('pruned.pt', weights_only=True))."
         )
@@ -56,13 +59,15 @@ def adopt(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
 
 
 def _resize(module: Any, before: Any) -> None:
-    """Make a layer's numbers say what its tensors are."""
+    """Set a layer's channel counts from the shapes of its tensors."""
     weight = getattr(module, "weight", None)
     if isinstance(module, nn.Linear):
         module.out_features, module.in_features = weight.shape  # type: ignore[union-attr]
     elif isinstance(module, nn.modules.conv._ConvNd):
-        transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
-        if module.groups > 1 and module.groups == module.in_channels:  # depthwise: so many filters a channel as before
+        transposed = is_transposed(module)
+        if (
+            module.groups > 1 and module.groups == module.in_channels
+        ):  # depthwise: as many filters per channel as before
             filters = len(module.weight) * (module.weight.shape[1] if transposed else 1)
             module.groups = filters // (before.out_channels // before.in_channels)
         first, second = module.weight.shape[:2]
@@ -70,8 +75,8 @@ def _resize(module: Any, before: Any) -> None:
             (first, second * module.groups) if transposed else (second * module.groups, first)
         )
     elif isinstance(module, nn.modules.batchnorm._NormBase):
-        held = module.running_mean if module.running_mean is not None else weight
-        module.num_features = len(held) if held is not None else module.num_features
+        channels = module.running_mean if module.running_mean is not None else weight
+        module.num_features = len(channels) if channels is not None else module.num_features
     elif isinstance(module, nn.LayerNorm) and weight is not None:
         module.normalized_shape = tuple(weight.shape)
     elif isinstance(module, nn.GroupNorm) and weight is not None:
@@ -79,9 +84,9 @@ def _resize(module: Any, before: Any) -> None:
 
 
 def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Give a model the values of the tensors, each in its own precision; what they do not hold gets the first one's."""
+    """Give a model the values of the tensors, each in its own precision; what they do not name gets the first one's."""
     model.to(next((tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()), None))
-    for name, held in model.state_dict(keep_vars=True).items():
-        if name in tensors and held.dtype != tensors[name].dtype:
-            held.data = held.data.to(tensors[name].dtype)
+    for name, entry in model.state_dict(keep_vars=True).items():
+        if name in tensors and entry.dtype != tensors[name].dtype:
+            entry.data = entry.data.to(tensors[name].dtype)
     model.load_state_dict(tensors, strict=False)

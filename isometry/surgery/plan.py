@@ -1,4 +1,4 @@
-"""Plan: which units leave which layer, in the indices of the network as it was."""
+"""Plan: which units are removed from which layer, in the indices of the network as it was."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from isometry.errors import join_names
+
 __all__ = ["Applied", "Plan"]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Which units leave which layer.
+    """Which units are removed from which layer.
 
-    A unit is a filter of a convolution or a neuron of a linear layer. Layers that are coupled (the ones that a
-    residual sum ties together) appear each with their own indices.
+    A unit is a filter of a convolution or a neuron of a linear layer. Coupled layers (those that a residual sum ties
+    together, for instance) appear each with their own indices.
 
     Attributes:
-        removed: {layer name: indices of the units that leave, rising}, in the numbering of the original layer.
+        removed: {layer name: indices of the removed units, ascending}, in the numbering of the original layer.
         widths: {layer name: number of units of the original layer}.
     """
 
@@ -30,21 +32,23 @@ class Plan:
     def __post_init__(self) -> None:
         if set(self.removed) != set(self.widths):
             raise ValueError(
-                f"Plan() got removed units for {sorted(self.removed)} and widths for {sorted(self.widths)}; it takes "
+                f"Plan() got removed units for {join_names(sorted(self.removed))} and widths for "
+                f"{join_names(sorted(self.widths))}; it takes "
                 "both for the same layers, e.g. Plan({'net.0': (1, 3)}, {'net.0': 100})."
             )
         for layer, units in self.removed.items():
             width = self.widths[layer]
             if list(units) != sorted(set(units)) or (units and not (units[0] >= 0 and units[-1] < width)):
                 raise ValueError(
-                    f"Plan() got the units {units} for {layer}, which has {width}; it takes rising indices from 0 to "
+                    f"Plan() got the units {join_names([str(unit) for unit in units])} for {layer}, which has {width}; it takes "
+                    "ascending indices from 0 to "
                     f"{width - 1}, each once, e.g. Plan({{{layer!r}: (0,)}}, {{{layer!r}: {width}}})."
                 )
 
     def kept(self, layer: str) -> tuple[int, ...]:
-        """Return the indices of the units of `layer` that stay, rising."""
-        gone = set(self.removed[layer])
-        return tuple(unit for unit in range(self.widths[layer]) if unit not in gone)
+        """Return the indices of the units of `layer` that are kept, ascending."""
+        removed = set(self.removed[layer])
+        return tuple(unit for unit in range(self.widths[layer]) if unit not in removed)
 
     @property
     def ratio(self) -> float:
@@ -53,7 +57,7 @@ class Plan:
         return sum(map(len, self.removed.values())) / total if total else 0.0
 
     def then(self, later: Plan) -> Plan:
-        """Return the plan that does this one and then `later`, which numbers the units that this one left."""
+        """Return the plan of this removal followed by `later`, which numbers the units that this one keeps."""
         removed, widths = dict(self.removed), dict(self.widths)
         for layer, units in later.removed.items():
             if layer not in removed:
@@ -62,7 +66,7 @@ class Plan:
             kept = self.kept(layer)
             if len(kept) != later.widths[layer]:
                 raise ValueError(
-                    f"Plan.then() got a plan for {later.widths[layer]} units of {layer}, but this plan leaves "
+                    f"Plan.then() got a plan for {later.widths[layer]} units of {layer}, but this plan keeps "
                     f"{len(kept)}; the later plan must be made for the network that this one gives."
                 )
             removed[layer] = tuple(sorted({*removed[layer], *(kept[unit] for unit in units)}))
@@ -79,8 +83,10 @@ class Plan:
         return cls({layer: tuple(units) for layer, units in fields["removed"].items()}, dict(fields["widths"]))
 
     def __str__(self) -> str:
-        lines = [f"{layer}: {len(units)} of {self.widths[layer]} units leave" for layer, units in self.removed.items()]
-        return "\n".join(lines) or "nothing leaves"
+        lines = [
+            f"{layer}: {len(units)} of {self.widths[layer]} units removed" for layer, units in self.removed.items()
+        ]
+        return "\n".join(lines) or "nothing removed"
 
 
 class Applied(Protocol):
@@ -92,4 +98,4 @@ class Applied(Protocol):
 
     @property
     def plan(self) -> Plan:
-        """The units that left."""
+        """The units that were removed."""

@@ -1,11 +1,19 @@
-"""What surgery does not support, and why."""
+"""What surgery does not support, and why: networks that are refused, units that are fixed."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 from torch.nn.utils import parametrize
 
-__all__ = ["check_supported"]
+from isometry.networks.modules import is_transposed
+from isometry.surgery.groups import Coupling
+
+__all__ = ["check_supported", "reason_fixed"]
+
+_OUTPUT = "its units are outputs of the network"
 
 
 def check_supported(model: nn.Module) -> None:
@@ -13,28 +21,11 @@ def check_supported(model: nn.Module) -> None:
     owners: dict[int, str] = {}
     for name, module in model.named_modules():
         if parametrize.is_parametrized(module):
-            raise ValueError(
-                f"{name} ({type(module).__name__}) carries a parametrization, which channel surgery would break. Fold "
-                f"it first: torch.nn.utils.parametrize.remove_parametrizations(model.{name}, 'weight')."
+            raise _unsupported(
+                name, module, "a parametrization", f"parametrize.remove_parametrizations(model.{name}, 'weight')"
             )
-        for key in list(module._parameters):
-            if key.endswith("_orig") and f"{key.removesuffix('_orig')}_u" in module._buffers:
-                raise ValueError(
-                    f"{name} ({type(module).__name__}) carries spectral_norm, which channel surgery would break. Fold it "
-                    f"first: torch.nn.utils.remove_spectral_norm(model.{name})."
-                )
-            if key.endswith("_orig"):
-                raise ValueError(
-                    f"{name} ({type(module).__name__}) carries a mask of torch.nn.utils.prune, which channel surgery "
-                    f"would break. Fold it first: torch.nn.utils.prune.remove(model.{name}, "
-                    f"{key.removesuffix('_orig')!r})."
-                )
-            if key.endswith("_g") and key.removesuffix("_g") + "_v" in module._parameters:
-                raise ValueError(
-                    f"{name} ({type(module).__name__}) carries weight_norm, which channel surgery would break. Fold it "
-                    f"first: torch.nn.utils.remove_weight_norm(model.{name})."
-                )
-            parameter = module._parameters[key]
+        for key, parameter in module._parameters.items():
+            _check_reparametrization(name, module, key)
             if parameter is None:
                 continue
             if other := owners.get(id(parameter)):
@@ -43,3 +34,56 @@ def check_supported(model: nn.Module) -> None:
                     f"a copy first: model.{name}.{key} = torch.nn.Parameter(model.{name}.{key}.detach().clone())."
                 )
             owners[id(parameter)] = f"{name}.{key}"
+
+
+def _check_reparametrization(name: str, module: nn.Module, key: str) -> None:
+    """Raise a ValueError where a parameter's name says that the weight is computed from it by a hook."""
+    weight = key.removesuffix("_orig")
+    if weight != key and f"{weight}_u" in module._buffers:
+        raise _unsupported(name, module, "spectral_norm", f"remove_spectral_norm(model.{name})")
+    if weight != key:
+        raise _unsupported(name, module, "a mask of torch.nn.utils.prune", f"prune.remove(model.{name}, {weight!r})")
+    if key.endswith("_g") and key.removesuffix("_g") + "_v" in module._parameters:
+        raise _unsupported(name, module, "weight_norm", f"remove_weight_norm(model.{name})")
+
+
+def _unsupported(name: str, module: nn.Module, what: str, call: str) -> ValueError:
+    return ValueError(
+        f"{name} ({type(module).__name__}) carries {what}, which channel surgery would break. Fold it first: "
+        f"torch.nn.utils.{call}."
+    )
+
+
+def reason_fixed(couplings: Sequence[Coupling]) -> str | None:
+    """Return why the units of a layer cannot be removed, None where they can.
+
+    Args:
+        couplings: what is cut with all of the layer's units.
+    """
+    convolutions = [c.module for c in couplings if isinstance(c.module, nn.modules.conv._ConvNd)]
+    for coupling in couplings:
+        module = coupling.module
+        if coupling.is_output:
+            return _OUTPUT
+        if isinstance(module, nn.Parameter):
+            return f"its units meet {coupling.name or 'a parameter'} outside any layer"
+        if isinstance(module, nn.LSTM | nn.MultiheadAttention):
+            return f"its units meet {coupling.name or 'a layer'} ({type(module).__name__})"
+        if is_transposed(module) and module.groups > 1:
+            return f"{coupling.name or 'a layer'} is a transposed convolution in groups"
+        if convolutions and _pads_channels(coupling.operation, convolutions[0].weight.ndim - 2):
+            return "its units pass through a shortcut that pads channels with zeros"
+    if not any(coupling.role == "inputs" for coupling in couplings if coupling.name is not None):
+        return _OUTPUT
+    return None
+
+
+def _pads_channels(operation: Any, dimensions: int) -> bool:
+    """Whether an operation pads the channels behind a convolution; other paddings are left to the exactness check.
+
+    Args:
+        operation: an autograd node, which saves the padding from the last dimension to the first.
+        dimensions: of the convolution's kernel.
+    """
+    padding = getattr(operation, "_saved_pad", None)
+    return padding is not None and any(padding[2 * dimensions : 2 * dimensions + 2])
