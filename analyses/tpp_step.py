@@ -42,7 +42,7 @@ def time_step(step: str, batch: int, steps: int, autocast: bool) -> float:
     if step == "TPP":
         groups = [group for group in trace(net, data[0][:2]).groups if group.root.endswith("conv1")]
         selection = [(group, tuple(range(group.units // 2))) for group in groups]
-        context = PruningContext(net, groups, None, 0, False, None)
+        context = PruningContext(net, groups, training_data=None, seed=0, progress=False, checkpoint=None)
         penalty = isometry.TPP(delta=1e-4, interval=1).penalty(context, selection)
         penalty.strengths = [1e-4] * len(penalty.strengths)
     arguments: dict[str, Any] = {"lr": 1e-3, "epochs": 2, "batch_size": batch, "autocast": autocast, "schedule": None}

@@ -143,10 +143,9 @@ class Pruning(Stage):
         dataset = trial.load_data()
         pruner = _pruner(trial)
         model = pruner.adapt(self.parent.load(runs, dataset.classes)).to(device)
-        pruner = pruner.without_training() if pruner.trains_before_selection else pruner
         try:
             result = prune(
-                model, pruner, trial.ratio, data=dataset, layers=trial.layers, autocast=trial.autocast, seed=trial.seed,
+                model, pruner.without_training(), trial.ratio, data=dataset, layers=trial.layers, autocast=trial.autocast, seed=trial.seed,
                 progress=False, checkpoint=folder / _CHECKPOINT,
             )  # fmt: skip
         except DivergedError:
