@@ -17,15 +17,15 @@ ResNet-56 93.44 %, ResNet-20 91.76 %). Two seeds of two networks show large diff
   and end equal: the mean JSV alone decides nothing.
 
 Slimming and RNI have few steps here to make anything sparse; RNI's strength was chosen between two on training images. Nothing is chosen
-on the test part; the given weights were trained on all of the training part. The published rows follow other protocols, with
-hundreds of times the steps, and are no comparison. Run `python analyses/cifar_pruners.py --seeds 2 --out figures`, and again with
-`--network resnet-20`, $ISOMETRY_DATA naming the folder with CIFAR-10 and the weights: three hours of one core each at most.
-`--schedule published` is for a GPU.
+on the test part; the given weights were trained on all of the training part. The published rows follow protocols with hundreds of times
+the steps. Run `python analyses/cifar_pruners.py --seeds 2 --out figures`, and again with `--network resnet-20`, $ISOMETRY_DATA naming the
+folder with CIFAR-10 and the weights: three hours of one core at most. `--schedule published` is for a GPU.
 """
 
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,76 +37,74 @@ from isometry import plots
 from isometry.files import markdown
 from isometry.training.recipe import Recipe, Steps
 from isometry.trials import Trial, script
-from isometry.trials.outcomes import before_finetuning, last_epoch, name_methods, percent
+from isometry.trials.outcomes import add_steps_spent, before_finetuning, last_epoch, name_methods, percent, texts_before
+from isometry.trials.published import CIFAR_ACCURACY
 
 BUDGET = 400
-# Final accuracy, % ± standard deviation where known: ResNet-56 fine-tuned for 120 epochs from lr 0.01 (Wang & Fu, ICLR 2023, Tab. 1; best
-# test epoch of 3 runs), or trained and fine-tuned for 160 epochs each (Suteu & Guo 2022, reference code; best test epoch of one run).
-WANG, SUTEU = "Wang & Fu 2023", "Suteu & Guo 2022"
-PUBLISHED = {
-    "L1": (WANG, {0.5: "93.51 ± 0.07", 0.7: "92.26 ± 0.17", 0.9: "86.75 ± 0.31"}),
-    "L1 + OrthP": (WANG, {0.5: "93.36 ± 0.19", 0.7: "91.96 ± 0.06", 0.9: "86.01 ± 0.34"}),
-    "TPP": (WANG, {0.5: "93.46 ± 0.06", 0.7: "92.35 ± 0.12", 0.9: "89.63 ± 0.10"}),
-    "Slimming": (SUTEU, {0.5: "93.37", 0.9: "89.91"}),
-    "RNI": (SUTEU, {0.5: "93.26", 0.9: "90.01"}),
-}
 NAMES = {"random": "Random", "l1": "L1", "greg": "GReg", "tpp": "TPP", "slimming": "Slimming", "recedingbn": "RNI"}
 REPAIRS = {"orthp": " + OrthP", "recalibrate": " + recalibrate"}
 
 
-def schedules(name: str) -> tuple[dict[str, Any], dict[str, Any], Recipe, Recipe]:
-    """Return the settings of growing pruners, of sparsifying ones, and how nets fine-tune after one-shot and those."""
-    steps = Steps((0.5, 0.75))
-    if name == "published":
-        tune = Recipe(1e-2, 120, 128, 0.9, 5e-4, steps, autocast=True)
-        return {}, {"epochs": 160}, tune, tune
-    quick = name == "quick"
-    half, epochs, batch = (8, 2, 32) if quick else (BUDGET // 2, 4, 128)
-    # The penalty's pull on the weights to be removed, the sum of lr x strength / (1 - momentum) over steps, is to be 7.7 in
-    # these few steps: they shrink by exp(-7.7). Zeroing layer by layer takes one step per layer.
-    settle = 4 if quick else 56
-    grow = {"delta": 6 / (half - settle), "interval": 1, "ceiling": 6.0, "stabilize": settle, "batch_size": batch}
-    sparse = {"epochs": epochs, "epoch_steps": half // epochs, "lr": 1e-2, "batch_size": batch, "weight_decay": 5e-4}
-    short = Recipe(1e-2, epochs, batch, 0.9, 5e-4, steps, epoch_steps=2 * half // epochs, autocast=not quick)
-    shorter = Recipe(1e-2, epochs, batch, 0.9, 5e-4, steps, epoch_steps=half // epochs, autocast=not quick)
-    return grow, sparse, short, shorter
+def methods(schedule: str) -> list[tuple[isometry.Pruner, str | None, Recipe | None]]:
+    """Return (pruner, repair, fine-tuning) of every method."""
+    quick, steps = schedule == "quick", Steps((0.5, 0.75))
+    grow: dict[str, Any]
+    sparse: dict[str, Any]
+    if schedule == "published":
+        one_shot = trained = Recipe(1e-2, 120, 128, 0.9, 5e-4, steps, autocast=True)
+        grow, sparse, zero_out, slimming, receding = {}, {"epochs": 160}, 100, 1e-5, 1e-4
+    else:
+        half, epochs, batch, settle = (8, 2, 32, 4) if quick else (BUDGET // 2, 4, 128, 56)
+        # The penalty's pull on the weights to be removed, the sum of lr x strength / (1 - momentum) over steps, is to be 7.7
+        # in these few steps: they shrink by exp(-7.7). Zeroing layer by layer takes one step per layer.
+        grow = {"delta": 6 / (half - settle), "interval": 1, "ceiling": 6.0, "stabilize": settle, "batch_size": batch}
+        sparse = {
+            "epochs": epochs,
+            "epoch_steps": half // epochs,
+            "lr": 1e-2,
+            "batch_size": batch,
+            "weight_decay": 5e-4,
+        }
+        one_shot = Recipe(1e-2, epochs, batch, 0.9, 5e-4, steps, epoch_steps=2 * half // epochs, autocast=not quick)
+        trained, zero_out, slimming, receding = replace(one_shot, epoch_steps=half // epochs), 1, 1e-2, 5e-2
+    tpp = isometry.TPP(**{**grow, "zero_out": zero_out})
+    return [
+        (isometry.Random(), None, one_shot),
+        (isometry.L1(), None, one_shot),
+        (isometry.L1(), "orthp", one_shot),
+        (isometry.L1(), "recalibrate", None),  # training replaces the statistics: from then on it is L1
+        (isometry.GReg(**grow), None, trained),
+        *([] if quick else [(tpp, None, trained)]),
+        (isometry.Slimming(strength=slimming, **sparse), None, trained),
+        (isometry.RecedingBN(strength=receding, shift=0.0, **sparse), None, trained),
+    ]
 
 
 def trials(network: str, schedule: str, ratios: list[float], seeds: int) -> list[Trial]:
     """Return every trial of the question."""
-    grow, sparse, after_one_shot, after_training = schedules(schedule)
-    strengths = (
-        {"slimming": 1e-5, "receding": 1e-4} if schedule == "published" else {"slimming": 1e-2, "receding": 5e-2}
-    )
-    zero_out = 100 if schedule == "published" else 1
-    methods: list[tuple[isometry.Pruner, str | None, Recipe | None]] = [
-        (isometry.Random(), None, after_one_shot),
-        (isometry.L1(), None, after_one_shot),
-        (isometry.L1(), "orthp", after_one_shot),
-        (isometry.L1(), "recalibrate", None),  # training replaces the statistics: from then on it is L1
-        (isometry.GReg(**grow), None, after_training),
-        (isometry.TPP(**{**grow, "zero_out": zero_out}), None, after_training),
-        (isometry.Slimming(strength=strengths["slimming"], **sparse), None, after_training),
-        (isometry.RecedingBN(strength=strengths["receding"], shift=0.0, **sparse), None, after_training),
-    ]
+    base: dict[str, Any] = {
+        "dataset": "cifar10",
+        "network": network,
+        "pretrain": "cifar10",
+        "validation": 5000,
+        "autocast": True,
+    }
     if schedule == "quick":
-        base: dict[str, Any] = {"dataset": "digits", "network": "resnet-20", "options": {"input_shape": (1, 8, 8)}}
-        base["pretrain"] = Recipe(1e-1, 3, 32)
-        methods = [(p, r, t) for p, r, t in methods if not isinstance(p, isometry.TPP)]
-    else:
-        base = {"dataset": "cifar10", "network": network, "pretrain": "cifar10", "validation": 5000, "autocast": True}
+        base = {
+            "dataset": "digits",
+            "network": "resnet-20",
+            "pretrain": Recipe(1e-1, 3, 32),
+            "options": {"input_shape": (1, 8, 8)},
+        }
     return [
         Trial(**base, finetune=tune, pruner=pruner, ratio=ratio, layers="layer*.conv1", repair=repair, seed=seed)
-        for seed, ratio, (pruner, repair, tune) in itertools.product(range(seeds), ratios, methods)
+        for seed, ratio, (pruner, repair, tune) in itertools.product(range(seeds), ratios, methods(schedule))
     ]
 
 
 def named(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows from pruning on with a column `method`, and the training steps `spent` so far."""
-    rows = name_methods(table, NAMES, REPAIRS)
-    total = rows.groupby("trial")["steps"].transform("max")
-    most = total.groupby(rows["network"]).transform("max")
-    return rows.assign(spent=rows["steps"].fillna(0) + (most - total).fillna(0))
+    """Return the rows from pruning on with columns `method` and `spent`, the training steps so far."""
+    return add_steps_spent(name_methods(table, NAMES, REPAIRS))
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
@@ -114,29 +112,20 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     lines: list[dict[str, Any]] = []
     for network, part in named(table).groupby("network", sort=False):
         dense = table[(table["phase"] == "dense") & (table["network"] == network)].head(1)
-        lines.append({"network": network, "method": "dense", **before(dense), "protocol": "given weights"})
+        lines.append({"network": network, "method": "dense", **texts_before(dense), "protocol": "given weights"})
         for (ratio, method), group in part.groupby(["ratio", "method"], sort=False):
             cell = {"network": network, "ratio": f"{ratio:g}", "method": method}
             pruned = table[(table["phase"] == "pruned") & table["trial"].isin(group["trial"])]
             start, tuned = before_finetuning(group), last_epoch(group)
             line = {**cell, "realised": f"{pruned['realised_ratio'].mean():.2f}", "protocol": protocol(group)}
-            line |= {"parameters, k": f"{start['parameters'].mean() / 1e3:.0f}", **before(start)}
+            line |= {"parameters, k": f"{start['parameters'].mean() / 1e3:.0f}", **texts_before(start)}
             lines.append(line | ({"fine-tuned, %": percent(tuned, always=False)} if len(tuned) else {}))
-            paper, accuracies = PUBLISHED.get(str(method), ("", {}))
+            paper, accuracies = CIFAR_ACCURACY.get(str(method), ("", {}))
             if network == "resnet-56" and ratio in accuracies:
                 lines.append({**cell, "fine-tuned, %": accuracies[ratio], "protocol": f"published, {paper}"})
     columns = ["network", "ratio", "method", "realised", "parameters, k", "mean JSV", "std", "condition number",
                "just pruned, %", "fine-tuned, %", "protocol"]  # fmt: skip
     return pd.DataFrame(lines).reindex(columns=columns).fillna("")
-
-
-def before(rows: pd.DataFrame) -> dict[str, str]:
-    """Return JSV statistics and accuracy before fine-tuning as text."""
-    columns = {"mean JSV": ("mean_jsv", 3), "std": ("std_jsv", 3), "condition number": ("condition_number", 0)}
-    texts = {
-        name: script.format_spread(rows[column], digits, always=False) for name, (column, digits) in columns.items()
-    }
-    return texts | {"just pruned, %": percent(rows, always=False)}
 
 
 def protocol(rows: pd.DataFrame) -> str:
@@ -179,12 +168,10 @@ def draw_network(rows: pd.DataFrame, path: Path) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     tuned = last_epoch(rows[rows["ratio"] == ratios[len(ratios) // 2]])
     means = 100 * tuned.groupby("method")["accuracy"].mean().sort_values(ascending=False)
-    figure.suptitle(
-        f"{rows['network'].iloc[0]} on {rows['dataset'].iloc[0]}, {int(rows['spent'].max())} training steps for every method "
-        f"(mean over {rows['seed'].nunique()} seeds, bars: one standard deviation)\nfine-tuned accuracy at ratio "
-        f"{tuned['ratio'].iloc[0]:g}, %: {', '.join(f'{name} {value:.1f}' for name, value in means.items())}",
-        fontsize="large",
-    )
+    setting = f"{rows['network'].iloc[0]} on {rows['dataset'].iloc[0]}, {int(rows['spent'].max())} training steps for every method"
+    result = f"fine-tuned accuracy at ratio {tuned['ratio'].iloc[0]:g}, %: {', '.join(f'{name} {value:.1f}' for name, value in means.items())}"
+    spread = f"(mean over {rows['seed'].nunique()} seeds, bars: one standard deviation)"
+    figure.suptitle(f"{setting} {spread}\n{result}", fontsize="large")
     figure.savefig(path, dpi=150)
     plt.close(figure)
 

@@ -1,7 +1,7 @@
 """Does restoring or preserving dynamical isometry explain what fine-tuning recovers after pruning?
 
-On this network, yes: MLP-7-Linear on MNIST at the published recipe, 3 seeds, mean ± standard deviation; dense 92.62 ± 0.03 % with a
-mean JSV of 2.503 ± 0.004 (published 2.499). With 90 % of the units removed and 30 epochs of fine-tuning at lr 0.01 / 0.001:
+On this network, yes: MLP-7-Linear on MNIST at the published recipe, 3 seeds, mean ± standard deviation; dense 92.62 ± 0.03 %, mean JSV
+2.503 ± 0.004 (published 2.499). With 90 % of the units removed and 30 epochs of fine-tuning at lr 0.01 / 0.001:
 
 - L1 falls to a mean JSV of 0.0002 and ends at 85.7 ± 3.3 / 43.2 ± 10.9 %; with three times the epochs at 87.8 ± 0.1 / 80.2 ± 2.7 %.
 - L1 with every JSV set back to 1 (the oracle) ends at 92.54 ± 0.02 / 92.56 ± 0.04 %, within 0.1 points of the dense network: the pruned
@@ -11,12 +11,10 @@ mean JSV of 2.503 ± 0.004 (published 2.499). With 90 % of the units removed and
   TPP just after pruning (89.02 ± 0.88 %). After fine-tuning the two are not told apart by 3 seeds.
 - The gap between L1 and the rest is 49 points at the small learning rate and 7 at the large one: a large rate hides part of it.
 
-TPP trained for 110,000 steps before removal and GReg for 82,360 to 110,000; the one-shot pruners and the oracle for none, so TPP and
-L1 are not compared at equal cost. A linear net loses no capacity as long as every layer keeps ten units; networks with
-activations can, and are not tested here. "scratch" is the pruned widths with fresh weights.
-
+TPP trained for 110,000 steps before removal, GReg for 82,360 to 110,000, the others for none: not equal costs. A linear net loses no
+capacity while every layer keeps ten units; networks with activations can, and are not tested. "scratch": the pruned widths, fresh weights.
 Run `python analyses/linear_mlp_oracle.py` for the bundled digits (a shortened schedule, minutes), with `--dataset mnist --out figures` for
-the published recipe on MNIST (hours of one core). `--redraw` draws from the written table; an interrupted run continues.
+the published recipe on MNIST (hours of one core).
 """
 
 from __future__ import annotations
@@ -34,9 +32,9 @@ from isometry.files import markdown
 from isometry.training.recipe import Recipe
 from isometry.trials import Trial, script
 from isometry.trials.outcomes import before_finetuning, last_epoch, name_methods, percent
+from isometry.trials.published import JSV_BY_RATIO
 
-# Mean JSV of the just-pruned MLP-7-Linear on MNIST by L1, as plotted by Wang et al. 2021 (arXiv 2105.05916).
-PUBLISHED = {0.1: 1.7132, 0.3: 0.5325, 0.5: 0.1180, 0.7: 0.0151, 0.9: 0.0004}
+PUBLISHED = {ratio: value for ratio, value in JSV_BY_RATIO["mlp-7-linear"].items() if ratio}
 NAMES = {"random": "Random", "l1": "L1", "greg": "GReg", "tpp": "TPP"}
 
 

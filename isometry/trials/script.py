@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import pandas as pd
 import torch
 from tqdm.auto import tqdm
@@ -96,11 +95,13 @@ def build_parser(
 
 
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Return the command line's options; exit with a message where one cannot be met."""
+    """Return the command line's options; exit with a message where one cannot be met. Figures are drawn without a display."""
+    import matplotlib  # only scripts draw
+
     options = parser.parse_args()
     if getattr(options, "device", "cpu") == "cuda" and not torch.cuda.is_available():
         parser.error("argument --device: got cuda, but torch finds no CUDA device; e.g. --device cpu")
-    mpl.use("Agg")
+    matplotlib.use("Agg")
     return options
 
 
