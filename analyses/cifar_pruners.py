@@ -182,10 +182,12 @@ def main() -> None:
     parser.add_argument("--network", choices=["resnet-20", "resnet-56"], default="resnet-56")
     parser.add_argument("--schedule", choices=["short", "published"], default="short")
     options = script.parse(parser)
-    output = script.Output.of("cifar_pruners", options, f"{options.network}-{options.schedule}")
+    schedule = "quick" if options.quick else options.schedule
+    output = script.Output.of(
+        "cifar_pruners", options, options.network if options.quick else f"{options.network}-{schedule}"
+    )
     if not options.redraw:
         ratios, seeds = ([0.5], 1) if options.quick else (options.ratios, options.seeds)
-        schedule = "quick" if options.quick else options.schedule
         output.write_network(*output.run_trials(trials(options.network, schedule, ratios, seeds)))
     output.publish(draw, tables)
 

@@ -164,7 +164,7 @@ def main() -> None:
         by_method = {m: trials(options.dataset, options.network, p, ratios, seeds) for m, p in pruners.items()}
         wanted = [trial for each in by_method.values() for trial in each]
         _, origin = output.run_trials(wanted)
-        parts = [run(each, options.runs, progress=False).assign(method=m) for m, each in by_method.items()]
+        parts = [run(each, options.runs, jobs=1, progress=False).assign(method=m) for m, each in by_method.items()]
         importances = histograms(options.dataset, options.network, epochs, pruners, options.device)
         output.write(pd.concat([*parts, importances], ignore_index=True), origin)
     output.publish(draw, tables)

@@ -147,7 +147,10 @@ class Output:
     def run_trials(self, trials: Sequence[Trial]) -> tuple[pd.DataFrame, dict[str, Any]]:
         """Run trials, each stage once, and return their table and its provenance."""
         device = getattr(self.options, "device", "cpu")
-        table = run(trials, self.options.runs, jobs=self.options.jobs, device=device, progress=True)
+        jobs = self.options.jobs or (
+            1 if self.options.quick else None
+        )  # starting processes takes longer than tiny trials
+        table = run(trials, self.options.runs, jobs=jobs, device=device, progress=True)
         return table, describe_origin(trials, self.options.runs)
 
     def write(self, table: pd.DataFrame, origin: dict[str, Any]) -> None:
