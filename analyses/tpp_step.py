@@ -57,11 +57,11 @@ def warm_up(*_: object) -> None:
 
 def steps(quick: bool) -> list[Row]:
     """Return seconds of both kinds of step, paired in one run, and the growth of peak memory."""
-    batch = 8 if quick else 128
+    batch = 4 if quick else 128
     rows: list[Row] = []
     for autocast in (False,) if quick else (False, True):
         times: dict[str, list[float]] = {"plain": [], "TPP": []}
-        for _ in range(2 if quick else 9):
+        for _ in range(1 if quick else 9):
             for step, seconds in times.items():
                 seconds.append(time_step(step, batch, 1 if quick else 3, autocast))
         ratios = [tpp / plain for tpp, plain in zip(times["TPP"], times["plain"], strict=True)]
