@@ -56,9 +56,7 @@ def test_weights_that_cannot_be_read_name_their_file(tmp_path) -> None:
 def test_weights_of_other_shapes_name_their_file_and_the_tensor(tmp_path) -> None:
     file = tmp_path / "weights.safetensors"
     save_file(networks.build("resnet-20", 100).state_dict(), file)
-    with pytest.raises(
-        ValueError, match=r"weights\.safetensors: the shape of linear\.bias is \(10,\).*\(100,\)"
-    ):
+    with pytest.raises(ValueError, match=r"weights\.safetensors: the shape of linear\.bias is \(10,\).*\(100,\)"):
         networks.build("resnet-20", weights=file)
 
 
