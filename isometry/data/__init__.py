@@ -1,4 +1,4 @@
-"""Image sets: files in, checked tensors out."""
+"""Image sets, read from their files into checked tensors."""
 
 from isometry.data.augmentation import CropFlip
 from isometry.data.cifar import IMAGENET

@@ -1,4 +1,4 @@
-"""Random changes of training images."""
+"""Augmentation of training images."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ __all__ = ["CropFlip"]
 
 @dataclass(frozen=True)
 class CropFlip:
-    """Random crops and mirror images of a batch, on its device, by torch's global generator.
+    """Random crops and mirror images of a batch, drawn from torch's global generator, computed on the batch's device.
 
-    Every image is padded with `padding` zeros on each side, of which a window of its own size is cut at a random
-    place, and mirrored left to right with probability 1/2. Padding comes after normalization: it has the mean color.
+    Every image is padded with `padding` zeros on each side and cropped to its own size at a random place, then mirrored
+    left to right with probability 1/2. Images are padded after normalization, so that 0 is the mean color.
 
     Attributes:
-        padding: pixels; 4 is the common choice for CIFAR (He et al., CVPR 2016, section 4.2).
+        padding: pixels. 4: CIFAR, He et al., CVPR 2016, section 4.2.
     """
 
     padding: int = 4
 
     def __call__(self, images: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, C, H, W]."""
+        """Return a random change of images [B, C, H, W], in the same shape."""
         count, channels, height, width = images.shape
         device, p = images.device, self.padding
         padded = F.pad(images, (p, p, p, p))
@@ -33,5 +33,5 @@ class CropFlip:
         rows = down + torch.arange(height, device=device)
         columns = right + torch.arange(width, device=device)
         columns = torch.where(torch.rand(count, 1, device=device) < 0.5, columns.flip(1), columns)
-        picked = (rows[:, :, None] * (width + 2 * p) + columns[:, None, :]).view(count, 1, -1)
-        return padded.flatten(2).gather(2, picked.expand(-1, channels, -1)).view_as(images)
+        chosen = (rows[:, :, None] * (width + 2 * p) + columns[:, None, :]).view(count, 1, -1)
+        return padded.flatten(2).gather(2, chosen.expand(-1, channels, -1)).view_as(images)

@@ -20,7 +20,17 @@ Part = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class _CifarSet:
-    """CIFAR's binary version: records of label bytes (the last one is the class) and 3x32x32 pixels."""
+    """One of the CIFAR sets in the binary version: records of label bytes and 3x32x32 pixels.
+
+    Attributes:
+        url, md5: the archive to download and its checksum.
+        folder: the archive's folder.
+        files: of the training part and of the test part.
+        labels: label bytes per record, of which the last one is the class.
+        classes: number of classes.
+        mean, std: of the pixels of every channel, in [0, 1].
+        counts: images of the training part and of the test part.
+    """
 
     url: str
     md5: str
@@ -57,51 +67,64 @@ CIFAR_SETS = {
 }
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-"""Mean and standard deviation of ImageNet's pixels, which many CIFAR networks were trained with too."""
+"""Mean and standard deviation of ImageNet's pixels, with which many CIFAR networks were trained, too."""
 
 
 def load_cifar_set(
     name: str, root: str | os.PathLike[str] | None, normalization: tuple[Sequence[float], Sequence[float]] | None
 ) -> tuple[Part, Part]:
-    """Return (inputs [N, 3, 32, 32], targets [N]) of the training and the test part; see `isometry.data.load`."""
-    source = CIFAR_SETS[name]
-    folder = find_folder(name, root, source.files[0][0])
-    if folder is None:
-        import pooch
+    """Return (inputs [N, 3, 32, 32] float32, targets [N] int64) of the training and of the test part.
 
-        cache = Path(pooch.os_cache("isometry")) / name
-        unpack = pooch.Untar(extract_dir=".")
-        pooch.retrieve(
-            source.url,
-            known_hash=f"md5:{source.md5}",
-            fname=f"{name}.tar.gz",
-            path=cache,
-            processor=unpack,
-            progressbar=True,
-        )
-        folder = cache / source.folder
+    Args:
+        name: a key of `CIFAR_SETS`.
+        root: the folder of the files; None means $ISOMETRY_DATA, then the user's cache, to which they are downloaded.
+        normalization: (mean, standard deviation) of every channel; None means the set's own.
+
+    Raises:
+        ValueError: a file is truncated or corrupt.
+        FileNotFoundError: `root` does not contain the set.
+    """
+    source = CIFAR_SETS[name]
+    folder = find_folder(name, root, source.files[0][0]) or _download(name, source)
     mean, std = (torch.tensor(part).view(3, 1, 1) for part in normalization or (source.mean, source.std))
     parts = []
     for files, count in zip(source.files, source.counts, strict=True):
-        width, share = source.labels + 3072, count // len(files)
-        records = np.concatenate([_records(find_file(name, folder, file, "", ""), width, share) for file in files])
+        width, per_file = source.labels + 3072, count // len(files)
+        records = np.concatenate([_records(find_file(name, folder, file), width, per_file) for file in files])
         pixels = torch.from_numpy(records[:, source.labels :].reshape(-1, 3, 32, 32))
         inputs = pixels.float().div_(255).sub_(mean).div_(std)
         labels = torch.from_numpy(records[:, source.labels - 1].astype(np.int64))
         if int(labels.max()) >= source.classes:
             raise ValueError(
                 f"{name} in {folder} is corrupt: it has the label {int(labels.max())}, but the set has {source.classes} "
-                f"classes. Fetch it again: isometry.data.load({name!r}) with the folder absent."
+                f"classes. Delete that folder and download the set again: isometry.data.load({name!r})."
             )
         parts.append((inputs, labels))
     return parts[0], parts[1]
 
 
+def _download(name: str, source: _CifarSet) -> Path:
+    """Download and unpack the archive into the user's cache, unless it is there; return the folder of the files."""
+    import pooch
+
+    cache = Path(pooch.os_cache("isometry")) / name
+    pooch.retrieve(
+        source.url,
+        known_hash=f"md5:{source.md5}",
+        fname=f"{name}.tar.gz",
+        path=cache,
+        processor=pooch.Untar(extract_dir="."),
+        progressbar=True,
+    )
+    return cache / source.folder
+
+
 def _records(path: Path, width: int, count: int) -> np.ndarray:
+    """Return the records of a file: [count, width] uint8."""
     content = read_bytes(path)
     if len(content) != width * count:
         raise ValueError(
-            f"{path} is truncated or foreign: expected {count} records of {width} bytes, {width * count} bytes; found "
-            f"{len(content)} bytes."
+            f"{path} is truncated or of another format: expected {count} records of {width} bytes, {width * count} bytes in all; "
+            f"found {len(content)} bytes."
         )
     return np.frombuffer(content, np.uint8).reshape(count, width)

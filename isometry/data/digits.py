@@ -11,7 +11,10 @@ Part = tuple[Tensor, Tensor]
 
 
 def load_digits_set() -> tuple[Part, Part]:
-    """Return (inputs [N, 1, 8, 8], targets [N]) of the training part and of the stratified test part, a fifth."""
+    """Return (inputs [N, 1, 8, 8], targets [N]) of the training part and of the test part, a stratified fifth.
+
+    Inputs are float32, normalized by the training part's mean and standard deviation; targets are int64.
+    """
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 

@@ -20,7 +20,14 @@ Part = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class _IdxSet:
-    """An image set in the four IDX files of MNIST: where it comes from and how it is normalized."""
+    """An image set in four IDX files named as those of MNIST.
+
+    Attributes:
+        url: the folder to download them from.
+        md5: their checksums.
+        mean, std: of the pixels, in [0, 1].
+        counts: images of the training part and of the test part.
+    """
 
     url: str
     md5: tuple[str, str, str, str]
@@ -62,16 +69,23 @@ IDX_SETS = {
 
 
 def load_idx_set(name: str, root: str | os.PathLike[str] | None) -> tuple[Part, Part]:
-    """Return (inputs [N, 1, 32, 32], targets [N]) of the training and the test part; see `isometry.data.load`."""
+    """Return (inputs [N, 1, 32, 32] float32, targets [N] int64) of the training and of the test part.
+
+    Args:
+        name: a key of `IDX_SETS`.
+        root: the folder of the files; None means $ISOMETRY_DATA, then the user's cache, to which they are downloaded.
+
+    Raises:
+        ValueError: a file is truncated, corrupt or of another kind.
+        FileNotFoundError: `root` does not contain the set.
+    """
     source = IDX_SETS[name]
     folder = find_folder(name, root, _IDX_FILES[0])
     parts = []
-    for part, count in enumerate(source.counts):
+    for first, count in zip((0, 2), source.counts, strict=True):
         images, labels = (
-            read_idx(find_file(name, folder, file, source.url, md5), dimensions, count)
-            for file, md5, dimensions in zip(
-                _IDX_FILES[2 * part : 2 * part + 2], source.md5[2 * part : 2 * part + 2], (3, 1), strict=True
-            )
+            read_idx(find_file(name, folder, _IDX_FILES[i], source.url, source.md5[i]), dimensions, count)
+            for i, dimensions in ((first, 3), (first + 1, 1))
         )
         resized = F.interpolate(torch.from_numpy(images)[:, None], size=(32, 32), mode="bilinear", antialias=True)
         inputs = resized.float().div_(255).sub_(source.mean).div_(source.std)
@@ -83,16 +97,16 @@ def read_idx(path: Path, dimensions: int, count: int) -> np.ndarray:
     """Read an IDX file of unsigned bytes, the format of MNIST.
 
     Args:
-        path: plain, .gz or .xz.
+        path: the file, plain or compressed (.gz, .xz).
         dimensions: 3 for images [N, H, W], 1 for labels [N].
-        count: how many items it must hold.
+        count: how many images or labels it must contain.
 
     Returns:
         uint8 array of `dimensions` dimensions.
 
     Raises:
-        ValueError: the file is truncated, corrupt or of another kind; the message names it, what was expected and
-            what was found.
+        ValueError: the file is truncated, corrupt or of another kind; the message names the file, its content and the
+            expected content.
     """
     content = read_bytes(path)
     expected = 2048 + dimensions
@@ -103,7 +117,7 @@ def read_idx(path: Path, dimensions: int, count: int) -> np.ndarray:
     shape = tuple(int(size) for size in np.frombuffer(content[4:header].ljust(header - 4, b"\0"), ">u4"))
     if shape[0] != count or len(content) != header + int(np.prod(shape)):
         raise ValueError(
-            f"{path} is truncated or foreign: expected {count} items, {header + int(np.prod(shape))} bytes for the "
+            f"{path} is truncated or of another format: expected {count} items, {header + int(np.prod(shape))} bytes for the "
             f"shape {shape} of its header; found {len(content)} bytes."
         )
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape).copy()

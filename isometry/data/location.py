@@ -1,4 +1,4 @@
-"""Where the files of a data set are, on disk or in the user's cache, and their bytes."""
+"""Locations of the files of a data set, on disk or in the user's cache, and their contents."""
 
 from __future__ import annotations
 
@@ -12,12 +12,21 @@ __all__ = ["find_file", "find_folder", "read_bytes"]
 
 
 def find_folder(name: str, root: str | os.PathLike[str] | None, probe: str) -> Path | None:
-    """Return the folder that holds `probe` (compressed or plain); None where it is to be downloaded to the cache."""
-    given = root if root is not None else os.environ.get("ISOMETRY_DATA")
-    if given is None:
+    """Return the folder that contains `probe` (compressed or plain), None where the set is not on disk.
+
+    Args:
+        name: of the set, and of the subfolder to look into first.
+        root: the folder to look into; None means $ISOMETRY_DATA.
+        probe: the name of one of the set's files.
+
+    Raises:
+        FileNotFoundError: `root` is given and does not contain the file.
+    """
+    start = root if root is not None else os.environ.get("ISOMETRY_DATA")
+    if start is None:
         return None
-    for folder in (Path(given) / name, Path(given)):
-        if any(present(folder, probe)):
+    for folder in (Path(start) / name, Path(start)):
+        if _variants(folder, probe):
             return folder
     if root is not None:
         raise FileNotFoundError(
@@ -27,18 +36,30 @@ def find_folder(name: str, root: str | os.PathLike[str] | None, probe: str) -> P
     return None
 
 
-def present(folder: Path, file: str) -> list[Path]:
-    """Return the variants of `file` in `folder`: as named, and with the suffix .gz or .xz taken away or changed."""
+def _variants(folder: Path, file: str) -> list[Path]:
+    """Return the paths in `folder` at which `file` exists: with the suffix .gz, with .xz, and with neither."""
     plain = file.removesuffix(".gz").removesuffix(".xz")
     return [path for suffix in (".gz", ".xz", "") if (path := folder / (plain + suffix)).is_file()]
 
 
-def find_file(name: str, folder: Path | None, file: str, url: str, md5: str) -> Path:
+def find_file(name: str, folder: Path | None, file: str, url: str = "", md5: str = "") -> Path:
+    """Return the path of one of a set's files, which is downloaded to the user's cache where `folder` is None.
+
+    Args:
+        name: of the set.
+        folder: that contains the set's files.
+        file: the name of the file, with or without the suffix .gz or .xz.
+        url: the folder to download it from.
+        md5: its checksum.
+
+    Raises:
+        FileNotFoundError: `folder` is given and does not contain the file.
+    """
     if folder is not None:
-        if found := present(folder, file):
-            return found[0]
+        if paths := _variants(folder, file):
+            return paths[0]
         raise FileNotFoundError(f"data.load({name!r}) found other files of the set in {folder}, but not {file}.")
-    import pooch  # downloads only
+    import pooch  # only where something is downloaded
 
     cache = Path(pooch.os_cache("isometry")) / name
     return Path(pooch.retrieve(url + file, known_hash=f"md5:{md5}", fname=file, path=cache, progressbar=True))

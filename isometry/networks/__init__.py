@@ -1,4 +1,4 @@
-"""The networks of the papers, and what any network is asked: its input, its size, its modules."""
+"""The networks of the papers by name; input shape, size and modules of any network."""
 
 from isometry.networks.bounded import BoundedBatchNorm1d, BoundedBatchNorm2d, convert, fold, importances
 from isometry.networks.catalogue import build, names

@@ -1,9 +1,8 @@
-"""Bounded BatchNorm, whose scales are importances in (0, 1); conversion of ordinary BatchNorm to it and back."""
+"""Bounded BatchNorm, whose scales are importances in (0, 1); conversion from ordinary BatchNorm and back."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
-from isometry.networks.modules import evaluating, feeding_layers
+from isometry.networks.modules import clone, evaluating, feeding_layers
 from isometry.networks.shapes import example_inputs, placed
 
 __all__ = ["BOUNDED", "BoundedBatchNorm1d", "BoundedBatchNorm2d", "convert", "fold", "importances", "to_batchnorm"]
@@ -21,7 +20,7 @@ _SMALLEST = 1e-6
 
 
 class _Bounded(nn.modules.batchnorm._BatchNorm):
-    """What both bounded BatchNorms are; documented there."""
+    """The implementation of the two bounded BatchNorms, which document it."""
 
     bound: Tensor
 
@@ -33,7 +32,7 @@ class _Bounded(nn.modules.batchnorm._BatchNorm):
         self.reset_gamma()
 
     def reset_parameters(self) -> None:
-        """Reset statistics and beta; gamma is drawn by `reset_gamma`, once the layer is whole."""
+        """Reset statistics and beta; `reset_gamma` draws gamma, once all attributes exist."""
         self.reset_running_stats()
         if self.bias is not None:
             nn.init.zeros_(self.bias)
@@ -44,11 +43,11 @@ class _Bounded(nn.modules.batchnorm._BatchNorm):
 
     @property
     def scale(self) -> Tensor:
-        """[C]: what the normalized channels are multiplied by."""
+        """[C]: the factors of the normalized channels, bound x sigmoid(gamma)."""
         return self.bound * torch.sigmoid(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, C, ...] -> [N, C, ...], with the statistics of the batch in train mode and the running ones else."""
+        """[N, C, ...] -> [N, C, ...], with the statistics of the batch in train mode, the running ones in eval mode."""
         self._check_input_dim(x)
         batch = self.training or self.running_mean is None
         factor = 0.0 if self.momentum is None else self.momentum
@@ -64,9 +63,10 @@ class _Bounded(nn.modules.batchnorm._BatchNorm):
 class BoundedBatchNorm1d(_Bounded):
     """Bounded BatchNorm over [N, C] or [N, C, L]: y = bound x sigmoid(gamma) x x_hat (+ beta).
 
-    sigmoid(gamma), with gamma [C] the parameter `weight`, is a channel's importance, in (0, 1). gamma starts standard
-    normal. beta [C], the parameter `bias`, is left out unless `shift` asks for it: a channel whose importance goes to 0
-    then carries nothing. `bound` is a constant of the layer, 1 unless `isometry.convert` set it.
+    sigmoid(gamma), with gamma [C] the parameter `weight`, is a channel's importance, in (0, 1). gamma is initialized
+    from the standard normal distribution. Without beta [C], the parameter `bias`, the output of a channel vanishes with
+    its importance; there is one only with `shift=True`. `bound` is a constant of the layer, 1 unless `isometry.convert`
+    set it.
 
     Args:
         num_features: C.
@@ -74,7 +74,7 @@ class BoundedBatchNorm1d(_Bounded):
         momentum: of the running statistics.
         shift: whether there is a beta.
 
-    Source: Suteu & Guo 2022 (arXiv 2204.06404), SigBN; `bound` and the option of a beta are this library's.
+    Source: Suteu & Guo 2022 (arXiv 2204.06404), SigBN; `bound` and the optional beta are this library's.
     """
 
     _check_input_dim = nn.BatchNorm1d._check_input_dim
@@ -99,13 +99,13 @@ def importances(model: nn.Module) -> dict[str, Tensor]:
     Raises:
         ValueError: the model has none.
     """
-    found = {n: m.weight.detach().sigmoid() for n, m in model.named_modules() if isinstance(m, BOUNDED)}
-    if not found:
+    result = {n: m.weight.detach().sigmoid() for n, m in model.named_modules() if isinstance(m, BOUNDED)}
+    if not result:
         raise ValueError(
             "importances() found no bounded BatchNorm; convert the network first, e.g. "
             "importances(isometry.convert(model))."
         )
-    return found
+    return result
 
 
 @torch.no_grad()
@@ -119,28 +119,54 @@ def convert(
     """Return a copy whose ordinary BatchNorms are bounded ones with the same outputs; `model` is left alone.
 
     A layer's bound is `headroom` times its largest |scale|, gamma = logit(|scale| / bound), and beta stays. Where a
-    scale is negative, the sign goes into the convolution or linear layer before: its filter, bias and running mean are
-    negated. A scale of 0 becomes an importance of 1e-6.
+    scale is negative, its sign moves to the convolution or linear layer before: the unit's weights and bias and the
+    running mean are negated. A scale of 0 becomes an importance of 1e-6.
 
     Args:
         model: a network with BatchNorm1d or BatchNorm2d layers.
-        inputs: [B, ...], a batch to follow the forward pass with; None asks the first layer for the shape.
-        headroom: above 1: how far the largest scale of a layer lies below its bound. At the bound a sigmoid is flat
-            and the unit could hardly recede.
-        skip: name patterns (fnmatch) of the BatchNorms to leave as they are.
+        inputs: [B, ...], a batch for the forward pass that finds those layers; None infers the shape from the first layer.
+        headroom: above 1; the ratio of a layer's bound to its largest scale. Near the bound the sigmoid is flat and
+            its gradient vanishes.
+        skip: name patterns (fnmatch) of BatchNorms that are not converted.
 
     Raises:
-        ValueError: no BatchNorm; headroom of at most 1; or a BatchNorm with negative scales that no layer alone feeds.
+        ValueError: no BatchNorm; headroom of at most 1; or a BatchNorm with negative scales whose input is not the output
+            of one layer alone.
     """
     if not headroom > 1:
         raise ValueError(
             f"convert() got headroom={headroom}; it takes a number above 1, e.g. convert(model, headroom=1.5)."
         )
-    result = copy.deepcopy(model)
+    result = clone(model)
+    norms = _ordinary_norms(result, skip)
+    negative = {name: norm for name, norm in norms.items() if bool((norm.weight < 0).any())}
+    x = before = None
+    if negative:
+        x = placed(example_inputs(result, 2, call="convert(model, inputs)") if inputs is None else inputs, result)
+        with evaluating(result):
+            pairs, before = feeding_layers(result, lambda: result(x))
+        _move_signs(result, negative, {norm: layer for layer, norm in pairs})
+    for norm in norms.values():
+        _replace(result, norm, _bounded(norm, headroom))
+    if negative:
+        with evaluating(result):
+            outputs = zip(_tensors(result(x)), _tensors(before), strict=True)
+        if any(float((new - old).abs().max()) > 1e-3 * float(old.abs().max()) for new, old in outputs):
+            names = ", ".join(list(negative)[:5]) + (f" and {len(negative) - 5} more" if len(negative) > 5 else "")
+            raise ValueError(
+                "convert() found that the outputs change: a layer before one of the BatchNorms with negative scales, "
+                f"{names}, is read elsewhere, too. Leave that BatchNorm out: "
+                f"convert(model, skip={next(iter(negative))!r})."
+            )
+    return result
+
+
+def _ordinary_norms(model: nn.Module, skip: str | Sequence[str]) -> dict[str, Any]:
+    """Return the BatchNorms to convert by name."""
     patterns = [skip] if isinstance(skip, str) else list(skip)
     norms = {
         name: module
-        for name, module in result.named_modules()
+        for name, module in model.named_modules()
         if type(module) in _KINDS and module.affine and not any(fnmatchcase(name, pattern) for pattern in patterns)
     }
     if not norms:
@@ -148,84 +174,66 @@ def convert(
             "convert() found no BatchNorm to convert; it takes a network with some, e.g. "
             "convert(isometry.networks.build('resnet-20'))."
         )
-    feeders: dict[str, str] = {}
-    before: Any = None
-    if any(bool((norm.weight < 0).any()) for norm in norms.values()):
-        x = example_inputs(result, 2, call="convert(model, inputs)") if inputs is None else inputs
-        x = placed(x, result)
-        with evaluating(result):
-            pairs, before = feeding_layers(result, lambda: result(x))
-        feeders = {norm: layer for layer, norm in pairs}
+    return norms
+
+
+def _move_signs(model: nn.Module, norms: Mapping[str, Any], feeders: Mapping[str, str]) -> None:
+    """Negate the units of the layers before BatchNorms, {name: BatchNorm}, where the scale is negative."""
     for name, norm in norms.items():
         flipped = norm.weight < 0
-        if bool(flipped.any()):
-            if name not in feeders:
-                raise ValueError(
-                    f"convert() found {int(flipped.sum())} negative scales in {name} ({type(norm).__name__}), which no "
-                    "convolution or linear layer alone feeds, so their sign has no place to go. Leave it as it is: "
-                    f"convert(model, skip={name!r})."
-                )
-            _negate(result.get_submodule(feeders[name]), flipped)
-            if norm.running_mean is not None:
-                norm.running_mean[flipped] *= -1
-        _replace(result, norm, _bounded(norm, headroom))
-    if feeders:
-        with evaluating(result):
-            outputs = zip(_tensors(result(x)), _tensors(before), strict=True)
-        if any(float((new - old).abs().max()) > 1e-3 * float(old.abs().max()) for new, old in outputs):
+        if name not in feeders:
             raise ValueError(
-                "convert() found that the outputs change: a layer before a BatchNorm with negative scales is read elsewhere "
-                f"too. Leave those out: convert(model, skip=[...]) of {', '.join(feeders)}."
+                f"convert() found {int(flipped.sum())} negative scales in {name} ({type(norm).__name__}), which no "
+                "convolution or linear layer alone feeds, so that no layer can take their sign. Leave it as it is: "
+                f"convert(model, skip={name!r})."
             )
-    return result
+        layer = model.get_submodule(feeders[name])
+        layer.get_parameter("weight")[flipped] *= -1
+        if isinstance(layer.bias, Tensor):
+            layer.bias[flipped] *= -1
+        if norm.running_mean is not None:
+            norm.running_mean[flipped] *= -1
 
 
 def _tensors(output: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
-def _negate(layer: nn.Module, units: Tensor) -> None:
-    layer.get_parameter("weight")[units] *= -1
-    if isinstance(layer.bias, Tensor):
-        layer.bias[units] *= -1
-
-
 def _bounded(norm: Any, headroom: float) -> _Bounded:
-    with torch.random.fork_rng(devices=[]):  # gamma is drawn and then set
-        made = _KINDS[type(norm)](norm.num_features, norm.eps, norm.momentum, shift=norm.bias is not None)
-    made.to(norm.weight)
+    with torch.random.fork_rng(devices=[]):  # the constructor draws gamma
+        result = _KINDS[type(norm)](norm.num_features, norm.eps, norm.momentum, shift=norm.bias is not None)
+    result.to(norm.weight)
     sizes = norm.weight.abs().double()
     bound = headroom * float(sizes.max()) or 1.0
-    made.bound.fill_(bound)
-    made.weight.copy_(torch.logit((sizes / bound).clamp_min(_SMALLEST)))
-    return _alike(made, norm)
+    result.bound.fill_(bound)
+    result.weight.copy_(torch.logit((sizes / bound).clamp_min(_SMALLEST)))
+    return _copy_rest(norm, result)
 
 
-def _alike(made: Any, norm: Any) -> Any:
-    """Give `made` the statistics, shift, mode and trainability of `norm`."""
+def _copy_rest(norm: Any, result: Any) -> Any:
+    """Return `result` with the statistics, the shift, the mode and the `requires_grad` of `norm`."""
     if norm.bias is not None:
-        made.bias.copy_(norm.bias)
+        result.bias.copy_(norm.bias)
     for key in ("running_mean", "running_var", "num_batches_tracked"):
-        setattr(made, key, getattr(norm, key))
-    made.track_running_stats = norm.track_running_stats
-    made.weight.requires_grad_(norm.weight.requires_grad)
-    if made.bias is not None and norm.bias is not None:
-        made.bias.requires_grad_(norm.bias.requires_grad)
-    return made.train(norm.training)
+        setattr(result, key, getattr(norm, key))
+    result.track_running_stats = norm.track_running_stats
+    result.weight.requires_grad_(norm.weight.requires_grad)
+    if result.bias is not None and norm.bias is not None:
+        result.bias.requires_grad_(norm.bias.requires_grad)
+    return result.train(norm.training)
 
 
 @torch.no_grad()
 def fold(model: nn.Module) -> nn.Module:
     """Return a copy whose bounded BatchNorms are ordinary ones with the same outputs; `model` is left alone.
 
-    weight = bound x sigmoid(gamma), bias = beta or 0, statistics as they are: the numbers of the forward pass are the
-    same, bit for bit.
+    weight = bound x sigmoid(gamma), bias = beta or 0; the statistics stay. Outputs are the same, bit for bit.
 
     Raises:
         ValueError: the model has no bounded BatchNorm.
     """
     importances(model)
-    result = copy.deepcopy(model)
+    result = clone(model)
     for module in list(result.modules()):
         if isinstance(module, BOUNDED):
             _replace(result, module, to_batchnorm(module))
@@ -233,17 +241,17 @@ def fold(model: nn.Module) -> nn.Module:
 
 
 def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put `new` in every place of `old`, of which a shared module has several."""
-    for place in [place for place, module in model.named_modules(remove_duplicate=False) if module is old]:
-        model.set_submodule(place, new)
+    """Replace `old` by `new` under each of its names, of which a shared module has several."""
+    for name in [name for name, module in model.named_modules(remove_duplicate=False) if module is old]:
+        model.set_submodule(name, new)
 
 
 @torch.no_grad()
 def to_batchnorm(norm: nn.Module) -> nn.Module:
-    """Return the ordinary BatchNorm that equals a bounded one; any other module as it is."""
+    """Return the ordinary BatchNorm with the outputs of a bounded one; any other module as it is."""
     if not isinstance(norm, BOUNDED):
         return norm
     kind = nn.BatchNorm1d if isinstance(norm, BoundedBatchNorm1d) else nn.BatchNorm2d
-    made = kind(norm.num_features, norm.eps, norm.momentum).to(norm.weight)
-    made.weight.copy_(norm.scale)
-    return _alike(made, norm)
+    result = kind(norm.num_features, norm.eps, norm.momentum).to(norm.weight)
+    result.weight.copy_(norm.scale)
+    return _copy_rest(norm, result)

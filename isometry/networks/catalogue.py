@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
+from isometry.files import read_tensors
 from isometry.networks.bounded import BoundedBatchNorm2d
 from isometry.networks.convnet import ConvNet
 from isometry.networks.lenet import LeNet5
 from isometry.networks.mlp import MLP
-from isometry.networks.pretrained import located
+from isometry.networks.pretrained import find_weights
 from isometry.networks.resnet import CifarResNet, ResNet50
 from isometry.networks.vgg import VGG
 
@@ -29,20 +30,24 @@ def _lenet(activation: type[nn.Module], classes: int, input_shape: Sequence[int]
     return LeNet5(input_shape, classes, activation)
 
 
-def _resnet(depth: int, classes: int, input_shape: Sequence[int], norm: str) -> nn.Module:
-    return CifarResNet(depth, classes, tuple(input_shape), _norm(norm))
+def _convnet(classes: int, input_shape: Sequence[int], widths: Sequence[int], norm: str) -> nn.Module:
+    return ConvNet(input_shape, widths, classes, _batchnorm(norm))
+
+
+def _cifar_resnet(depth: int, classes: int, input_shape: Sequence[int], norm: str) -> nn.Module:
+    return CifarResNet(depth, classes, tuple(input_shape), _batchnorm(norm))
+
+
+def _resnet_50(classes: int, input_shape: Sequence[int]) -> nn.Module:
+    return ResNet50(classes, tuple(input_shape))
 
 
 def _vgg(depth: int, classes: int, input_shape: Sequence[int], norm: str) -> nn.Module:
-    return VGG(depth, classes, tuple(input_shape), _norm(norm), bias=depth == 16)
-
-
-def _conv(classes: int, input_shape: Sequence[int], widths: Sequence[int], norm: str) -> nn.Module:
-    return ConvNet(input_shape, widths, classes, _norm(norm))
+    return VGG(depth, classes, tuple(input_shape), _batchnorm(norm), bias=depth == 16)
 
 
 def _bounded(channels: int) -> nn.Module:
-    # Its draws are taken last, in `build`, so that the other layers start alike with either norm.
+    # `build` draws gamma once all layers exist, so that the other layers are initialized alike with either norm.
     with torch.random.fork_rng(devices=[]):
         return BoundedBatchNorm2d(channels)
 
@@ -50,17 +55,13 @@ def _bounded(channels: int) -> nn.Module:
 _NORMS: dict[str, Callable[[int], nn.Module]] = {"batch": nn.BatchNorm2d, "bounded": _bounded}
 
 
-def _norm(name: str) -> Callable[[int], nn.Module]:
+def _batchnorm(name: str) -> Callable[[int], nn.Module]:
     if name not in _NORMS:
         raise ValueError(
             f"networks.build() got norm={name!r}; it knows {', '.join(map(repr, _NORMS))}, e.g. "
             "networks.build('resnet-56', norm='bounded')."
         )
     return _NORMS[name]
-
-
-def _resnet_50(classes: int, input_shape: Sequence[int]) -> nn.Module:
-    return ResNet50(classes, tuple(input_shape))
 
 
 _IMAGE = (1, 32, 32)
@@ -71,11 +72,11 @@ _BUILDERS: dict[str, tuple[Callable[..., nn.Module], dict[str, object]]] = {
     "lenet-5-linear": (partial(_lenet, nn.Identity), {"input_shape": _IMAGE}),
     "lenet-5-relu": (partial(_lenet, nn.ReLU), {"input_shape": _IMAGE}),
     **{
-        f"resnet-{n}": (partial(_resnet, n), {"input_shape": (3, 32, 32), "norm": "batch"})
+        f"resnet-{n}": (partial(_cifar_resnet, n), {"input_shape": (3, 32, 32), "norm": "batch"})
         for n in (20, 32, 44, 56, 110)
     },
     **{f"vgg-{n}": (partial(_vgg, n), {"input_shape": (3, 32, 32), "norm": "batch"}) for n in (16, 19)},
-    "conv-4": (_conv, {"input_shape": _IMAGE, "widths": (32, 32, 64, 64), "norm": "batch"}),
+    "conv-4": (_convnet, {"input_shape": _IMAGE, "widths": (32, 32, 64, 64), "norm": "batch"}),
     "resnet-50": (_resnet_50, {"input_shape": (3, 224, 224)}),
 }
 
@@ -100,17 +101,18 @@ def build(
         classes: number of outputs.
         seed: seed of the initialization; None draws from torch's global generator.
         weights: a safetensors file with the network's parameters and buffers by name; BatchNorm counters may be
-            missing from it. Or the name of weights that are known, "cifar10" for resnet-20 and resnet-56; their file is
-            looked for in $ISOMETRY_DATA/weights, and `networks.PRETRAINED` says how inputs must be normalized.
-        options: what the network lets choose, with the papers' values as defaults: `input_shape` for all of them,
-            `widths` for the MLPs and conv-4, `norm` ("batch" or "bounded") for conv-4, the CIFAR ResNets and VGGs.
+            missing from it. Or the name of pretrained weights, "cifar10" for resnet-20 and resnet-56; their file is
+            looked for in $ISOMETRY_DATA/weights, and `networks.PRETRAINED[name, weights].normalization` is that of
+            their inputs.
+        options: of the network, with the papers' values as defaults: `input_shape` for all of them, `widths` for the
+            MLPs and conv-4, `norm` ("batch" or "bounded") for conv-4, the CIFAR ResNets and the VGGs.
 
     Returns:
-        A module that carries `input_shape`, the shape of one input.
+        A module with the attribute `input_shape`, the shape of one input.
 
     Raises:
-        ValueError: the name or an option is not known; the message lists the known ones. Or the file's weights are
-            not those of this network.
+        ValueError: the name or an option is not known; the message lists the known ones. Or the file cannot be read,
+            or its weights are not those of this network; the message names the file.
         FileNotFoundError: no such weights.
     """
     if name not in _BUILDERS:
@@ -129,19 +131,28 @@ def build(
             if isinstance(module, BoundedBatchNorm2d):
                 module.reset_gamma()
     if weights is not None:
-        _fill(network, name, located(name, weights))
+        _load_weights(network, name, find_weights(name, weights))
     return network
 
 
-def _fill(network: nn.Module, name: str, path: str | os.PathLike[str]) -> None:
-    tensors = load_file(path)
-    expected = {key: tuple(value.shape) for key, value in network.state_dict().items()}
-    found = {key: tuple(value.shape) for key, value in tensors.items()}
-    missing = [key for key in expected if key not in found and not key.endswith("num_batches_tracked")]
-    wrong = missing + [key for key in found if found[key] != expected.get(key)]
-    if wrong:
+def _load_weights(network: nn.Module, name: str, path: Path) -> None:
+    """Set parameters and buffers to those of a file; raise a ValueError that names the file where they do not fit."""
+    try:
+        tensors, _ = read_tensors(path)
+    except ValueError as error:
         raise ValueError(
-            f"networks.build({name!r}) got the weights of another network, {os.fspath(path)}: {wrong[0]} has the shape "
-            f"{expected.get(wrong[0])} in {name} and {found.get(wrong[0])} in the file."
+            f"networks.build({name!r}) got weights that cannot be read: {error}. Write them with safetensors: "
+            f"safetensors.torch.save_file(model.state_dict(), {str(path)!r})."
+        ) from error
+    expected = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+    stored = {key: tuple(value.shape) for key, value in tensors.items()}
+    missing = [key for key in expected if key not in stored and not key.endswith("num_batches_tracked")]
+    wrong = missing + [key for key in stored if stored[key] != expected.get(key)]
+    if wrong:
+        here, there = (shapes.get(wrong[0], "none") for shapes in (expected, stored))
+        raise ValueError(
+            f"networks.build({name!r}) got the weights of another network, {path}: the shape of {wrong[0]} is {here} in "
+            f"{name} and {there} in the file. Build the network that the file was written for, e.g. with its classes= or "
+            "input_shape=."
         )
     network.load_state_dict(tensors, strict=False)

@@ -10,7 +10,7 @@ __all__ = ["ConvNet"]
 
 
 class ConvNet(nn.Module):
-    """3x3 convolutions with BatchNorm and ReLU, a 2x2 max-pool after every second, average pooling, a linear layer.
+    """3x3 convolutions with BatchNorm and ReLU, a 2x2 max-pool after every second one, average pooling, a linear layer.
 
     Layers are named `features.0`, `features.1`, ..., `classifier` last.
 
@@ -18,7 +18,7 @@ class ConvNet(nn.Module):
         input_shape: (channels, height, width), of at least 4x4.
         widths: filters of the convolutions.
         classes: number of outputs.
-        norm: makes the BatchNorm of so many channels.
+        norm: builds a BatchNorm from its number of channels.
     """
 
     def __init__(

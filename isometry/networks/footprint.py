@@ -1,8 +1,7 @@
-"""What a network weighs: parameters, FLOPs and bytes."""
+"""The footprint of a network: parameters, FLOPs and bytes."""
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from isometry.networks.modules import clone
 from isometry.networks.shapes import placed
 
 __all__ = ["Size", "size"]
@@ -17,7 +17,13 @@ __all__ = ["Size", "size"]
 
 @dataclass(frozen=True)
 class Size:
-    """What a network weighs: parameters (count), FLOPs of one sample's forward pass (2 a multiply-add), bytes."""
+    """Footprint of a network.
+
+    Attributes:
+        parameters: how many there are.
+        flops: floating point operations of one sample's forward pass, two per multiply-add.
+        bytes: memory of all parameters and buffers.
+    """
 
     parameters: int
     flops: int
@@ -25,12 +31,18 @@ class Size:
 
 
 def size(model: nn.Module, inputs: Tensor) -> Size:
-    """Return the `Size` of a network; FLOPs are counted on the first of `inputs` [B, ...]."""
-    # A copy, for the forward pass may count; with gradients and plain attention, for fused kernels hide their FLOPs.
-    twin = copy.deepcopy(model).requires_grad_(True).eval()
+    """Return the footprint of a network, which is left alone.
+
+    Args:
+        model: any network.
+        inputs: [B, ...]; FLOPs are counted on the first sample.
+    """
+    # On a copy, because the forward pass may change buffers; with gradients and plain attention, because FLOPs in fused
+    # kernels are not counted.
+    copy = clone(model).requires_grad_(True).eval()
     inputs = placed(inputs, model)
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        twin(inputs[:1])
+        copy(inputs[:1])
     tensors = [*model.parameters(), *model.buffers()]
     return Size(
         sum(p.numel() for p in model.parameters()),

@@ -1,4 +1,4 @@
-"""LeNet-5 with 2x2 max-pooling, and its twin without non-linear activations."""
+"""LeNet-5 with 2x2 max-pooling, with and without nonlinear activations."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ __all__ = ["LeNet5"]
 class LeNet5(nn.Module):
     """Conv 6@5x5, pool, conv 16@5x5, pool, conv 120@5x5, fc 84, fc classes, on 1x32x32 images.
 
-    In the linear twin (`activation=nn.Identity`) the max-pools stay, so it is linear only piece by piece.
+    Without activations (`activation=nn.Identity`) the max-pools stay, so that the network is piecewise linear.
+
+    Args:
+        input_shape: (channels, 32, 32).
+        classes: number of outputs.
+        activation: the class of the activation.
 
     Source: LeNet-5-Linear of Wang & Fu, ICLR 2023; LeCun et al. 1998 with max-pools.
     """

@@ -1,4 +1,4 @@
-"""Multi-layer perceptrons of the trainability papers."""
+"""The multi-layer perceptrons of the trainability papers."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ __all__ = ["MLP"]
 
 
 class MLP(nn.Module):
-    """Fully connected net: linear layers with biases and one activation between them, identity for the linear net.
+    """Fully connected network: linear layers with biases, and an activation between any two, the identity in the linear one.
 
-    The inputs are flattened, so images come as they are. Layers are named `net.0`, `net.2`, ...; every other entry is
+    Inputs of any shape are flattened. Layers are named `net.0`, `net.2`, ...; every other entry is
     the activation.
 
     Args:
         input_shape: shape of one input, e.g. (1, 32, 32).
         widths: units of the hidden layers.
         classes: units of the last layer.
-        activation: the module class between layers.
+        activation: the class of the modules between layers.
 
     Source: MLP-7-Linear of Wang & Fu, ICLR 2023, after Lee et al., ICLR 2020: 1024-6x100-10.
     """

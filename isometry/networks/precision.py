@@ -1,4 +1,4 @@
-"""Precision: float32 arithmetic that is float32, on devices whose default is less."""
+"""Full float32 precision on devices whose default is less."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ __all__ = ["full_precision"]
 
 @contextlib.contextmanager
 def full_precision(*, cudnn: bool = True) -> Iterator[None]:
-    """Compute products of float32 in float32, and give every setting back afterwards.
+    """Compute products of float32 in float32; afterwards every setting has its former value again.
 
-    CUDA's convolutions take TensorFloat-32 by default, with a relative error of about 1e-3: too much for checks of
+    CUDA's convolutions use TensorFloat-32 by default, with a relative error of about 1e-3: too much for checks of
     equality and for small singular values.
 
     Args:
@@ -34,18 +34,18 @@ def full_precision(*, cudnn: bool = True) -> Iterator[None]:
             backends.mkldnn.conv,
             backends.mkldnn.matmul,
         )
-        held = [kind.fp32_precision for kind in kinds]
+        precisions = [kind.fp32_precision for kind in kinds]
         _set(kinds, ["ieee"] * len(kinds))
-        back = partial(_set, kinds, held)
+        restore = partial(_set, kinds, precisions)
     else:
         _set_all("highest", False)
-        back = partial(_set_all, matmul, convolutions)
+        restore = partial(_set_all, matmul, convolutions)
     try:
         backends.cudnn.enabled = enabled and cudnn
         yield
     finally:
         backends.cudnn.enabled = enabled
-        back()
+        restore()
 
 
 def _set_all(matmul: str, convolutions: bool) -> None:

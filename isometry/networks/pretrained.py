@@ -1,4 +1,4 @@
-"""Weights that are known by name: their file, what they were trained on, and how their inputs must be normalized."""
+"""Pretrained weights by name: their file, their training set, and the normalization of their inputs."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from pathlib import Path
 
 from isometry.data import IMAGENET
 
-__all__ = ["PRETRAINED", "Pretrained", "located"]
+__all__ = ["PRETRAINED", "Pretrained", "find_weights"]
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """Weights of a network.
+    """Pretrained weights of a network.
 
     Attributes:
-        file: their name in the folder weights/ of the data folder.
+        file: its name in the folder weights/ of the data folder.
         dataset: the set they were trained on.
-        accuracy: on its test part.
-        normalization: (mean, standard deviation) of the pixels, for `isometry.data.load(normalization=...)`.
-        source: where they come from.
+        accuracy: on the test part of that set, a fraction.
+        normalization: (mean, standard deviation) of each channel, for `isometry.data.load(normalization=...)`.
+        source: where they were published, and their license.
     """
 
     file: str
@@ -36,11 +36,15 @@ PRETRAINED = {
     ("resnet-20", "cifar10"): Pretrained("resnet20_cifar10.safetensors", "cifar10", 0.9173, IMAGENET, _AKAMASTER),
     ("resnet-56", "cifar10"): Pretrained("resnet56_cifar10.safetensors", "cifar10", 0.9339, IMAGENET, _AKAMASTER),
 }
-"""{(network, name): weights}, for `networks.build(network, weights=name)`."""
+"""{(network, name): pretrained weights}, for `networks.build(network, weights=name)`."""
 
 
-def located(network: str, weights: str | os.PathLike[str]) -> Path:
-    """Return the file of weights given by path or by name.
+def find_weights(network: str, weights: str | os.PathLike[str]) -> Path:
+    """Return the file of weights.
+
+    Args:
+        network: the network's name.
+        weights: the file's path, or the name of pretrained weights.
 
     Raises:
         FileNotFoundError: neither a file nor a known name whose file is in $ISOMETRY_DATA/weights.
@@ -52,7 +56,7 @@ def located(network: str, weights: str | os.PathLike[str]) -> Path:
     if known is not None and root is not None and (path := Path(root) / "weights" / known.file).is_file():
         return path
     names = ", ".join(repr(name) for net, name in PRETRAINED if net == network) or "none"
-    where = f"; {known.file} is looked for in $ISOMETRY_DATA/weights, ISOMETRY_DATA being {root!r}" if known else ""
+    where = f"; {known.file} is looked for in $ISOMETRY_DATA/weights, where ISOMETRY_DATA is {root!r}" if known else ""
     raise FileNotFoundError(
         f"networks.build({network!r}) found no weights {os.fspath(weights)!r}{where}. It takes a safetensors file or a known "
         f"name ({names}), e.g. networks.build({network!r}, weights='weights.safetensors')."

@@ -36,7 +36,7 @@ class CifarResNet(nn.Module):
         depth: 20, 32, 44, 56 or 110, that is 6n + 2.
         classes: number of outputs.
         input_shape: (channels, height, width).
-        norm: makes the BatchNorm of so many channels.
+        norm: builds a BatchNorm from its number of channels.
 
     Source: He et al., CVPR 2016, section 4.2, option A; 853,018 parameters at depth 56 with 10 classes, 850,986 with
     bounded BatchNorm.
@@ -51,11 +51,11 @@ class CifarResNet(nn.Module):
         self.bn1 = norm(16)
         blocks, before = (depth - 2) // 6, 16
         for stage, planes in enumerate((16, 32, 64), start=1):
-            made = []
+            layers = []
             for block in range(blocks):
-                made.append(_Block(before, planes, 2 if stage > 1 and block == 0 else 1, norm))
+                layers.append(_Block(before, planes, 2 if stage > 1 and block == 0 else 1, norm))
                 before = planes
-            self.add_module(f"layer{stage}", nn.Sequential(*made))
+            self.add_module(f"layer{stage}", nn.Sequential(*layers))
         self.linear = nn.Linear(64, classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
@@ -105,11 +105,11 @@ class ResNet50(nn.Module):
         self.bn1 = nn.BatchNorm2d(64)
         before = 64
         for stage, (planes, blocks) in enumerate(((64, 3), (128, 4), (256, 6), (512, 3)), start=1):
-            made = []
+            layers = []
             for block in range(blocks):
-                made.append(_Bottleneck(before, planes, 2 if stage > 1 and block == 0 else 1))
+                layers.append(_Bottleneck(before, planes, 2 if stage > 1 and block == 0 else 1))
                 before = 4 * planes
-            self.add_module(f"layer{stage}", nn.Sequential(*made))
+            self.add_module(f"layer{stage}", nn.Sequential(*layers))
         self.fc = nn.Linear(2048, classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):

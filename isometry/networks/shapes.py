@@ -1,4 +1,4 @@
-"""What input a network takes, told by the network itself."""
+"""The inputs that a network takes, as far as its own attributes and layers show."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ __all__ = ["example_inputs", "input_shape", "placed"]
 
 
 def input_shape(model: nn.Module, call: str) -> tuple[int, ...]:
-    """Return the shape of one input: the model's own `input_shape`, else what its first layer tells.
+    """Return the shape of one input: the model's own `input_shape`, or else that of its first layer.
 
     Args:
         model: any module.
-        call: the call to recommend in the error, in which `inputs` stands for the missing argument.
+        call: the call to recommend in the error, with `inputs` for the missing argument.
 
     Raises:
-        ValueError: the first layer does not tell the whole shape.
+        ValueError: the first layer does not determine the whole shape.
     """
     known = getattr(model, "input_shape", None)
     if known is not None:
@@ -40,14 +40,23 @@ def input_shape(model: nn.Module, call: str) -> tuple[int, ...]:
 
 
 def _filled(call: str, inputs: str) -> str:
-    """Return `call` with `inputs` in the place of its last argument."""
+    """Return `call` with `inputs` instead of its last argument."""
     return call.removesuffix("inputs)") + inputs + ")"
 
 
 def example_inputs(model: nn.Module, count: int, *, seed: int = 0, call: str = "measure(model, inputs)") -> Tensor:
-    """Return `count` standard normal inputs of the shape that `input_shape` finds: [count, ...].
+    """Return standard normal inputs of the shape that `input_shape` returns: [count, ...].
 
     They have the model's device and the dtype of its first floating point parameter.
+
+    Args:
+        model: any network.
+        count: how many.
+        seed: of the draw; the global generator is left alone.
+        call: the call to recommend in the error, as in `input_shape`.
+
+    Raises:
+        ValueError: the shape cannot be inferred.
     """
     shape = input_shape(model, call)
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
@@ -56,7 +65,7 @@ def example_inputs(model: nn.Module, count: int, *, seed: int = 0, call: str = "
 
 
 def placed(inputs: Tensor, model: nn.Module) -> Tensor:
-    """Return `inputs` on the model's device; floating point ones in a precision that it has parameters of."""
+    """Return `inputs` on the model's device; floating point inputs in a dtype that some of its parameters have."""
     floating: list[Tensor] = [p for p in model.parameters() if p.is_floating_point()] or [inputs]
     if not inputs.is_floating_point() or inputs.dtype in {p.dtype for p in floating}:
         return inputs.to(floating[0].device)

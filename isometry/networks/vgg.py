@@ -16,14 +16,14 @@ class VGG(nn.Module):
     """3x3 convolutions with BatchNorm in five stages, 2x2 max-pools between them, one linear layer.
 
     Layers are named `features.0`, `features.1`, ... as in torchvision, `classifier` last. After the last stage a 2x2
-    average pool leaves 512 features of a 32x32 image.
+    average pool reduces a 32x32 image to 512 features.
 
     Args:
         depth: 16 or 19.
         classes: number of outputs.
         input_shape: (channels, 32, 32).
-        norm: makes the BatchNorm of so many channels.
-        bias: whether the convolutions have biases, which the BatchNorm behind them cancels.
+        norm: builds a BatchNorm from its number of channels.
+        bias: whether the convolutions have biases, which the BatchNorms after them cancel.
 
     Source: Simonyan & Zisserman 2015. Depth 16 as in Suteu & Guo 2022: biases, 14,728,266 parameters with 10 classes,
     14,724,042 with bounded BatchNorm. Depth 19 as in Wang & Fu, ICLR 2023: no biases, 20.08 M with 100 classes.

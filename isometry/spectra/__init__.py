@@ -1,8 +1,8 @@
-"""Matrices in, spectra out; nothing here knows a neural network."""
+"""Spectra of linear maps: matrices in, singular values out; nothing here depends on neural networks."""
 
 from isometry.spectra import laws, orthogonal
 from isometry.spectra.convolution import Convolution, circular
-from isometry.spectra.estimate import Bound, Estimate, mean_with_error
+from isometry.spectra.estimate import Bound, Estimate, mean_with_error, student_quantile
 from isometry.spectra.exact import exact, singular_values
 from isometry.spectra.golub_kahan import Bidiagonal, bidiagonalize, probes
 from isometry.spectra.operator import Matrices, Operator
@@ -24,4 +24,5 @@ __all__ = [
     "orthogonal",
     "probes",
     "singular_values",
+    "student_quantile",
 ]

@@ -1,4 +1,4 @@
-"""A convolution as a linear operator on images, and its exact spectrum under circular padding."""
+"""Convolutions as linear operators on images, and their exact spectrum under circular padding."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Convolution(Operator):
 
     Args:
         kernel: [C_out, C_in / groups, *k].
-        size: spatial size of the input, one number a dimension.
-        stride, padding, dilation: one number a dimension.
+        size: spatial size of the input, one number per dimension.
+        stride, padding, dilation: one number per dimension.
         groups: channel groups.
     """
 
@@ -56,12 +56,12 @@ class Convolution(Operator):
         self._rest = tuple(n - c for n, c in zip(self.size, covered, strict=True))
 
     def matvec(self, v: Tensor) -> Tensor:
-        """Convolve: [1, k, C_in * size] -> [1, k, C_out * out_size]."""
+        """Apply the convolution: [1, k, C_in * size] -> [1, k, C_out * out_size]."""
         self.products += v.shape[1]
         return self._apply(v[0].view(-1, self.channels, *self.size), self.kernel, **self.options).flatten(1)[None]
 
     def rmatvec(self, u: Tensor) -> Tensor:
-        """Convolve with the adjoint: [1, k, C_out * out_size] -> [1, k, C_in * size]."""
+        """Apply its adjoint, the transposed convolution: [1, k, C_out * out_size] -> [1, k, C_in * size]."""
         self.products += u.shape[1]
         images = u[0].view(-1, self.kernel.shape[0], *self.out_size)
         return self._transpose(images, self.kernel, output_padding=self._rest, **self.options).flatten(1)[None]
@@ -70,13 +70,14 @@ class Convolution(Operator):
 def circular(kernel: Tensor, size: Sequence[int], stride: Sequence[int] | None = None) -> Tensor:
     """Return all singular values of a circularly padded convolution, descending, float64.
 
-    At stride 1 they are the union over frequencies of those of the kernel's Fourier transform; with a stride s the
-    frequencies that fall together after subsampling are stacked side by side, divided by the root of their number.
+    At stride 1 they are the union over frequencies f of the singular values of K(f) [C_out, C_in], the kernel's Fourier
+    transform. With a stride, the m frequencies that coincide after subsampling form one matrix
+    [K(f_1), ..., K(f_m)] / sqrt(m).
 
     Args:
         kernel: [C_out, C_in, *k].
         size: spatial size of the input; each must be a multiple of its stride.
-        stride: one number a dimension; 1 when None.
+        stride: one number per dimension; None means 1.
 
     Raises:
         ValueError: a size that its stride does not divide.
@@ -91,13 +92,13 @@ def circular(kernel: Tensor, size: Sequence[int], stride: Sequence[int] | None =
             "e.g. circular(kernel, (8, 8), (2, 2))."
         )
     transform = torch.fft.fftn(_wrapped(kernel.double(), size), dim=dims)
-    # Frequencies f and f + out_size fall together: split each axis n into (s, n / s) and gather the s copies.
+    # Frequencies f and f + out_size coincide: split each axis n into (s, n / s) and put the s copies side by side.
     shape = [kernel.shape[0], kernel.shape[1]]
     for n, s in zip(size, strides, strict=True):
         shape += [s, n // s]
     folded = transform.reshape(shape)
-    copies, kept = list(range(2, folded.ndim, 2)), list(range(3, folded.ndim, 2))
-    stacked = folded.permute(*kept, 0, 1, *copies).flatten(-1 - len(copies))
+    aliases, frequencies = list(range(2, folded.ndim, 2)), list(range(3, folded.ndim, 2))
+    stacked = folded.permute(*frequencies, 0, 1, *aliases).flatten(-1 - len(aliases))
     count = 1
     for s in strides:
         count *= s
@@ -105,7 +106,7 @@ def circular(kernel: Tensor, size: Sequence[int], stride: Sequence[int] | None =
 
 
 def _wrapped(kernel: Tensor, size: Sequence[int]) -> Tensor:
-    """Return the kernel laid on a torus of the image's size; a larger kernel wraps around and adds up."""
+    """Return the kernel, padded to the image's size; where it is larger, entries that wrap to one place are added."""
     for dim, n in enumerate(size, start=2):
         width = kernel.shape[dim]
         whole = kernel.new_zeros(*kernel.shape[:dim], -(-width // n) * n, *kernel.shape[dim + 1 :])

@@ -1,23 +1,22 @@
-"""Estimates: numbers that carry their error, and numbers known from one side only."""
+"""Estimates with their errors, and bounds."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
-from scipy import stats
 from torch import Tensor
 
-__all__ = ["Bound", "Estimate", "mean_with_error"]
+__all__ = ["Bound", "Estimate", "mean_with_error", "student_quantile"]
 
 
 class Bound(float):
-    """A float known from one side only; it prints with its sign, e.g. `<=0.031`."""
+    """A float that is a lower or an upper bound of the true value; it prints with its sign, e.g. `<=0.031`."""
 
     side: str
 
     def __new__(cls, value: float, side: str) -> Bound:
-        """Make a bound; `side` is '<=' (the truth lies at or below) or '>=' (at or above)."""
+        """Create a bound; `side` is '<=' (the true value is at most `value`) or '>=' (at least)."""
         self = super().__new__(cls, value)
         self.side = side
         return self
@@ -37,13 +36,13 @@ class Bound(float):
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with what is known of its error.
+    """A number with its standard error and confidence interval.
 
     Attributes:
         value: the estimate.
-        sem: its standard error over the units it was averaged from; nan where one unit leaves it unknown.
+        sem: its standard error over the averaged units; nan for one unit.
         interval: 95 % confidence interval, (low, high).
-        units: how many independent units it was averaged from.
+        units: how many independent units were averaged.
     """
 
     value: float
@@ -55,19 +54,27 @@ class Estimate:
         return f"{self.value:.4g} [{self.interval[0]:.4g}, {self.interval[1]:.4g}]"
 
 
+def student_quantile(count: int) -> float:
+    """Return the 97.5 % quantile of Student's t distribution for the mean of `count` units, at least 2."""
+    from scipy import special  # takes a fifth of a second to import
+
+    return float(special.stdtrit(count - 1, 0.975))
+
+
 def mean_with_error(units: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Estimate:
     """Return the mean of independent `units` [B] with its standard error and Student's 95 % interval.
 
     Args:
-        units: one number a unit.
-        low: a lower bound of every unit's truth, where the units are themselves known within a bracket only.
-        high: an upper bound likewise; the interval then spans from the lowest to the highest end of both.
+        units: [B], one number per unit.
+        low: [B], lower bounds of the units' true values, where `units` are estimates inside brackets.
+        high: [B], upper bounds likewise. The interval then reaches from the lower end of the interval of `low` to the
+            upper end of that of `high`.
     """
     count = len(units)
     value = float(units.mean())
     if count < 2:
         return Estimate(value, math.nan, (math.nan, math.nan), count)
-    quantile = float(stats.t.ppf(0.975, count - 1))
+    quantile = student_quantile(count)
     ends = [units if end is None else end for end in (low, high)]
     sems = [float(end.std()) / math.sqrt(count) for end in ends]
     interval = (float(ends[0].mean()) - quantile * sems[0], float(ends[1].mean()) + quantile * sems[1])

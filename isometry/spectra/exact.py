@@ -1,4 +1,4 @@
-"""The whole spectrum of explicit matrices, in float64."""
+"""The complete spectrum of explicit matrices, in float64."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from isometry.spectra.spectrum import Spectrum
 
 __all__ = ["exact", "singular_values"]
 
-
 _BLOCK = 2**19  # entries of a float64 block: 4 MiB
 
 
 def singular_values(matrices: Tensor) -> Tensor:
     """Return all singular values of `matrices` [..., m, n], descending: [..., min(m, n)] float64.
 
-    Matrices in float32 or less carry a relative noise of about 1e-7, which the float64 Gram matrix of the smaller
-    side resolves (its own floor is 1.5e-8 of the largest value) at a fraction of the price of an SVD. Matrices in
-    float64 get the SVD (of the R factor of a QR where one side is much longer), for there the smallest values matter.
+    Matrices in float32 or less have a relative rounding error of about 1e-7, which the float64 Gram matrix of the
+    smaller side resolves (its own limit is 1.5e-8 of the largest value) at a fraction of the cost of an SVD. For
+    matrices in float64 the SVD is computed (of the R factor of a QR decomposition where one side is much longer),
+    because there smaller values are significant.
     """
     wide = matrices if matrices.shape[-2] <= matrices.shape[-1] else matrices.mT
     if matrices.dtype == torch.float64:
@@ -27,7 +27,7 @@ def singular_values(matrices: Tensor) -> Tensor:
             wide = torch.linalg.qr(wide.mT, mode="r").R
         return torch.linalg.svdvals(wide)
     gram = wide.new_zeros(*wide.shape[:-1], wide.shape[-2], dtype=torch.float64)
-    # Column block by column block, so that the float64 copies stay in the cache.
+    # In blocks of columns, so that the float64 copies stay in the cache.
     width = max(64, _BLOCK // max(1, wide[..., 0].numel()))
     for columns in wide.split(width, dim=-1):
         doubled = columns.double()
@@ -36,11 +36,11 @@ def singular_values(matrices: Tensor) -> Tensor:
 
 
 def exact(operator: Operator, max_bytes: int = 2**28) -> Spectrum:
-    """Return the complete `Spectrum` of an operator: min(m, n) products a sample, then float64 linear algebra.
+    """Return the complete `Spectrum` of an operator: min(m, n) products per sample, then float64 linear algebra.
 
     Args:
         operator: B maps m x n.
-        max_bytes: the float64 copies are made for so many bytes of samples at a time.
+        max_bytes: memory for float64 copies; samples are processed in chunks of this size.
     """
     matrices = operator.dense()
     per_sample = 8 * matrices.shape[-1] * matrices.shape[-2]

@@ -1,4 +1,4 @@
-"""Golub-Kahan bidiagonalization: a two-sided bracket of the mean singular value, and Ritz values for the ends."""
+"""Golub-Kahan bidiagonalization: lower and upper bounds of the mean singular value, and Ritz values for the extremes."""
 
 from __future__ import annotations
 
@@ -16,9 +16,16 @@ _MIN_STEPS = 4
 
 
 def probes(batch: int, count: int, size: int, generator: torch.Generator, like: Tensor) -> Tensor:
-    """Return random signs of norm 1, [batch, count, size]; their quadratic form is exact at isometry.
+    """Return random sign vectors of norm 1, [batch, count, size]; their quadratic form is exact at isometry.
 
     Every sample has its own probes, so that probe errors are independent between samples.
+
+    Args:
+        batch: number of samples.
+        count: probes per sample.
+        size: length of a probe.
+        generator: on the CPU, of the signs.
+        like: a tensor of the wanted dtype and device.
     """
     bits = torch.randint(0, 2, (batch, count, size), generator=generator)
     return (2 * bits.double() - 1).div_(size**0.5).to(like)
@@ -26,13 +33,16 @@ def probes(batch: int, count: int, size: int, generator: torch.Generator, like: 
 
 @dataclass
 class Bidiagonal:
-    """k steps of Golub-Kahan for B x P starting vectors: A V = U B with B upper bidiagonal, A the taller way round.
+    """k steps of Golub-Kahan for B x P starting vectors: A V = U B with B upper bidiagonal.
+
+    A is J or Jᵀ, whichever has at least as many rows as columns.
 
     Attributes:
         alpha: [B, P, k] float64, the diagonal of B.
         beta: [B, P, k - 1] float64, above it.
-        residual: [B, P] float64, the next beta: 0 where the run has found an invariant subspace and is exact.
-        products: how many products with J or Jᵀ each starting vector cost.
+        residual: [B, P] float64, the next beta; 0 where the vectors span an invariant subspace, so that the result is
+            exact.
+        products: the number of products with J or Jᵀ per starting vector.
     """
 
     alpha: Tensor
@@ -47,15 +57,16 @@ class Bidiagonal:
         return matrix
 
     def nodes(self) -> tuple[Tensor, Tensor]:
-        """Return Gauss nodes and weights, [B, P, k] each: sum of weight x f(node) approximates vᵀ f((AᵀA)^½) v."""
+        """Return nodes and weights of Gauss quadrature, [B, P, k] each: sum of weight x f(node) ~ vᵀ f((AᵀA)^½) v."""
         _, values, vh = torch.linalg.svd(self._matrix())
         return values, vh[..., :, 0].square()
 
     def bracket(self) -> tuple[Tensor, Tensor]:
-        """Return lower and upper bounds [B, P] of vᵀ (AᵀA)^½ v: Gauss-Radau with a node at 0, and Gauss.
+        """Return lower and upper bounds [B, P] of vᵀ (AᵀA)^½ v, from Gauss-Radau with a node at 0 and from Gauss quadrature.
 
-        The derivatives of the square root alternate in sign, so that Gauss quadrature can only be too large and
-        Gauss-Radau at the left end too small. The latter comes from the same run: B without its last row.
+        The derivatives of the square root alternate in sign, so that Gauss quadrature is an upper bound, and Gauss-Radau
+        with a node at the left end a lower bound. The latter needs no further steps: it is that of B without its last
+        row.
         """
         values, weights = self.nodes()
         upper = (values * weights).sum(-1)
@@ -67,7 +78,7 @@ class Bidiagonal:
         return torch.where(self.residual > 0, lower, upper), upper
 
     def first(self, steps: int) -> Bidiagonal:
-        """Return what the run was after so many of its steps, at least one."""
+        """Return the result after the first `steps` steps, at least one."""
         steps = max(steps, 1)
         if steps >= self.alpha.shape[-1]:
             return self
@@ -95,58 +106,58 @@ def bidiagonalize(operator: Operator, start: Tensor, *, steps: int, rtol: float 
 
     Args:
         operator: B maps m x n.
-        start: [B, P, min(m, n)] of norm 1.
-        steps: at most so many steps, two products each but the last one.
-        rtol: stop when the half-width of every sample's bracket, averaged over its probes, is at most this share of
-            its middle; 0 runs all steps.
+        start: [B, P, min(m, n)], vectors of norm 1.
+        steps: the largest number of steps, of two products each.
+        rtol: stop when the half-width of every sample's bracket, averaged over its probes, is at most `rtol` times its
+            middle; 0 runs all steps.
 
     Returns:
-        `Bidiagonal`; runs that found an invariant subspace early carry zeros from there on.
+        `Bidiagonal`; for starting vectors with an invariant subspace, entries after it are 0.
     """
     wide = operator.rows <= operator.columns
     forward, backward = (operator.rmatvec, operator.matvec) if wide else (operator.matvec, operator.rmatvec)
     steps = min(steps, operator.rank)
     floor = 50 * torch.finfo(start.dtype).eps
     v = start
-    u, alpha = _normalised(forward(v), None, floor)
+    u, alpha = _normalized(forward(v), None, floor)
     scale = alpha.clone()
     vs, us, alphas = [v], [u], [alpha]
     betas: list[Tensor] = []
     products = 1
     for step in range(1, steps + 1):
-        v = _orthogonalised(backward(u) - alpha.to(v).unsqueeze(-1) * v, vs)
-        v, beta = _normalised(v, scale, floor)
+        v = _orthogonalized(backward(u) - alpha.to(v).unsqueeze(-1) * v, vs)
+        v, beta = _normalized(v, scale, floor)
         products += 1
-        run = Bidiagonal(torch.stack(alphas, -1), _stacked(betas, alpha), beta, products)
+        result = Bidiagonal(torch.stack(alphas, -1), _stacked(betas, alpha), beta, products)
         if step == steps or not bool((beta > 0).any()):
             break
         if rtol and step >= _MIN_STEPS:
-            lower, upper = (end.mean(1) for end in run.bracket())
+            lower, upper = (end.mean(1) for end in result.bracket())
             if bool((upper - lower <= rtol * (upper + lower)).all()):
                 break
-        u = _orthogonalised(forward(v) - beta.to(u).unsqueeze(-1) * u, us)
-        u, alpha = _normalised(u, scale, floor)
+        u = _orthogonalized(forward(v) - beta.to(u).unsqueeze(-1) * u, us)
+        u, alpha = _normalized(u, scale, floor)
         products += 1
         scale = torch.maximum(scale, alpha)
         vs.append(v)
         us.append(u)
         alphas.append(alpha)
         betas.append(beta)
-    return run
+    return result
 
 
 def _stacked(parts: list[Tensor], like: Tensor) -> Tensor:
     return torch.stack(parts, -1) if parts else like.new_zeros(*like.shape, 0)
 
 
-def _normalised(x: Tensor, scale: Tensor | None, floor: float) -> tuple[Tensor, Tensor]:
-    """Return x / ||x|| and the norm in float64; both zero where the norm is rounding noise, which ends that run."""
+def _normalized(x: Tensor, scale: Tensor | None, floor: float) -> tuple[Tensor, Tensor]:
+    """Return x / ||x|| and the norm in float64; both zero where the norm is a rounding error, which ends the recursion."""
     norm = torch.linalg.vector_norm(x.double(), dim=-1)
     norm = torch.where(norm > floor * (scale if scale is not None else 0.0), norm, 0.0)
     return torch.where(norm > 0, 1 / norm, 0.0).to(x).unsqueeze(-1) * x, norm
 
 
-def _orthogonalised(x: Tensor, basis: list[Tensor]) -> Tensor:
+def _orthogonalized(x: Tensor, basis: list[Tensor]) -> Tensor:
     stacked = torch.stack(basis, -2)
     for _ in range(2):
         x = x - (stacked.mT @ (stacked @ x.unsqueeze(-1))).squeeze(-1)

@@ -1,4 +1,4 @@
-"""Operators: batches of linear maps known by their products with vectors."""
+"""Linear operators: batches of linear maps, accessed through products with vectors."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["Matrices", "Operator"]
 
 
 class Operator(ABC):
-    """B linear maps J of shape m x n, known only by v -> J v and u -> Jᵀ u.
+    """B linear maps J of shape m x n, accessed only through v -> J v and u -> Jᵀ u.
 
-    Every product takes k vectors a sample at once. A subclass counts what it spends in `products`: one for each
-    vector of each sample that J or Jᵀ was applied to, divided by B (so one unit is one pass over the batch).
+    Every call takes k vectors per sample. A subclass counts the cost in `products`: the number of vectors per sample to
+    which J or Jᵀ was applied, so that one product is one pass over the batch.
     """
 
     batch: int
@@ -45,7 +45,7 @@ class Operator(ABC):
     def dense(self) -> Tensor:
         """Return the maps as explicit matrices [B, r, s], r <= s, of the same singular values.
 
-        That is J itself where m <= n, by m products with Jᵀ; else Jᵀ, by n products with J.
+        This is J where m <= n, from m products with Jᵀ; otherwise Jᵀ, from n products with J.
         """
         wide = self.rows <= self.columns
         apply = self.rmatvec if wide else self.matvec
@@ -54,7 +54,7 @@ class Operator(ABC):
 
 
 class Matrices(Operator):
-    """Explicit matrices [B, m, n] (or one, [m, n]) seen as an operator."""
+    """Explicit matrices [B, m, n] (or one, [m, n]) as an operator."""
 
     def __init__(self, values: Tensor) -> None:
         if values.ndim not in (2, 3) or not values.is_floating_point():

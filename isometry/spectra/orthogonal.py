@@ -1,4 +1,4 @@
-"""Orthogonal factors of a matrix, and how far a matrix is from having one."""
+"""Orthogonal factors of matrices, and the distance of a matrix from orthogonality."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ __all__ = ["distance", "polar", "qr"]
 
 
 def qr(weight: Tensor) -> Tensor:
-    """Return the orthogonal factor that Gram-Schmidt gives, the one of OrthP.
+    """Return the orthogonal factor of the QR decomposition, that of OrthP.
 
-    The reduced QR factor of `weight` (of its transpose where it has fewer rows than columns), its columns multiplied
-    by the signs of R's diagonal, which makes it unique. Rows come out orthonormal where m <= n, columns otherwise.
+    This is Q of the reduced decomposition of `weight` (of its transpose where m < n), with its columns multiplied by the
+    signs of R's diagonal, which makes it unique: the result of Gram-Schmidt. Its rows are orthonormal where m <= n, its
+    columns otherwise.
 
     Args:
-        weight: matrices [..., m, n], computed in float64 whatever their dtype.
+        weight: matrices [..., m, n] of any dtype; the computation is in float64.
 
     Returns:
         [..., m, n] in the dtype of `weight`.
@@ -34,7 +35,7 @@ def polar(weight: Tensor) -> Tensor:
     """Return the nearest matrix with orthonormal rows (m <= n) or columns, in the Frobenius norm: U Vᵀ of the SVD.
 
     Args:
-        weight: matrices [..., m, n], computed in float64 whatever their dtype.
+        weight: matrices [..., m, n] of any dtype; the computation is in float64.
 
     Returns:
         [..., m, n] in the dtype of `weight`.
@@ -44,10 +45,13 @@ def polar(weight: Tensor) -> Tensor:
 
 
 def distance(weight: Tensor) -> Tensor:
-    """Return the Frobenius distance to the nearest orthogonal matrix, a root mean square over singular values.
+    """Return the root mean square distance of the singular values from 1.
 
-    sqrt(mean_i (s_i - 1)²), where s_i are the min(m, n) singular values of `weight` [..., m, n]; 0 for an isometry.
-    The Frobenius norm of `weight - polar(weight)` is sqrt(min(m, n)) times this number.
+    sqrt(mean_i (s_i - 1)²), where s_i are the min(m, n) singular values of `weight`; 0 for an isometry.
+    The Frobenius distance to the nearest orthogonal matrix, ||weight - polar(weight)||_F, is sqrt(min(m, n)) times this.
+
+    Args:
+        weight: matrices [..., m, n] of any dtype; the computation is in float64.
 
     Returns:
         [...] in float64.

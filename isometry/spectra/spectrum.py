@@ -1,4 +1,4 @@
-"""Spectrum: a weighted set of singular values a sample, and every statistic taken from one."""
+"""Spectra: weighted sets of singular values, one per sample, and their statistics."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = ["Spectrum"]
 class Spectrum:
     """Weighted singular values of B maps.
 
-    A full decomposition gives r values of weight 1/r; a quadrature gives nodes with weights, of which the extremes
-    are bounds; pooling samples is concatenation.
+    A complete decomposition gives r values of weight 1/r. A quadrature gives nodes with weights; its extreme nodes are
+    bounds of the extreme singular values. Samples are pooled by concatenation.
 
     Attributes:
         values: [B, k] float64, singular values (or quadrature nodes).
         weights: [B, k] float64, at least 0, each row sums to 1.
-        complete: whether `values` are all the singular values. Where they are not, the smallest is an upper bound of
-            the smallest singular value and the largest a lower bound of the largest, and both say so.
+        complete: whether `values` are all the singular values. Otherwise the smallest node is an upper bound of the
+            smallest singular value and the largest node a lower bound of the largest, and `min` and `max` are `Bound`s.
     """
 
     values: Tensor
@@ -50,7 +50,7 @@ class Spectrum:
 
     @classmethod
     def pool(cls, spectra: Iterable[Spectrum]) -> Spectrum:
-        """Concatenate the samples of several spectra (padded with weight 0 where they hold fewer values)."""
+        """Concatenate the samples of several spectra; those with fewer values are padded with values of weight 0."""
         parts = list(spectra)
         width = max(part.values.shape[1] for part in parts)
 
@@ -99,9 +99,9 @@ class Spectrum:
         return float(((self.values - 1).square() * self.weights).sum(1).mean())
 
     def _ends(self) -> tuple[Tensor, Tensor]:
-        held = self.weights > 0
-        low = torch.where(held, self.values, math.inf).amin(1)
-        return low, torch.where(held, self.values, -math.inf).amax(1)
+        weighted = self.weights > 0
+        low = torch.where(weighted, self.values, math.inf).amin(1)
+        return low, torch.where(weighted, self.values, -math.inf).amax(1)
 
     @property
     def min(self) -> float:
@@ -117,7 +117,7 @@ class Spectrum:
 
     @property
     def condition_numbers(self) -> Tensor:
-        """[B]: largest over smallest of every sample; infinite where the smallest is 0."""
+        """[B]: largest over smallest singular value of every sample; infinite where the smallest is 0."""
         low, high = self._ends()
         return torch.where(low > 0, high / low, math.inf)
 
@@ -128,7 +128,7 @@ class Spectrum:
         return value if self.complete else Bound(value, ">=")
 
     def quantile(self, q: float) -> float:
-        """Return the q-quantile of the pool, a weighted inverse of the distribution function."""
+        """Return the q-quantile of the pool: the smallest value at or below which its share is at least q in [0, 1]."""
         values, order = self.values.flatten().sort()
         mass = self.weights.flatten()[order].cumsum(0) / len(self)
         return float(values[min(int(torch.searchsorted(mass, q - 1e-12)), len(values) - 1)])
@@ -140,13 +140,13 @@ class Spectrum:
         return mass[torch.searchsorted(values, points.to(values), right=True)]
 
     def histogram(self, edges: Tensor) -> tuple[Tensor, Tensor]:
-        """Return each bin's share of the pool and its standard error over samples.
+        """Return each bin's share of the pool, with its standard error over samples.
 
         Args:
-            edges: [b + 1], rising. A value on an edge belongs to the bin above it, the last edge to the last bin.
+            edges: [b + 1], increasing. A value on an edge belongs to the bin above it, the last edge to the last bin.
 
         Returns:
-            share [b] and error [b]; the error is nan for one sample.
+            Share [b] and standard error [b], which is nan for one sample.
         """
         bins = torch.bucketize(self.values, edges.to(self.values), right=True) - 1
         bins = torch.where(self.values == float(edges[-1]), len(edges) - 2, bins)

@@ -218,8 +218,8 @@ class _Loop:
         # The loss of the last step does not show what that step did to the parameters.
         finite = all(bool(torch.isfinite(p).all()) for p in state.model.parameters() if p.requires_grad)
         diverged = not finite or not math.isfinite(float(loss_sum))
-        loss, accuracy, seconds = float(loss_sum) / seen, float(correct) / seen, time.perf_counter() - start
-        return Epoch(number, loss, accuracy, self.rates[0] * multiplier, state.steps, seconds, diverged)
+        mean_loss, accuracy, seconds = float(loss_sum) / seen, float(correct) / seen, time.perf_counter() - start
+        return Epoch(number, mean_loss, accuracy, self.rates[0] * multiplier, state.steps, seconds, diverged)
 
     def step(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Take one optimizer step on inputs [B, ...] and targets [B]; return logits [B, K] and cross-entropy."""

@@ -1,8 +1,8 @@
-"""Closed-form spectra: what the singular values of random, pruned and residual maps tend to.
+"""Closed-form spectra: limit distributions of the singular values of random, pruned and residual maps.
 
-Shapes and scales unless stated: square N x N layers, N to infinity; "Gaussian" weights are independent with variance
-sigma²/N, "orthogonal" ones sigma times a Haar matrix. A law is that of the singular values s; its formulas are in
-lambda = s².
+Unless stated otherwise, layers are square, N x N with N to infinity; "Gaussian" weights are independent with variance
+sigma²/N, "orthogonal" ones sigma times a Haar matrix. A law is the distribution of the singular values s; its formulas
+are in lambda = s².
 """
 
 from isometry.spectra.laws.discrete import CircularConvolution, Isometry, NormLaw

@@ -1,4 +1,4 @@
-"""Maps whose singular values are known one by one, at any size."""
+"""Maps of any size all of whose singular values are known."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from isometry.spectra.convolution import circular
-from isometry.spectra.laws.law import Discrete, positive
+from isometry.spectra.laws.law import Discrete, check_positive
 
 __all__ = ["CircularConvolution", "Isometry", "NormLaw"]
 
@@ -18,7 +18,7 @@ __all__ = ["CircularConvolution", "Isometry", "NormLaw"]
 class Isometry(Discrete):
     """All singular values equal `scale`: products of orthogonal layers of gain g have scale g^L at any width.
 
-    Also a convolution whose only tap is orthonormal (delta-orthogonal), zero or circular padding, stride 1.
+    Likewise convolutions whose only nonzero tap is orthogonal (delta-orthogonal), with stride 1.
 
     Source: Saxe et al., ICLR 2014 (arXiv 1312.6120); Xiao et al., ICML 2018 (arXiv 1806.05393).
     """
@@ -26,24 +26,25 @@ class Isometry(Discrete):
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        positive(self, "Isometry(1.0)", scale=self.scale)
+        check_positive(self, "Isometry(1.0)", scale=self.scale)
 
     @property
     def atoms(self) -> dict[float, float]:
-        """Everything at `scale`."""
+        """All values equal `scale`."""
         return {self.scale: 1.0}
 
 
 @dataclass(frozen=True)
 class NormLaw(Discrete):
-    """LayerNorm (scale 1, epsilon 0) of width n at an input of standard deviation `spread`: 1/spread, and zeros.
+    """LayerNorm (scale 1, epsilon 0) of width n at an input of standard deviation `spread`: values 1/spread and 0.
 
-    LayerNorm removes the mean and the length, two directions; RMSNorm the length alone. Exact at any width.
+    LayerNorm is constant along two directions, the mean and the length; RMSNorm along the length alone. Exact at any
+    width.
 
     Attributes:
         width: n.
         spread: the population standard deviation of the input (LayerNorm), its root mean square (RMSNorm).
-        lost: directions lost, 2 for LayerNorm, 1 for RMSNorm.
+        lost: number of directions of singular value 0, 2 for LayerNorm and 1 for RMSNorm.
     """
 
     width: int
@@ -51,11 +52,11 @@ class NormLaw(Discrete):
     lost: int = 2
 
     def __post_init__(self) -> None:
-        positive(self, "NormLaw(256, spread=1.0)", width=self.width - self.lost, spread=self.spread)
+        check_positive(self, "NormLaw(256, spread=1.0)", width=self.width - self.lost, spread=self.spread)
 
     @property
     def atoms(self) -> dict[float, float]:
-        """The lost directions at 0, all others at 1 / spread."""
+        """0 for the lost directions, 1 / spread for all others."""
         return {0.0: self.lost / self.width, 1 / self.spread: 1 - self.lost / self.width}
 
 
@@ -65,8 +66,8 @@ class CircularConvolution(Discrete):
 
     Attributes:
         kernel: [C_out, C_in, *k].
-        size: spatial size of the input, one number a dimension.
-        stride: one number a dimension; 1 where None. Each must divide its size.
+        size: spatial size of the input, one number per dimension.
+        stride: one number per dimension, each of which divides its size; None means 1.
 
     Source: Sedghi, Gupta & Long, ICLR 2019 (arXiv 1805.10408).
     """
@@ -77,7 +78,7 @@ class CircularConvolution(Discrete):
 
     @cached_property
     def atoms(self) -> dict[float, float]:
-        """Every singular value, with the share that it has; those apart by rounding only are one."""
+        """Every singular value with its share; values that differ by rounding errors only are one."""
         values = circular(self.kernel, self.size, self.stride).flip(0).cpu().numpy()
         starts = np.flatnonzero(np.append(True, np.diff(values) > 1e-9 * values[-1]))
         counts = np.diff(np.append(starts, len(values)))

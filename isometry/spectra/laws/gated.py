@@ -1,4 +1,4 @@
-"""Layers with gates that are open or closed, as those of ReLU."""
+"""Layers whose units are switched on or off at random, as by ReLU."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from functools import cached_property
 
 import numpy as np
 
-from isometry.spectra.laws.law import Array, Curved, positive, share
+from isometry.spectra.laws.law import Array, Curved, check_fraction, check_positive
 
 __all__ = ["BernoulliGaussian", "BernoulliOrthogonal"]
 
 
 class _Gated(Curved):
-    """Layers with Bernoulli gates: lambda(M) is rational in the moment transform M, so M solves a polynomial."""
+    """Layers with Bernoulli gates: lambda is a rational function of the moment transform M."""
 
     layers: int
     open: float
@@ -23,7 +23,7 @@ class _Gated(Curved):
 
     @property
     def atoms(self) -> dict[float, float]:
-        """A share 1 - p of the values is 0."""
+        """0, with the share 1 - p."""
         return {0.0: 1 - self.open} if self.open < 1 else {}
 
     @property
@@ -33,7 +33,7 @@ class _Gated(Curved):
     @property
     @abstractmethod
     def _factors(self) -> list[tuple[float, int]]:
-        """Return (a, n) of lambda(M) = product of (M + a)^n at sigma 1."""
+        """The pairs (a, n) of lambda(M) = product of (M + a)^n at sigma 1."""
 
     def _square(self, m: float) -> float:
         """Return lambda(M) at sigma 1 for a real M."""
@@ -42,41 +42,41 @@ class _Gated(Curved):
     @property
     @abstractmethod
     def _upper(self) -> float:
-        """Return the M at which lambda(M) is the upper edge; infinite where an atom sits there."""
+        """The M at which lambda(M) is the upper edge; infinite where there is an atom at the edge."""
 
     @cached_property
     def _curve(self) -> tuple[Array, Array]:
         """(log lambda, log rho), rho = Im M / (pi lambda), M the physical root of lambda(M) in the upper half plane.
 
-        Roots of the polynomial in M would be ill-conditioned: -p is an L-fold one at lambda 0. The physical branch is
-        the curve M = r exp(i t) - p from t = pi / L at r = 0 to the real upper edge on which lambda(M) is real with the
-        arguments of its factors adding up to 0; t is found by bisection for every r.
+        Finding M as a root of a polynomial would be ill-conditioned: at lambda 0, -p is an L-fold root. The physical
+        branch is instead traced as the curve M = r exp(i t) - p, from t = pi / L at r = 0 to the real upper edge, on
+        which lambda(M) is real, that is, the arguments of its factors add up to 0; t is found by bisection for every r.
         """
         if math.isfinite(self._upper):
-            share = np.concatenate([np.geomspace(1e-9, 0.9, 2500), 1 - np.geomspace(0.1, 1e-9, 1500)[1:]])
-            r = share * (self._upper + self.open)
+            fraction = np.concatenate([np.geomspace(1e-9, 0.9, 2500), 1 - np.geomspace(0.1, 1e-9, 1500)[1:]])
+            r = fraction * (self._upper + self.open)
         else:
             r = np.geomspace(1e-9, 1e6, 4000)
         angles = np.concatenate([np.geomspace(1e-7, 0.02, 60), np.linspace(0.02, math.pi * (1 - 1e-9), 400)[1:]])
-        turned = self._turn(r[:, None], angles[None, :])
-        rising = (turned[:, :-1] < 0) & (turned[:, 1:] >= 0)
-        held = rising.any(1)
-        r, first = r[held], rising[held].argmax(1)
+        arguments = self._argument(r[:, None], angles[None, :])
+        crossing = (arguments[:, :-1] < 0) & (arguments[:, 1:] >= 0)
+        solvable = crossing.any(1)
+        r, first = r[solvable], crossing[solvable].argmax(1)
         low, high = angles[first], angles[first + 1]
         for _ in range(60):
             middle = (low + high) / 2
-            below = self._turn(r, middle) < 0
+            below = self._argument(r, middle) < 0
             low, high = np.where(below, middle, low), np.where(below, high, middle)
         log_square = sum(n * np.log(np.abs(r * np.exp(1j * low) - self.open + a)) for a, n in self._factors)
         log_rho = np.log(r * np.sin(low) / math.pi) - log_square
         order = np.argsort(log_square)
         return log_square[order], log_rho[order]
 
-    def _turn(self, r: Array, angle: Array) -> Array:
+    def _argument(self, r: Array, angle: Array) -> Array:
         """Return the argument of lambda(M) at M = r exp(i angle) - p, continuous over the upper half plane."""
         m = r * np.exp(1j * angle) - self.open
-        turned = [n * (angle if a == self.open else np.angle(m + a)) for a, n in self._factors]
-        return np.sum(np.broadcast_arrays(*turned), axis=0)
+        arguments = [n * (angle if a == self.open else np.angle(m + a)) for a, n in self._factors]
+        return np.sum(np.broadcast_arrays(*arguments), axis=0)
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,8 @@ class BernoulliOrthogonal(_Gated):
     sigma: float = 1.0
 
     def __post_init__(self) -> None:
-        positive(self, "BernoulliOrthogonal(4)", layers=self.layers, sigma=self.sigma)
-        share(self, "BernoulliOrthogonal(4, open=0.5)", open=self.open)
+        check_positive(self, "BernoulliOrthogonal(4)", layers=self.layers, sigma=self.sigma)
+        check_fraction(self, "BernoulliOrthogonal(4, open=0.5)", open=self.open)
 
     @property
     def _factors(self) -> list[tuple[float, int]]:
@@ -107,12 +107,12 @@ class BernoulliOrthogonal(_Gated):
     @property
     def _upper(self) -> float:
         # The extremum of lambda(M) over M > 0, where there is one.
-        closed = self.layers * (1 - self.open)
+        closed = self.layers * (1 - self.open)  # expected number of closed gates on a path
         return self.open / (closed - 1) if closed > 1 else math.inf
 
     @property
     def edges(self) -> tuple[float, float]:
-        """(0, s_max); everything is 0 or sigma^L, and both edges are sigma^L, where there is one layer or no gate."""
+        """(0, s_max); both are sigma^L for one layer or p = 1, where all values are 0 or sigma^L."""
         if self.layers == 1 or self.open == 1:
             return math.sqrt(self._scale), math.sqrt(self._scale)
         high = self._square(self._upper) if math.isfinite(self._upper) else 1.0
@@ -120,13 +120,13 @@ class BernoulliOrthogonal(_Gated):
 
     @property
     def atoms(self) -> dict[float, float]:
-        """A share at 0, and at sigma^L what L nearly always open gates leave untouched."""
+        """0, with the share 1 - p, and sigma^L, with the share 1 - L (1 - p) where that is positive."""
         n, p = self.layers, self.open
-        found = {} if p == 1 else {0.0: 1 - p}
-        untouched = max(1 - n * (1 - p), 0.0)
-        if untouched:
-            found[self.sigma**n] = untouched
-        return found
+        atoms = {} if p == 1 else {0.0: 1 - p}
+        always_open = max(1 - n * (1 - p), 0.0)
+        if always_open:
+            atoms[self.sigma**n] = always_open
+        return atoms
 
     def moment(self, k: float) -> float:
         """Return E lambda^k; exact for k = 1 and 2, by quadrature otherwise."""
@@ -154,8 +154,8 @@ class BernoulliGaussian(_Gated):
     sigma: float = 1.0
 
     def __post_init__(self) -> None:
-        positive(self, "BernoulliGaussian(4)", layers=self.layers, sigma=self.sigma)
-        share(self, "BernoulliGaussian(4, open=0.5)", open=self.open)
+        check_positive(self, "BernoulliGaussian(4)", layers=self.layers, sigma=self.sigma)
+        check_fraction(self, "BernoulliGaussian(4, open=0.5)", open=self.open)
 
     @property
     def _upper(self) -> float:

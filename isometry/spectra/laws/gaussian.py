@@ -1,4 +1,4 @@
-"""Products of Gaussian layers, and one that is not square."""
+"""Products of square Gaussian layers, and one Gaussian layer of any shape."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy import special
 
-from isometry.spectra.laws.law import Array, Curved, Law, positive, share
+from isometry.spectra.laws.law import Array, Curved, Law, check_fraction, check_positive
 
 __all__ = ["FussCatalan", "MarchenkoPastur"]
 
@@ -18,7 +17,7 @@ __all__ = ["FussCatalan", "MarchenkoPastur"]
 class FussCatalan(Curved):
     """Products of L Gaussian layers, lambda / sigma^(2L) ~ Fuss-Catalan of order L.
 
-    Randomly masked layers of density p are Gaussian with sigma² p; magnitude-pruned ones with sigma² v(p), see
+    Randomly masked layers of density p behave like Gaussian layers with sigma² p, magnitude-pruned ones with sigma² v(p), see
     `magnitude_variance`.
 
     Attributes:
@@ -32,7 +31,7 @@ class FussCatalan(Curved):
     sigma: float = 1.0
 
     def __post_init__(self) -> None:
-        positive(self, f"{type(self).__name__}(4)", layers=self.layers, sigma=self.sigma)
+        check_positive(self, f"{type(self).__name__}(4)", layers=self.layers, sigma=self.sigma)
 
     @property
     def _scale(self) -> float:
@@ -46,6 +45,8 @@ class FussCatalan(Curved):
 
     def moment(self, k: float) -> float:
         """Return E lambda^k = sigma^(2Lk) Gamma((L+1)k+1) / (Gamma(k+1) Gamma(Lk+2)); infinite for k <= -1/(L+1)."""
+        from scipy import special
+
         n = self.layers
         if k <= -1 / (n + 1):
             return math.inf
@@ -59,12 +60,12 @@ class FussCatalan(Curved):
 
     @cached_property
     def _curve(self) -> tuple[Array, Array]:
-        """(log lambda, log rho), from the form parametric in the angle 0 < phi < pi / (L + 1).
+        """(log lambda, log rho), parametrized by the angle 0 < phi < pi / (L + 1).
 
         lambda = sin^(L+1)((L+1) phi) / (sin(phi) sin^L(L phi)), rho = sin²(phi) sin^(L-1)(L phi) / (pi sin^L((L+1) phi)).
         """
         n = self.layers
-        # Angles crowd at both ends: lambda spans many decades towards pi / (L + 1).
+        # Angles are dense at both ends: lambda spans many decades toward pi / (L + 1).
         ends = np.geomspace(1e-9, 0.5, 3000)
         phi = np.concatenate([ends, 1 - ends[::-1]]) * math.pi / (n + 1)
         upper, inner = np.log(np.sin((n + 1) * phi)), np.log(np.sin(n * phi))
@@ -76,7 +77,7 @@ class FussCatalan(Curved):
 
 @dataclass(frozen=True)
 class MarchenkoPastur(Law):
-    """One Gaussian layer n x m, n <= m, entries of variance sigma²/m: the n singular values.
+    """The n singular values of one Gaussian layer n x m, n <= m, with entries of variance sigma²/m.
 
     Attributes:
         ratio: c = n / m in (0, 1].
@@ -89,17 +90,17 @@ class MarchenkoPastur(Law):
     sigma: float = 1.0
 
     def __post_init__(self) -> None:
-        positive(self, "MarchenkoPastur(0.5)", sigma=self.sigma)
-        share(self, "MarchenkoPastur(0.5)", ratio=self.ratio)
+        check_positive(self, "MarchenkoPastur(0.5)", sigma=self.sigma)
+        check_fraction(self, "MarchenkoPastur(0.5)", ratio=self.ratio)
 
     @property
     def edges(self) -> tuple[float, float]:
-        """Sigma (1 -+ sqrt(c))."""
+        """The two values sigma (1 -+ sqrt(c))."""
         root = math.sqrt(self.ratio)
         return self.sigma * (1 - root), self.sigma * (1 + root)
 
     def density(self, squares: Array) -> Array:
-        """Return sqrt((high - x)(x - low)) / (2 pi c x) in units of sigma²."""
+        """Return sqrt((high - x)(x - low)) / (2 pi c x), with x and the edges in units of sigma²."""
         low, high = (edge**2 for edge in self.edges)
         root = np.sqrt(np.maximum((high - squares) * (squares - low), 0))
         return root / (2 * math.pi * self.ratio * squares * self.sigma**2)

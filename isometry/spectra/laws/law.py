@@ -1,4 +1,4 @@
-"""Law: a distribution of singular values, and what follows from its density and its atoms; kinds of laws."""
+"""Distributions of singular values, with the statistics that follow from density and atoms."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from isometry.spectra.spectrum import Spectrum
 
-__all__ = ["Array", "Curved", "Discrete", "Law", "positive", "share"]
+__all__ = ["Array", "Curved", "Discrete", "Law", "check_fraction", "check_positive"]
 
 Array = NDArray[np.float64]
 
@@ -26,7 +26,7 @@ class Law(ABC):
 
     @property
     def atoms(self) -> dict[float, float]:
-        """{singular value: its share}, where a share of the values is exactly equal."""
+        """{singular value: its share}, for values that a positive share of all values equals exactly."""
         return {}
 
     @abstractmethod
@@ -45,7 +45,7 @@ class Law(ABC):
 
     @cached_property
     def _grid(self) -> tuple[Array, Array]:
-        """Singular values between the edges, dense near both, and the mass of the continuous part up to each."""
+        """Singular values between the edges, dense near both, and the mass of the continuous part below each."""
         low, high = self.edges
         if low == high:
             return np.array([low, high + 1e-12]), np.zeros(2)
@@ -56,7 +56,7 @@ class Law(ABC):
             s = np.concatenate([[0.0], high * np.geomspace(1e-10, 0.02, 2000)[:-1], s])
         middle = (s[1:] + s[:-1]) / 2
         mass = np.concatenate([[0.0], np.cumsum(self.pdf(middle) * np.diff(s))])
-        # Edges can be singular: the rule's small loss there is made good by the known total.
+        # The density can be singular at the edges: the quadrature's small error there is corrected by the known total.
         return s, mass * (1 - sum(self.atoms.values())) / mass[-1]
 
     def cdf(self, s: Array | float) -> Array:
@@ -69,7 +69,7 @@ class Law(ABC):
         return out
 
     def moment(self, k: float) -> float:
-        """Return the mean of lambda^k = s^(2k), atoms included; here by quadrature of the distribution function."""
+        """Return the mean of lambda^k = s^(2k), atoms included; by quadrature of the distribution function."""
         grid, mass = self._grid
         middle = (grid[1:] + grid[:-1]) / 2
         total = float((middle ** (2 * k) * np.diff(mass)).sum())
@@ -81,11 +81,11 @@ class Law(ABC):
         return self.moment(0.5)
 
     def distance(self, spectrum: Spectrum) -> float:
-        """Return the Kolmogorov-Smirnov distance to a measured spectrum: the largest gap of the two distributions."""
+        """Return the Kolmogorov-Smirnov distance to a measured spectrum: the largest difference of the two cdfs, in [0, 1]."""
         values, order = spectrum.values.flatten().sort()
         steps = (spectrum.weights.flatten()[order].cumsum(0) / len(spectrum)).numpy()
         snapped = values.numpy().copy()
-        # Values on an atom up to rounding count as on it.
+        # Values that differ from an atom by rounding errors count as equal to it.
         for place in self.atoms:
             snapped[np.abs(snapped - place) < (1e-5 if place else 1e-8) * snapped.max()] = place
         above, below = steps, np.concatenate([[0.0], steps[:-1]])
@@ -97,24 +97,24 @@ class Law(ABC):
 
 
 class Curved(Law):
-    """A law whose density is known as a curve (log lambda, log rho), which may reach far below any edge.
+    """A law whose density is a curve (log lambda, log rho), over many decades.
 
-    The mass of deep products lies decades below their mean: at L = 16 Gaussian layers a tenth of the values is below 1e-9
-    of the largest. It is summed up in log lambda.
+    Many singular values of deep products lie decades below the mean: at L = 16 Gaussian layers a tenth of the values is
+    below 1e-9 of the largest. The mass is therefore integrated in log lambda.
     """
 
     @property
     @abstractmethod
     def _scale(self) -> float:
-        """Return the lambda that counts as 1 on the curve."""
+        """The lambda that corresponds to 1 on the curve."""
 
     @property
     @abstractmethod
     def _curve(self) -> tuple[Array, Array]:
-        """Return (log lambda, log rho) at scale 1, rising in lambda."""
+        """(log lambda, log rho) at scale 1, in order of increasing lambda."""
 
     def density(self, squares: Array) -> Array:
-        """Return the density of lambda, read off the curve."""
+        """Return the density of lambda, interpolated on the curve."""
         x, y = self._curve
         return np.exp(np.interp(np.log(squares / self._scale), x, y, left=-np.inf, right=-np.inf)) / self._scale
 
@@ -123,13 +123,13 @@ class Curved(Law):
         if self.edges[0] == self.edges[1]:
             return super()._grid
         x, y = self._curve
-        share_a_log = np.exp(x + y)
-        mass = np.concatenate([[0.0], np.cumsum(np.diff(x) * (share_a_log[1:] + share_a_log[:-1]) / 2)])
+        mass_per_log = np.exp(x + y)
+        mass = np.concatenate([[0.0], np.cumsum(np.diff(x) * (mass_per_log[1:] + mass_per_log[:-1]) / 2)])
         return np.exp((x + math.log(self._scale)) / 2), mass * (1 - sum(self.atoms.values())) / mass[-1]
 
 
 class Discrete(Law):
-    """A law of atoms alone."""
+    """A law without continuous part: all values are atoms."""
 
     @property
     @abstractmethod
@@ -152,18 +152,18 @@ class Discrete(Law):
 
     def moment(self, k: float) -> float:
         """Return the mean of lambda^k = s^(2k)."""
-        return math.fsum(held * place ** (2 * k) for place, held in self.atoms.items())
+        return math.fsum(share * place ** (2 * k) for place, share in self.atoms.items())
 
 
-def positive(law: Law, example: str, **values: float) -> None:
-    """Raise a ValueError that names what is not positive and shows a call that works."""
+def check_positive(law: Law, example: str, **values: float) -> None:
+    """Raise a ValueError that names the first value that is not positive."""
     for name, value in values.items():
         if not value > 0:
             raise ValueError(f"{type(law).__name__}() got {name}={value}; it takes a positive number, e.g. {example}.")
 
 
-def share(law: Law, example: str, **values: float) -> None:
-    """Raise a ValueError that names what is no share in (0, 1] and shows a call that works."""
+def check_fraction(law: Law, example: str, **values: float) -> None:
+    """Raise a ValueError that names the first value that is not in (0, 1]."""
     for name, value in values.items():
         if not 0 < value <= 1:
-            raise ValueError(f"{type(law).__name__}() got {name}={value}; it takes a share in (0, 1], e.g. {example}.")
+            raise ValueError(f"{type(law).__name__}() got {name}={value}; it takes a number in (0, 1], e.g. {example}.")

@@ -1,4 +1,4 @@
-"""Layers from which weights were removed, at random or the smallest."""
+"""Layers some of whose weights were removed, at random or the smallest ones."""
 
 from __future__ import annotations
 
@@ -6,22 +6,21 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from isometry.spectra.laws.gaussian import FussCatalan
-from isometry.spectra.laws.law import Array, Law, share
+from isometry.spectra.laws.law import Array, Law, check_fraction
 
 __all__ = ["MagnitudeMask", "RandomMask", "magnitude_variance"]
 
 
 @dataclass(frozen=True)
 class RandomMask(Law):
-    """One orthogonal layer of which a random share p of the weights is kept: W o M ~ p O + sqrt(p (1 - p)) G.
+    """One orthogonal layer with a random share p of its weights kept: W o M ~ p O + sqrt(p (1 - p)) G.
 
     Attributes:
         density_kept: p in (0, 1).
 
-    With free parts of circular and Haar type, g(s) = G of the symmetrised law solves w = s - p (1 - p) g and
+    With free parts of circular and Haar type, g(s) = G of the symmetrized law solves w = s - p (1 - p) g and
     g = w / (w² - p²); the edges follow from z(u) = p²/u² - p (1 - p) / (u (u - 1)).
     Source: rectangular free convolution (Benaych-Georges 2009), checked by simulation.
     """
@@ -29,7 +28,7 @@ class RandomMask(Law):
     density_kept: float
 
     def __post_init__(self) -> None:
-        share(self, "RandomMask(0.9)", density_kept=self.density_kept)
+        check_fraction(self, "RandomMask(0.9)", density_kept=self.density_kept)
         if self.density_kept == 1:
             raise ValueError("RandomMask() got density_kept=1.0, which removes nothing; the law is then Isometry().")
 
@@ -48,14 +47,14 @@ class RandomMask(Law):
         return math.sqrt(max(squares[0], 0.0)), math.sqrt(squares[1])
 
     def density(self, squares: Array) -> Array:
-        """Return the density of lambda, Im g / (pi s) in size, g the complex root of its cubic in the lower half plane."""
+        """Return the density of lambda, |Im g| / (pi s), where g is the root of its cubic equation in the lower half plane."""
         p = self.density_kept
         c = p * (1 - p)
-        found = np.empty(len(squares))
+        density = np.empty(len(squares))
         for i, s in enumerate(np.sqrt(squares)):
             g = np.roots([c**2, -2 * c * s, s**2 - p**2 + c, -s])
-            found[i] = max(-float(g.imag.min()), 0.0) / (math.pi * s)
-        return found
+            density[i] = max(-float(g.imag.min()), 0.0) / (math.pi * s)
+        return density
 
     def moment(self, k: float) -> float:
         """Return E lambda^k; exactly p for k = 1, by quadrature otherwise."""
@@ -64,10 +63,10 @@ class RandomMask(Law):
 
 @dataclass(frozen=True)
 class MagnitudeMask(FussCatalan):
-    """Products of L Gaussian layers, of each of which only the share `kept` of largest weights is left.
+    """Products of L Gaussian layers, each with only its share `kept` of largest weights.
 
-    They behave like Gaussian layers of variance sigma² v(kept), see `magnitude_variance`; a random mask of the same
-    share leaves sigma² kept: `FussCatalan(L, sigma * sqrt(kept))`.
+    They behave like Gaussian layers of variance sigma² v(kept), see `magnitude_variance`; with a random mask of the same
+    share the variance is sigma² kept: `FussCatalan(L, sigma * sqrt(kept))`.
 
     Attributes:
         layers: L, at least 1.
@@ -81,7 +80,7 @@ class MagnitudeMask(FussCatalan):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        share(self, "MagnitudeMask(3, kept=0.1)", kept=self.kept)
+        check_fraction(self, "MagnitudeMask(3, kept=0.1)", kept=self.kept)
 
     @property
     def _scale(self) -> float:
@@ -91,13 +90,15 @@ class MagnitudeMask(FussCatalan):
 def magnitude_variance(kept: float) -> float:
     """Return v(p) = p + 2 z phi(z), z = Phi^-1(1 - p/2): the share of a Gaussian's variance in its largest entries.
 
-    Layers from which all but the share p of largest weights was removed behave like Gaussian ones with
-    sigma² v(p): `FussCatalan(L, sigma * sqrt(magnitude_variance(p)))`; the gain 1 / sqrt(v) restores the mean square.
+    Layers with only the share p of their largest weights behave like Gaussian layers with sigma² v(p):
+    `FussCatalan(L, sigma * sqrt(magnitude_variance(p)))`. The gain 1 / sqrt(v) restores the mean square.
 
     Args:
         kept: p in (0, 1].
     """
     if not 0 < kept <= 1:
         raise ValueError(f"magnitude_variance() got {kept}; it takes the share of weights kept, in (0, 1], e.g. 0.1.")
-    z = float(stats.norm.ppf(1 - kept / 2))
-    return kept + 2 * z * float(stats.norm.pdf(z))
+    from scipy import special
+
+    z = float(special.ndtri(1 - kept / 2))
+    return kept + 2 * z * float(np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi))

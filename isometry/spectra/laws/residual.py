@@ -1,4 +1,4 @@
-"""Residual networks."""
+"""Deep residual networks."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy import optimize
 
-from isometry.spectra.laws.law import Array, Law, positive
+from isometry.spectra.laws.law import Array, Law, check_positive
 
 __all__ = ["Residual"]
 
 
 @dataclass(frozen=True)
 class Residual(Law):
-    """Residual nets J = product of (1 + X_l), X_l Gaussian of variance c / (N L), L to infinity.
+    """Residual networks J = product of (1 + X_l), with X_l Gaussian of variance c / (N L) and L to infinity.
 
     Attributes:
-        strength: c, the per-block variance summed over depth, L sigma_w² E phi'².
+        strength: c = L sigma_w² E phi'², the variance per block summed over the depth.
 
     Edges: lambda_max = (r + 1)/(r - 1) exp(c r) with r = sqrt(1 + 2/c), lambda_min = 1 / lambda_max; the condition number
     is lambda_max. The Green's function solves z G - 1 = G exp(c (2 z G - 1)).
@@ -29,7 +28,7 @@ class Residual(Law):
     strength: float
 
     def __post_init__(self) -> None:
-        positive(self, "Residual(1.0)", strength=self.strength)
+        check_positive(self, "Residual(1.0)", strength=self.strength)
 
     @property
     def edges(self) -> tuple[float, float]:
@@ -40,14 +39,14 @@ class Residual(Law):
 
     @property
     def condition_number(self) -> float:
-        """s_max / s_min, which is lambda_max."""
+        """The condition number s_max / s_min = lambda_max."""
         return self.edges[1] ** 2
 
     def density(self, squares: Array) -> Array:
-        """Return rho = -Im G / pi, with H = z G solving H - 1 = (H / z) exp(c (2 H - 1)).
+        """Return rho = -Im G / pi, where H = z G solves H - 1 = (H / z) exp(c (2 H - 1)).
 
-        The curve of complex H with a real z > 0 is traced in its real part a: the imaginary part b solves
-        2 c b = arg(1 - 1/H) mod 2 pi.
+        The curve of those complex H at which z is real and positive is parametrized by their real part a; the imaginary
+        part b solves 2 c b = arg(1 - 1/H) mod 2 pi.
         """
         _, b, z = self._curve
         order = np.argsort(z)
@@ -56,6 +55,8 @@ class Residual(Law):
 
     @cached_property
     def _curve(self) -> tuple[Array, Array, Array]:
+        from scipy import optimize
+
         c = self.strength
         r = math.sqrt(1 + 2 / c)
         # The ends of the curve are real: H (H - 1) = 1 / (2 c), where dz/dH = 0.
@@ -67,7 +68,7 @@ class Residual(Law):
                 h = complex(real, imaginary)
                 return 2 * c * imaginary - float(np.angle((h - 1) / h))
 
-            # arg((H - 1)/H) falls from pi (between the poles) or 0 to 0 while 2 c b rises: one crossing.
+            # arg((H - 1)/H) decreases to 0, from pi (between the poles) or from 0, while 2 c b increases: they cross once.
             top = math.pi / (2 * c) + 1e-9
             low = 1e-12
             b[i] = optimize.brentq(gap, low, top) if gap(low) < 0 < gap(top) else 0.0
