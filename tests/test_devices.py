@@ -214,6 +214,6 @@ def test_inputs_of_other_precision_and_device_are_moved(cuda: torch.device, digi
     x = torch.randn(2, 1, 8, 8)
     pruned = isometry.prune(net, isometry.L1(), 0.5, inputs=x)
     assert isometry.networks.size(pruned.model, x).flops
-    assert isometry.evaluation.evaluate(pruned.model, digits).samples == len(digits.test.inputs)
+    assert isometry.evaluate(pruned.model, digits).samples == len(digits.test.inputs)
     assert isometry.recalibrate(pruned.model, digits, samples=64)
     surgery.transfer_optimizer_state(torch.optim.SGD(net.parameters(), lr=0.1), net, pruned, inputs=x)

@@ -6,12 +6,11 @@ from pathlib import Path
 import isometry
 
 FLOORS = {
-    "trials": 6, "plots": 6,
-    "measurement": 5, "survey": 4,
-    "oracle": 3, "pruners": 3, "regularizers": 3, "layers": 3,
-    "jacobian": 2, "folding": 2, "training": 2, "surgery": 2, "inputs": 2, "report": 2, "diagnosis": 2, "allocation": 2, "evaluation": 2,
-    "networks": 1, "view": 1, "recipe": 1,
-    "spectra": 0, "data": 0, "tables": 0, "precision": 0,
+    "trials": 4, "plots": 4,
+    "measurement": 3, "pruners": 3,
+    "repairs": 2, "surgery": 2, "training": 2,
+    "networks": 1,
+    "data": 0, "spectra": 0, "files": 0, "errors": 0,
 }  # fmt: skip
 
 

@@ -267,8 +267,8 @@ def _norm_parameters(
         norm = model.get_submodule(member.layer)
         if isinstance(norm, BOUNDED):
             raise ValueError(
-                f"{member.layer} ({type(norm).__name__}) is a bounded BatchNorm, whose scale is not 0 where its parameter is. "
-                "Make it an ordinary one first: isometry.prune(isometry.fold(model), ...)."
+                f"{member.layer} ({type(norm).__name__}) is a bounded BatchNorm, whose scale is not 0 where its "
+                "parameter is. Make it an ordinary one first: isometry.prune(isometry.fold(model), ...)."
             )
         for tensor in (norm.weight, norm.bias):
             if isinstance(tensor, Tensor):

@@ -17,7 +17,7 @@ _SCHEDULE = Steps((0.3, 0.6, 0.8), 0.2)
 
 @dataclass(frozen=True)
 class Polarizing(Regularizer):
-    """strength x (t ||gamma||_1 - ||gamma - mean||_1) over all BatchNorm scales together, which are held in [0, bound]."""
+    """strength x (t ||gamma||_1 - ||gamma - mean||_1) over all BatchNorm scales, which are clamped to [0, bound]."""
 
     strength: float
     t: float

@@ -183,8 +183,8 @@ def _check_arguments(
         raise InvalidTypeError(f"got {pruner!r} as pruner; it takes a Pruner, e.g. prune(model, isometry.L1(), 0.8).")
     if (ratio is None) == (flops is None) or (flops is not None and not 0 < flops < 1) or round_to < 1:
         raise InvalidValueError(
-            f"got ratio={ratio}, flops={flops}, round_to={round_to}; it takes either a ratio in [0, 1) or a fraction of "
-            "FLOPs removed in (0, 1), and a positive round_to, e.g. prune(model, isometry.L1(), flops=0.5)."
+            f"got ratio={ratio}, flops={flops}, round_to={round_to}; it takes either a ratio in [0, 1) or a "
+            "fraction of FLOPs removed in (0, 1), and a positive round_to, e.g. prune(model, isometry.L1(), flops=0.5)."
         )
     if pruner.trains and split is None:
         name = type(pruner).__name__
@@ -194,8 +194,8 @@ def _check_arguments(
         )
     if inputs is not None and not isinstance(inputs, Tensor):
         raise InvalidTypeError(
-            f"got inputs of type {type(inputs).__name__}; it takes one tensor [B, ...], e.g. torch.randn(2, 3, 32, 32). "
-            "Wrap a network of several inputs in a module that takes one."
+            f"got inputs of type {type(inputs).__name__}; it takes one tensor [B, ...], e.g. "
+            "torch.randn(2, 3, 32, 32). Wrap a network of several inputs in a module that takes one."
         )
 
 

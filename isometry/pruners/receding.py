@@ -47,7 +47,7 @@ class Receding(Regularizer):
 
 @dataclass(frozen=True)
 class RecedingBN(Sparsifying):
-    """Receding Neuron Importances: train with bounded BatchNorm and a penalty that makes importances bimodal, prune once.
+    """Receding Neuron Importances: bounded BatchNorm and a penalty that makes importances bimodal; prune once.
 
     For networks with bounded BatchNorm: built with `norm="bounded"`, or `isometry.convert`ed from ordinary ones. Units
     are ranked by raw gamma, which orders like the importance sigmoid(gamma) and never ties by underflow. Where the

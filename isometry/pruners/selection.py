@@ -165,6 +165,7 @@ def _count(group: UnitGroup, ratio: float, clamp: bool) -> int:
     if ratio * group.units > group.units - 0.5 and not clamp:
         raise InvalidValueError(
             f"got the ratio {ratio} for {join_names(group.layers)}, which would leave none of its "
-            f"{group.units} units. At most {group.units - 1} can be removed: ratio={(group.units - 1) / group.units:.4g}."
+            f"{group.units} units. At most {group.units - 1} can be removed: "
+            f"ratio={(group.units - 1) / group.units:.4g}."
         )
     return min(count, group.units - 1)

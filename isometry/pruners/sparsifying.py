@@ -62,7 +62,7 @@ class Sparsifying(Pruner):
     @property
     def trains_before_selection(self) -> bool:
         """Whether there are epochs to train."""
-        return self.epochs > 0
+        return self.epochs != 0
 
     def without_training(self) -> Sparsifying:
         """Return this pruner with 0 epochs."""
@@ -70,7 +70,7 @@ class Sparsifying(Pruner):
 
     def train_before_selection(self, context: PruningContext) -> None:
         """Train with the regularizer."""
-        if not self.trains_before_selection:
+        if not self.epochs:
             return
         recipe = replace(self.recipe(), autocast=context.autocast)
         epochs = train(

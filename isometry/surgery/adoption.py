@@ -30,6 +30,26 @@ def adopt(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     """
     result = copy.deepcopy(model)
     expected = dict(result.state_dict())
+    _check_names(expected, state)
+    for name, tensor in state.items():
+        owner, _, key = name.rpartition(".")
+        module = result.get_submodule(owner)
+        if name not in expected or tensor.shape == expected[name].shape:
+            continue
+        value = tensor.detach().clone().to(expected[name].device)
+        if key in module._parameters:
+            trainable = module.get_parameter(key).requires_grad
+            module.register_parameter(key, nn.Parameter(value, requires_grad=trainable))
+        else:
+            module._buffers[key] = value
+    for name, module in result.named_modules():
+        _resize(module, model.get_submodule(name))
+    fill(result, {name: tensor.detach() for name, tensor in state.items() if name in expected})
+    return result
+
+
+def _check_names(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Raise an error unless both have the same names, each with as many dimensions."""
     wrong = [name for name in expected.keys() ^ state.keys() if not name.endswith("num_batches_tracked")]
     wrong += [name for name in expected.keys() & state.keys() if expected[name].ndim != state[name].ndim]
     if wrong:
@@ -37,25 +57,9 @@ def adopt(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
         shapes = tuple(tuple(entries[name].shape) if name in entries else None for entries in (expected, state))
         raise InvalidValueError(
             f"got the state of another network: {name} has the shape {shapes[0]} in the model and {shapes[1]} in "
-            "the state. Build the architecture that it was pruned from, e.g. adopt(isometry.networks.build('resnet-56'), "
-            "torch.load('pruned.pt', weights_only=True))."
+            "the state. Build the architecture that it was pruned from, e.g. "
+            "adopt(isometry.networks.build('resnet-56'), torch.load('pruned.pt', weights_only=True))."
         )
-    for name, tensor in state.items():
-        owner, _, key = name.rpartition(".")
-        module = result.get_submodule(owner)
-        if name not in expected or tensor.shape == expected[name].shape:
-            continue
-        if key in module._parameters:
-            flag = module.get_parameter(key).requires_grad
-            module.register_parameter(
-                key, nn.Parameter(tensor.detach().clone().to(expected[name].device), requires_grad=flag)
-            )
-        else:
-            module._buffers[key] = tensor.detach().clone().to(expected[name].device)
-    for name, module in result.named_modules():
-        _resize(module, model.get_submodule(name))
-    fill(result, {name: tensor.detach() for name, tensor in state.items() if name in expected})
-    return result
 
 
 def _resize(module: Any, before: Any) -> None:
@@ -65,9 +69,8 @@ def _resize(module: Any, before: Any) -> None:
         module.out_features, module.in_features = weight.shape  # type: ignore[union-attr]
     elif isinstance(module, nn.modules.conv._ConvNd):
         transposed = is_transposed(module)
-        if (
-            module.groups > 1 and module.groups == module.in_channels
-        ):  # depthwise: as many filters per channel as before
+        if module.groups > 1 and module.groups == module.in_channels:
+            # Depthwise: as many filters per channel as before.
             filters = len(module.weight) * (module.weight.shape[1] if transposed else 1)
             module.groups = filters // (before.out_channels // before.in_channels)
         first, second = module.weight.shape[:2]

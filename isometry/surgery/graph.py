@@ -119,7 +119,8 @@ def _build_dependencies(model: nn.Module, inputs: Tensor) -> tp.DependencyGraph:
         except (RuntimeError, TypeError, IndexError) as error:
             raise InvalidValueError(
                 f"cannot follow the forward pass at inputs of shape {tuple(inputs.shape)}, dtype {inputs.dtype} "
-                f"({textwrap.shorten(str(error), _LONGEST)}). Pass a batch that the network accepts, e.g. inputs=torch.randn(2, 3, 32, 32)."
+                f"({textwrap.shorten(str(error), _LONGEST)}). Pass a batch that the network accepts, e.g. "
+                "inputs=torch.randn(2, 3, 32, 32)."
             ) from error
 
 

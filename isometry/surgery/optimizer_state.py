@@ -75,8 +75,8 @@ def _check_transferable(optimizer: torch.optim.Optimizer, parameters: list[Tenso
     if foreign:
         name = type(optimizer).__name__
         raise InvalidValueError(
-            f"got {name}, whose state ({', '.join(sorted(foreign))}) is not of its parameters' shapes and cannot be cut "
-            f"like them. Start a new one on the pruned network: torch.optim.{name}(pruned.model.parameters())."
+            f"got {name}, whose state ({', '.join(sorted(foreign))}) is not of its parameters' shapes and cannot be "
+            f"cut like them. Start a new one on the pruned network: torch.optim.{name}(pruned.model.parameters())."
         )
 
 

@@ -40,8 +40,8 @@ class Plan:
             width = self.widths[layer]
             if list(units) != sorted(set(units)) or (units and not (units[0] >= 0 and units[-1] < width)):
                 raise ValueError(
-                    f"Plan() got the units {join_names([str(unit) for unit in units])} for {layer}, which has {width}; it takes "
-                    "ascending indices from 0 to "
+                    f"Plan() got the units {join_names(list(map(str, units)))} for {layer}, which has {width}; it "
+                    "takes ascending indices from 0 to "
                     f"{width - 1}, each once, e.g. Plan({{{layer!r}: (0,)}}, {{{layer!r}: {width}}})."
                 )
 

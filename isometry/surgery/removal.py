@@ -30,7 +30,8 @@ class InexactError(RuntimeError):
 
     def __init__(self, reason: str) -> None:
         super().__init__(
-            f"{reason}; this network cannot be cut exactly there. Leave the layer out, e.g. prune(..., skip=['pattern'])."
+            f"{reason}; this network cannot be cut exactly there. Leave the layer out, e.g. "
+            "prune(..., skip=['pattern'])."
         )
         self.reason = reason
 

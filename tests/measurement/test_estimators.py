@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from isometry import measure, networks
+from isometry import measure, networks, spectra
 from tests.models import wide_net
 from tests.references import slow_singular_values
 
@@ -81,9 +81,7 @@ def test_the_smaller_side_is_differentiated() -> None:
 
 
 def test_memory_running_out_halves_the_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    from isometry import survey
-
-    original, sizes = survey.exact, []
+    original, sizes = spectra.exact, []
 
     def exact(operator):  # type: ignore[no-untyped-def]
         sizes.append(operator.batch)
@@ -93,7 +91,7 @@ def test_memory_running_out_halves_the_samples(monkeypatch: pytest.MonkeyPatch) 
 
     net, x = networks.build("mlp-7-relu", seed=0), torch.randn(18, 1, 32, 32)
     expected = measure(net, x).spectrum.values
-    monkeypatch.setattr(survey, "exact", exact)
+    monkeypatch.setattr("isometry.measurement.estimators.exact.exact", exact)
     torch.testing.assert_close(measure(net, x).spectrum.values, expected, rtol=1e-5, atol=1e-8)
     assert sizes[:3] == [18, 9, 4]
 

@@ -38,7 +38,7 @@ def test_no_grad_and_inference_around_the_call_do_not_matter() -> None:
 def test_measuring_in_chunks_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     net, x = batch_norm_net(), torch.randn(7, 3, 8, 8)
     whole = measure(net, x).spectrum.values
-    monkeypatch.setattr("isometry.survey._AT_ONCE", 2)
+    monkeypatch.setattr("isometry.measurement.estimators.Exact.at_once", 2)
     torch.testing.assert_close(measure(net, x).spectrum.values, whole, rtol=1e-6, atol=1e-9)
 
 

@@ -50,7 +50,7 @@ def test_a_narrow_layer_before_the_output_is_used() -> None:
     x = torch.randn(3, 1, 8, 8)
     report = measure(net, x)
     assert_spectrum(report, slow_singular_values(copy.deepcopy(net).double(), x))
-    assert any("narrow cut at 2 (5 of 30)" in note for note in report.notes)
+    assert any("bottleneck at 2 (5 of 30)" in note for note in report.notes)
     assert report.cost.products < 3 * 30
 
 
@@ -67,7 +67,7 @@ def test_a_narrow_layer_with_a_way_around_is_not_used() -> None:
     leaky, x = Leaks(), torch.randn(3, 40)
     report = measure(leaky, x)
     assert_spectrum(report, slow_singular_values(copy.deepcopy(leaky).double(), x))
-    assert not any("narrow" in note for note in report.notes)
+    assert not any("bottleneck" in note for note in report.notes)
 
 
 @pytest.mark.parametrize("kind", [nn.SiLU, nn.ELU, nn.LeakyReLU])
@@ -79,7 +79,7 @@ def test_operations_in_place_behind_a_captured_module_change_nothing(kind: Any) 
     hurried = nn.Sequential(first, kind(inplace=True), last)
     expected = slow_singular_values(plain, x)
     report = measure(hurried, x, progress=False)
-    assert any("narrow cut" in note for note in report.notes)
+    assert any("bottleneck" in note for note in report.notes)
     torch.testing.assert_close(report.spectrum.values[:, :32], expected[:, :32], rtol=1e-9, atol=1e-12)
     for at in ("0",):
         a, b = (measure(net, x, at=at, progress=False).spectrum.values for net in (plain, hurried))

@@ -63,7 +63,9 @@ def test_a_checkpoint_of_another_pruning_is_refused(
 def test_norms_of_coupled_layers_are_penalized_once() -> None:
     net, x = joined(), torch.randn(4, 3, 5, 5)
     (family,) = [f for f in trace(net, x).groups if f.root == "d"]
-    penalty = TPP(stabilize=1000).penalty(PruningContext(net, [family], None, 0, False, None), [(family, tuple(range(4)))])
+    penalty = TPP(stabilize=1000).penalty(
+        PruningContext(net, [family], None, 0, False, None), [(family, tuple(range(4)))]
+    )
     every = [id(tensor) for layer in penalty.layers for tensor, _ in layer.penalized]
     assert len(every) == len(set(every))
     assert {id(net.na.weight), id(net.ns.weight)} <= set(every)

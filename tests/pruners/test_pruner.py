@@ -1,12 +1,14 @@
 """What all pruners share: scores of units, seeds, the model given."""
 
+import dataclasses
 from itertools import pairwise
 
 import pytest
 import torch
 
 import isometry
-from isometry import L1, Random, networks, prune
+from isometry import L1, TPP, GReg2, Random, RecedingBN, Slimming, networks, prune
+from isometry.networks import BoundedBatchNorm2d
 from tests.models import joined
 
 
@@ -35,3 +37,30 @@ def test_frozen_layers_stay_frozen() -> None:
     net.net[0].requires_grad_(False)
     result = prune(net, L1(), 0.5)
     assert [p.requires_grad for p in result.model.parameters()] == [False, False, True, True, True, True]
+
+
+def test_training_before_selection_can_be_switched_off_where_ratios_can_share_it() -> None:
+    for pruner in (Slimming(epochs=3, strength=0.5), RecedingBN(epochs=3, shift=1.0)):
+        assert pruner.trains_before_selection
+        trained = pruner.without_training()
+        assert not trained.trains_before_selection
+        assert trained == dataclasses.replace(pruner, epochs=0)
+    for other in (
+        L1(),
+        Random(),
+        TPP(),
+        GReg2(),
+    ):  # GReg-2 trains the units that may be removed: not those of all layers
+        assert not other.trains_before_selection
+        assert other.without_training() is other
+
+
+def test_receding_bn_adapts_a_network_to_bounded_batchnorm_once() -> None:
+    plain = networks.build("conv-4", seed=0, input_shape=(1, 8, 8), norm="batch").eval()
+    adapted = RecedingBN().adapt(plain)
+    x = torch.randn(3, 1, 8, 8)
+    torch.testing.assert_close(adapted(x), plain(x))
+    assert any(isinstance(module, BoundedBatchNorm2d) for module in adapted.modules())
+    assert RecedingBN().adapt(adapted) is adapted
+    assert not any(isinstance(module, BoundedBatchNorm2d) for module in plain.modules())
+    assert Slimming().adapt(plain) is plain

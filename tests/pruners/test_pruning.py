@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import isometry
 from isometry import L1, TPP, networks, prune
-from isometry.surgery import trace
+from isometry.surgery import graph, trace
 
 
 def test_the_model_given_stays_as_it_was(dense: nn.Module, digits: isometry.data.Data) -> None:
@@ -40,11 +40,11 @@ BAD = {
     "ratio of one": (lambda: prune(MLP, L1(), 1.0), "ratio 1.0; it is the fraction of units removed, at least 0 and below 1"),
     "negative ratio": (lambda: prune(MLP, L1(), -0.1), "ratio -0.1"),
     "ratio nan": (lambda: prune(MLP, L1(), float("nan")), "ratio nan"),
-    "no unit kept": (lambda: prune(MLP, L1(), 0.996), r"leave none of its 100 units\. At most 99 can leave: ratio=0\.99"),
+    "no unit kept": (lambda: prune(MLP, L1(), 0.996), r"leave none of its 100 units\. At most 99 can be removed: ratio=0\.99"),
     "pattern without a match": (lambda: prune(MLP, L1(), {"conv*": 0.5}), r"pattern 'conv\*', which matches none of the layers"),
     "output layer": (lambda: prune(MLP, L1(), {"net.12": 0.5}), "net.12 matches, but its units are outputs of the network"),
     "unknown layer": (lambda: prune(MLP, L1(), 0.5, layers=["x"]), "pattern 'x'"),
-    "two ratios for one group": (lambda: prune(Tied(), L1(), {"a": 0.5, "b": 0.2}), r"ratio 0\.2 for b and 0\.5 for a, but their units can only leave together"),
+    "two ratios for one group": (lambda: prune(Tied(), L1(), {"a": 0.5, "b": 0.2}), r"ratio 0\.2 for b and 0\.5 for a, but their units can only be removed together"),
     "no data": (lambda: prune(MLP, TPP(), 0.5), r"TPP trains before it removes and got no data\. .* prune\(model, isometry\.TPP\(\), 0\.8, data="),
     "nothing to prune": (lambda: prune(nn.Sequential(nn.Linear(4, 2)), L1(), 0.5), "found nothing to prune .0: its units are outputs"),
     "no inputs": (lambda: prune(CONV, L1(), 0.5), r"prune\(\) cannot infer an input shape from 0 \(Conv2d\)\. Pass inputs, e\.g\. prune\(model, pruner, ratio, inputs=torch\.randn\(64, 3, 32, 32\)\)"),
@@ -142,3 +142,24 @@ def test_pruning_a_deep_network_takes_little_more_than_two_traces() -> None:
         prune(net, L1(), 0.5, inputs=x)
         ratios.append((time.perf_counter() - start) / floor)
     assert min(ratios) < 12
+
+
+def test_pruning_traces_the_network_and_the_copy_on_which_removal_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    traces = []
+    original = graph._build_dependencies
+    monkeypatch.setattr(graph, "_build_dependencies", lambda *a: traces.append(a) or original(*a))
+    prune(networks.build("lenet-5-relu", seed=0), L1(), 0.5)
+    assert len(traces) == 2
+
+
+def test_the_pruned_network_carries_no_gradients_of_its_training(digits: isometry.data.Data) -> None:
+    net = networks.build("mlp-7-relu", seed=0, input_shape=(1, 8, 8), widths=(8, 6))
+    pruner = isometry.GReg(delta=0.5, interval=1, stabilize=4, batch_size=64)
+    assert all(p.grad is None for p in prune(net, pruner, 0.5, data=digits).model.parameters())
+
+
+def test_the_warning_points_to_the_callers_line() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Softmax(1), nn.Conv2d(8, 6, 1), nn.ReLU(), nn.Conv2d(6, 2, 1))
+    with pytest.warns(UserWarning, match="leaves alone what cannot be cut exactly: The units of 0") as record:
+        prune(net, L1(), 0.5, inputs=torch.randn(2, 3, 5, 5))
+    assert record[0].filename == __file__

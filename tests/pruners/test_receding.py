@@ -87,7 +87,7 @@ def test_training_makes_importances_bimodal_and_a_third_of_the_units_free(digits
         pruner = RecedingBN(strength=strength, epochs=25)
         result = prune(normed_conv(), pruner, 0.3, data=digits, progress=False)
         accuracies[strength] = isometry.evaluate(result.model, digits.validation).accuracy
-        assert list(result.history["stage"].unique()) == ["condition"]
+        assert list(result.history["stage"].unique()) == ["before_selection"]
         assert len(result.history) == 25
         assert result.plan.ratio == pytest.approx(0.3, abs=0.04)
     assert accuracies[1e-1] > accuracies[0.0] + 0.1

@@ -27,14 +27,14 @@ def test_only_the_layers_asked_for_are_pruned() -> None:
     net = networks.build("lenet-5-relu", seed=0)
     only = prune(net, L1(), 0.5, layers="conv2")
     assert list(only.plan.removed) == ["conv2"]
-    assert only.left_alone["fc1"] == "not asked for"
+    assert only.left_alone["fc1"] == "not requested"
 
 
 def test_layers_are_skipped_by_pattern() -> None:
     net, x = lenet(), torch.randn(2, 1, 32, 32)
     result = prune(net, L1(), 0.5, inputs=x, skip="conv*")
     assert {layer: len(units) for layer, units in result.plan.removed.items()} == {"fc1": 42}
-    assert result.left_alone["conv1"] == "not asked for"
+    assert result.left_alone["conv1"] == "not requested"
 
 
 def test_the_units_kept_are_rounded_to_multiples() -> None:
@@ -95,4 +95,4 @@ def test_groups_that_keep_all_units_are_named() -> None:
     )
     few = prune(grouped, L1(floor=4), 0.5, inputs=x)
     assert few.ratio == 0
-    assert few.left_alone["0"] == "none of its units can leave at this ratio, floor and rounding"
+    assert few.left_alone["0"] == "none of its units can be removed at this ratio, floor and rounding"

@@ -21,7 +21,7 @@ def test_global_ranking_keeps_a_floor_and_reports_what_was_removed() -> None:
     removed = {layer: len(units) for layer, units in result.plan.removed.items()}
     assert removed == {"features.0": 7, "features.3": 5, "features.7": 0, "features.10": 0}  # 16 of 32 asked for
     assert result.ratio == 12 / 32
-    assert "37.5% of the units left" in str(result)
+    assert "37.5% of the units removed" in str(result)
 
 
 def test_ranking_by_layer_is_uniform() -> None:

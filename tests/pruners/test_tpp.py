@@ -115,9 +115,10 @@ def test_tpp_shrinks_the_batchnorm_that_follows() -> None:
     seen: dict[str, Any] = {}
 
     class Watched(TPP):
-        def train_after_selection(self, run: Any, chosen: Any) -> None:
-            super().train_after_selection(run, chosen)
-            seen["norm"], seen["units"] = run.model[1].requires_grad_(False), chosen[0][1]
+        def train_after_selection(self, context: Any, selection: Any) -> None:
+            super().train_after_selection(context, selection)
+            # A copy: units are removed from the network itself afterwards.
+            seen["norm"], seen["units"] = copy.deepcopy(context.model[1]).requires_grad_(False), selection[0][1]
 
     prune(net, Watched(**SHORT), {"0": 0.5}, data=data)
     norm, units = seen["norm"], list(seen["units"])

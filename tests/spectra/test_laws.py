@@ -11,7 +11,20 @@ from torch import Tensor, nn
 
 from isometry import measure
 from isometry.spectra import Spectrum, laws
-from isometry.spectra.laws import BernoulliGaussian, BernoulliOrthogonal, CircularConvolution, FussCatalan, Isometry, Law, MagnitudeMask, MarchenkoPastur, NormLaw, RandomMask, Residual, magnitude_variance
+from isometry.spectra.laws import (
+    BernoulliGaussian,
+    BernoulliOrthogonal,
+    CircularConvolution,
+    FussCatalan,
+    Isometry,
+    Law,
+    MagnitudeMask,
+    MarchenkoPastur,
+    NormLaw,
+    RandomMask,
+    Residual,
+    magnitude_variance,
+)
 
 
 def haar(n: int) -> Tensor:

@@ -155,3 +155,26 @@ def test_carrying_takes_any_class_and_does_not_touch_the_optimizer() -> None:
     optimizer = Demanding(net.parameters(), 0.1)
     assert surgery.transfer_optimizer_state(optimizer, net, pruned).param_groups[0]["lr"] == 0.1
     assert not optimizer.state
+
+
+@pytest.mark.parametrize(("make", "traces"), [(torch.optim.SGD, 0), (torch.optim.Adam, 1)], ids=["SGD", "Adam"])
+def test_one_trace_serves_all_keys_of_the_state(make: Any, traces: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    net, x = lenet(), torch.randn(2, 1, 32, 32)
+    optimizer = make(net.parameters(), lr=0.1)
+    one_step(net, optimizer, x)
+    result = prune(net, L1(), 0.5, inputs=x)
+    calls = []
+    original = surgery.graph._build_dependencies
+    monkeypatch.setattr(surgery.graph, "_build_dependencies", lambda *a: calls.append(a) or original(*a))
+    transfer_optimizer_state(optimizer, net, result, inputs=x)
+    assert len(calls) == traces
+
+
+def test_state_keeps_its_numbers_in_half_precision() -> None:
+    net, x = lenet().bfloat16(), torch.randn(2, 1, 32, 32, dtype=torch.bfloat16)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    one_step(net, optimizer, x)
+    result = prune(net, L1(), {"conv2": 0.5}, inputs=x)
+    state = transfer_optimizer_state(optimizer, net, result, inputs=x).state[result.model.conv2.weight]
+    expected = optimizer.state[net.conv2.weight]["momentum_buffer"][list(result.plan.kept("conv2"))]
+    assert torch.equal(state["momentum_buffer"], expected)

@@ -16,7 +16,7 @@ def test_a_plan_says_what_is_removed_and_what_is_kept() -> None:
     both = first.then(Plan({"a": (0, 2), "b": (0,)}, {"a": 4, "b": 2}))
     assert first.kept("a") == (0, 2, 4, 5)
     assert both.ratio == 5 / 8
-    assert "a: 4 of 6 units leave" in str(both)
+    assert "a: 4 of 6 units removed" in str(both)
 
 
 def test_plans_survive_json() -> None:
@@ -32,7 +32,7 @@ def test_a_plan_for_another_network_does_not_compose() -> None:
 
 
 def test_plans_that_make_no_sense_are_refused() -> None:
-    with pytest.raises(ValueError, match="rising indices from 0 to 5"):
+    with pytest.raises(ValueError, match="ascending indices from 0 to 5"):
         Plan({"a": (3, 1)}, {"a": 6})
     with pytest.raises(ValueError, match="both for the same layers"):
         Plan({"a": (3,)}, {})

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from isometry import L1, Plan, networks, prune
-from isometry.surgery import remove, trace
+from isometry.surgery import InexactError, remove, trace
 from tests.models import (
     DenselyConnected,
     Grouped,
@@ -165,3 +165,11 @@ def test_pruned_equals_masked_on_random_graphs(drawn: tuple[nn.Module, int], rat
             return
         result = prune(net, L1(), ratio, inputs=x)
     torch.testing.assert_close(result.model(x), masked_by(net, result.plan, x)(x), rtol=1e-8, atol=1e-9)
+
+
+def test_an_inexact_cut_names_its_reason() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.PixelShuffle(2), nn.Conv2d(2, 4, 1), nn.Conv2d(4, 2, 1))
+    with pytest.raises(InexactError) as error:
+        remove(net, Plan({"0": (0, 1)}, {"0": 8}), torch.randn(2, 3, 4, 4))
+    assert error.value.reason.startswith("The units of 0 cannot be removed (")
+    assert str(error.value).startswith(error.value.reason)

@@ -64,7 +64,7 @@ class PixelShuffle(nn.Module):
 
 
 def test_a_cut_that_cannot_be_exact_is_refused_when_it_is_planned() -> None:
-    with pytest.raises(ValueError, match="nothing that can be cut exactly: The units of one cannot leave"):
+    with pytest.raises(ValueError, match="nothing that can be cut exactly: The units of one cannot be removed"):
         prune(PixelShuffle(), L1(), {"one": 0.5}, inputs=torch.randn(2, 3, 4, 4))
 
 
@@ -217,7 +217,7 @@ def test_outputs_in_dicts_and_tuples_are_compared() -> None:
 
 def test_a_second_output_that_would_change_is_found() -> None:
     x = torch.randn(4, 3, 6, 6)
-    with pytest.raises(ValueError, match="nothing that can be cut exactly: The units of body cannot leave"):
+    with pytest.raises(ValueError, match="nothing that can be cut exactly: The units of body cannot be removed"):
         prune(Answer("mixing"), L1(), 0.5, inputs=x)
     with pytest.raises(ValueError, match="nothing that can be cut exactly"):
         prune(Answer("mixing").bfloat16(), L1(), 0.5, inputs=x.bfloat16())

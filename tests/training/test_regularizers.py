@@ -6,8 +6,8 @@ from torch import nn
 
 import isometry
 from isometry import KernOrth, OrthConv, networks, train
-from isometry.training.regularizers import convolution_orthogonality, kernel_orthogonality
 from isometry.spectra import Convolution, Spectrum, exact
+from isometry.training.regularizers import convolution_orthogonality, kernel_orthogonality
 from tests.references import slow_convolution_orthogonality
 
 
