@@ -105,8 +105,8 @@ def read_idx(path: Path, dimensions: int, count: int) -> np.ndarray:
         uint8 array of `dimensions` dimensions.
 
     Raises:
-        ValueError: the file is truncated, corrupt or of another kind; the message names it, what was expected and
-            what was found.
+        ValueError: the file is truncated, corrupt or of another kind; the message names the file, its content and the
+            expected content.
     """
     content = read_bytes(path)
     expected = 2048 + dimensions

@@ -99,13 +99,13 @@ def importances(model: nn.Module) -> dict[str, Tensor]:
     Raises:
         ValueError: the model has none.
     """
-    found = {n: m.weight.detach().sigmoid() for n, m in model.named_modules() if isinstance(m, BOUNDED)}
-    if not found:
+    result = {n: m.weight.detach().sigmoid() for n, m in model.named_modules() if isinstance(m, BOUNDED)}
+    if not result:
         raise ValueError(
             "importances() found no bounded BatchNorm; convert the network first, e.g. "
             "importances(isometry.convert(model))."
         )
-    return found
+    return result
 
 
 @torch.no_grad()

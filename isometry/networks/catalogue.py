@@ -145,11 +145,11 @@ def _load_weights(network: nn.Module, name: str, path: Path) -> None:
             f"safetensors.torch.save_file(model.state_dict(), {str(path)!r})."
         ) from error
     expected = {key: tuple(value.shape) for key, value in network.state_dict().items()}
-    found = {key: tuple(value.shape) for key, value in tensors.items()}
-    missing = [key for key in expected if key not in found and not key.endswith("num_batches_tracked")]
-    wrong = missing + [key for key in found if found[key] != expected.get(key)]
+    stored = {key: tuple(value.shape) for key, value in tensors.items()}
+    missing = [key for key in expected if key not in stored and not key.endswith("num_batches_tracked")]
+    wrong = missing + [key for key in stored if stored[key] != expected.get(key)]
     if wrong:
-        here, there = (shapes.get(wrong[0], "none") for shapes in (expected, found))
+        here, there = (shapes.get(wrong[0], "none") for shapes in (expected, stored))
         raise ValueError(
             f"networks.build({name!r}) got the weights of another network, {path}: the shape of {wrong[0]} is {here} in "
             f"{name} and {there} in the file. Build the network that the file was written for, e.g. with its classes= or "

@@ -1,4 +1,4 @@
-"""Repairs of pruned networks without training, each of them also found by its name."""
+"""Repairs of pruned networks, without training."""
 
 from isometry.repairs.orthogonalization import orthogonalize
 from isometry.repairs.recalibration import recalibrate

@@ -34,10 +34,10 @@ class Repair(Protocol):
             model: the pruned network.
             data: training data, as `train` takes them, for repairs that need some.
             reference: the network before pruning, for repairs that need it.
-            seed: of whatever is drawn at random.
+            seed: of everything that is random.
 
         Raises:
-            ValueError: the repair does not work on this network, or needs what is not given.
+            ValueError: the repair does not work on this network, or needs an argument that is None.
         """
 
 
@@ -111,10 +111,10 @@ def repair_by_name(name: str) -> Repair:
 
 
 def best_repair(model: nn.Module) -> tuple[str, nn.Module]:
-    """Return the nearest to dynamical isometry that can be had without training: its label, and the repaired copy.
+    """Return the label and the result of the repair that comes nearest to dynamical isometry without training.
 
-    That is ("oracle", `recover(model)`) for linear MLPs, and ("OrthP", `orthogonalize(model)`) for all other networks, with
-    the reference's gain of sqrt(2) for ReLU; with a gain of 1 where the activations are modules and none is a ReLU.
+    This is ("oracle", `recover(model)`) for linear MLPs, and ("OrthP", `orthogonalize(model)`) for all other networks, with
+    the gain of sqrt(2) for ReLU, or of 1 where the activations are modules and no ReLU is among them.
 
     Args:
         model: any network; it is left alone.

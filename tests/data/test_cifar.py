@@ -31,8 +31,8 @@ def write_cifar(folder: Path, name: str, suffix: str) -> np.ndarray:
 def small(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, np.ndarray]:
     """The name of a set written below tmp_path, a hundredth of its size, and the first test record."""
     name, suffix = request.param
-    assert data._CIFAR[name].counts == (50000, 10000)
-    monkeypatch.setitem(data._CIFAR, name, replace(data._CIFAR[name], counts=(500, 100)))
+    assert data.cifar.CIFAR_SETS[name].counts == (50000, 10000)
+    monkeypatch.setitem(data.cifar.CIFAR_SETS, name, replace(data.cifar.CIFAR_SETS[name], counts=(500, 100)))
     return name, write_cifar(tmp_path / name, name, suffix)
 
 

@@ -5,6 +5,7 @@ import struct
 from pathlib import Path
 
 import numpy as np
+import pooch
 import pytest
 import torch
 
@@ -98,7 +99,7 @@ def test_downloads_are_checked_against_their_md5(tmp_path: Path, monkeypatch) ->
 
     files = write_mnist(tmp_path / "cache")
     monkeypatch.delenv("ISOMETRY_DATA", raising=False)
-    monkeypatch.setattr(data.pooch, "retrieve", retrieve)
+    monkeypatch.setattr(pooch, "retrieve", retrieve)
     assert len(data.load("fashion-mnist").test.targets) == 10000
     assert len(calls) == 4
     assert all(known.startswith("md5:") and len(known) == 36 for _, known in calls)

@@ -44,3 +44,28 @@ def test_weights_are_known_by_name(tmp_path, monkeypatch: pytest.MonkeyPatch) ->
     again = networks.build("resnet-20", weights="cifar10")
     assert torch.equal(again.linear.weight, net.linear.weight)
     assert networks.PRETRAINED["resnet-20", "cifar10"].normalization == data.IMAGENET
+
+
+def test_weights_that_cannot_be_read_name_their_file(tmp_path) -> None:
+    file = tmp_path / "weights.pth"
+    file.write_bytes(b"not safetensors")
+    with pytest.raises(ValueError, match=r"weights\.pth is no whole safetensors file.*safetensors\.torch\.save_file"):
+        networks.build("resnet-20", weights=file)
+
+
+def test_weights_of_other_shapes_name_their_file_and_the_tensor(tmp_path) -> None:
+    file = tmp_path / "weights.safetensors"
+    save_file(networks.build("resnet-20", 100).state_dict(), file)
+    with pytest.raises(ValueError, match=r"weights\.safetensors: the shape of linear\.bias is \(10,\).*\(100,\)"):
+        networks.build("resnet-20", weights=file)
+
+
+def test_weights_that_are_missing_or_unknown_name_the_tensor(tmp_path) -> None:
+    file = tmp_path / "weights.safetensors"
+    state = networks.build("resnet-20").state_dict()
+    save_file({name: tensor for name, tensor in state.items() if name != "bn1.bias"}, file)
+    with pytest.raises(ValueError, match=r"bn1\.bias is \(16,\) in resnet-20 and none in the file"):
+        networks.build("resnet-20", weights=file)
+    save_file({**state, "extra": torch.ones(2)}, file)
+    with pytest.raises(ValueError, match=r"extra is none in resnet-20 and \(2,\) in the file"):
+        networks.build("resnet-20", weights=file)

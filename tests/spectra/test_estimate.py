@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
+from scipy import stats
 
-from isometry.spectra import mean_with_error
+from isometry.spectra import mean_with_error, student_quantile
 
 
 def test_the_interval_of_a_mean_is_students() -> None:
@@ -19,3 +20,8 @@ def test_the_error_of_one_sample_is_unknown() -> None:
     alone = mean_with_error(torch.ones(1))
     assert math.isnan(alone.sem)
     assert all(map(math.isnan, alone.interval))
+
+
+@pytest.mark.parametrize("count", [2, 3, 10, 64, 5000])
+def test_the_quantile_is_that_of_students_distribution(count: int) -> None:
+    assert student_quantile(count) == stats.t.ppf(0.975, count - 1)

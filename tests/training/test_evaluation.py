@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import nn
 
-import isometry
 from isometry import evaluate
 from isometry.data import Data
 from tests.models import Wired, digits_mlp
@@ -37,4 +36,4 @@ def test_models_of_several_precisions_are_given_what_they_have(digits: Data) -> 
     net = Wired(lambda m, x: m.a(x.flatten(1)) * m.scale.float(), a=nn.Linear(64, 10))
     net.scale = nn.Parameter(torch.ones((), dtype=torch.float64))
     net = Wired(lambda m, x: m.inner(x), inner=net)
-    assert isometry.evaluation.evaluate(net, digits).samples == len(digits.test.inputs)
+    assert evaluate(net, digits).samples == len(digits.test.inputs)

@@ -6,13 +6,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import isometry
 from isometry import Steps, evaluate, networks, train
 from isometry.data import CropFlip, Data
-from isometry.training import parameter_groups
-from tests.models import Wired, digits_mlp, flat_weights, normed_conv
+from tests.models import Wired, digits_mlp, flat_weights
 from tests.references import sgd_by_hand
 
 
@@ -35,22 +33,6 @@ def test_training_learns_digits_and_says_so(digits: isometry.data.Data) -> None:
     assert result.accuracy > 0.9
     assert result.samples == 360
     assert not model.training
-
-
-def test_the_same_seed_gives_the_same_net_and_leaves_the_global_generator_alone(digits: isometry.data.Data) -> None:
-    found = []
-    for seed in (0, 0, 1):
-        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.Dropout(0.3), nn.Linear(20, 10))
-        with torch.no_grad():
-            for p in model.parameters():
-                p.fill_(0.01).add_(torch.arange(p.numel()).view_as(p) / 1e4)
-        torch.manual_seed(len(found))
-        before = torch.get_rng_state()
-        list(train(model, digits, lr=0.01, epochs=2, seed=seed))
-        assert torch.equal(before, torch.get_rng_state())
-        found.append(flat_weights(model))
-    assert torch.equal(found[0], found[1])
-    assert not torch.equal(found[0], found[2])
 
 
 def test_diverging_training_is_reported(digits: isometry.data.Data) -> None:
@@ -110,40 +92,6 @@ def test_bfloat16_training_learns_and_keeps_float32_weights(digits: isometry.dat
     assert half == pytest.approx(plain, abs=0.03)
 
 
-def test_an_optimizer_of_another_network_is_refused(digits: isometry.data.Data) -> None:
-    model = digits_mlp()
-    stale = torch.optim.SGD(digits_mlp().parameters(), lr=0.1)
-    with pytest.raises(
-        ValueError, match=r"holds 0 of the model's 6 trainable parameters.*surgery\.transfer_optimizer_state"
-    ):
-        train(model, digits, lr=0.1, epochs=1, optimizer=stale)
-
-
-def test_an_optimizer_of_ones_own_keeps_its_rate(digits: isometry.data.Data) -> None:
-    model = digits_mlp()
-    own = torch.optim.Adam(model.parameters(), lr=1e-2)
-    (epoch,) = train(model, digits, lr=1.0, epochs=1, optimizer=own, batch_size=32)
-    assert epoch.lr == 1e-2
-    assert epoch.accuracy > 0.3
-
-
-def test_a_fused_optimizer_is_right_after_the_layout_changes() -> None:
-    torch.manual_seed(0)
-    x, y = torch.randn(32, 2, 8, 8), torch.arange(32) % 10
-    found = []
-    for fused in (False, True):
-        model = networks.build("conv-4", seed=0, input_shape=(2, 8, 8))
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, fused=fused)
-        for _ in range(2):
-            optimizer.zero_grad()
-            F.cross_entropy(model(x), y).backward()
-            optimizer.step()
-        list(train(model, (x, y), lr=1, epochs=2, batch_size=16, optimizer=optimizer, schedule=Steps((0.5,))))
-        assert optimizer.param_groups[0]["lr"] == 0.05
-        found.append(flat_weights(model))
-    torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-4)
-
-
 def test_augmentation_changes_the_training() -> None:
     torch.manual_seed(0)
     x, y = torch.randn(40, 3, 8, 8), torch.arange(40) % 10
@@ -159,13 +107,3 @@ def test_augmentation_changes_the_training() -> None:
     plain = conv()
     list(train(plain, split, **options))
     assert not torch.equal(flat_weights(whole), flat_weights(plain))
-
-
-def test_bounded_scales_train_ten_times_faster_without_decay() -> None:
-    model = normed_conv()
-    rest, scales = parameter_groups(model, lr=0.1, weight_decay=1e-3)
-    assert (rest["lr"], rest["weight_decay"], scales["lr"], scales["weight_decay"]) == (0.1, 1e-3, 1.0, 0.0)
-    assert len(scales["params"]) == 4
-    held = [id(p) for group in (rest, scales) for p in group["params"]]
-    assert sorted(held) == sorted(id(p) for p in model.parameters())
-    assert len(parameter_groups(normed_conv("batch"), lr=0.1, weight_decay=0)) == 1

@@ -1,10 +1,12 @@
-"""Schedules, and what a recipe names."""
+"""Schedules and regularizers of a recipe."""
+
+from collections.abc import Callable
 
 import pytest
 import torch
 
-import isometry
 from isometry import Cosine, Steps, networks, train
+from isometry.training import Regularizer
 from tests.models import digits_mlp
 
 
@@ -21,7 +23,13 @@ def test_a_schedule_multiplies_every_groups_own_rate() -> None:
     assert rates == pytest.approx([0.1 * Cosine()(e, 4) for e in (1, 2, 3, 4)])
 
 
+@pytest.mark.parametrize("schedule", [lambda: Steps((0.5, 1.5)), lambda: Cosine(2.0)], ids=["Steps", "Cosine"])
+def test_fractions_outside_of_zero_to_one_are_refused(schedule: Callable[[], object]) -> None:
+    with pytest.raises(ValueError, match=r"it takes (a fraction|fractions) of .* in \[0, 1\], e\.g\."):
+        schedule()
+
+
 def test_a_regularizer_without_a_loss_says_so() -> None:
     model = digits_mlp()
     with pytest.raises(NotImplementedError, match="defines no loss"):
-        isometry.recipe.Regularizer().loss(model)
+        Regularizer().loss(model)

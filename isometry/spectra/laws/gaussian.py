@@ -65,7 +65,7 @@ class FussCatalan(Curved):
         lambda = sin^(L+1)((L+1) phi) / (sin(phi) sin^L(L phi)), rho = sin²(phi) sin^(L-1)(L phi) / (pi sin^L((L+1) phi)).
         """
         n = self.layers
-        # Angles are dense at both ends: lambda spans many decades towards pi / (L + 1).
+        # Angles are dense at both ends: lambda spans many decades toward pi / (L + 1).
         ends = np.geomspace(1e-9, 0.5, 3000)
         phi = np.concatenate([ends, 1 - ends[::-1]]) * math.pi / (n + 1)
         upper, inner = np.log(np.sin((n + 1) * phi)), np.log(np.sin(n * phi))
