@@ -39,7 +39,7 @@ def patches(layer: Any, inputs: Tensor, output_shape: torch.Size, positions: Ten
         return output_samples(layer, inputs, positions)[None]
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
     padded = F.pad(inputs, layer._reversed_padding_repeated_twice, mode)
-    corners = torch.unravel_index(positions.to(inputs.device), output_shape[2:])
+    corners = torch.unravel_index(positions.to(inputs.device), output_shape[1:])
     kernel = zip(layer.kernel_size, layer.dilation, strict=True)
     offsets = itertools.product(*(range(0, size * step, step) for size, step in kernel))
     index = torch.stack([_flat_index(layer, corners, offset, padded.shape[2:]) for offset in offsets], 2)  # [B, P, K]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,7 @@ from isometry.errors import InvalidValueError, join_names
 from isometry.networks.modules import BATCH_NORMS, UNIT_LAYERS, feeding_layers, hooked, is_transposed
 from isometry.repairs.orthogonalization import check_own_weight
 
-__all__ = ["Reader", "find_readers", "watching"]
+__all__ = ["Reader", "Sums", "find_readers"]
 
 _ADDITIONS = (torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__)
 
@@ -41,62 +40,26 @@ class Reader:
         return self.norm or self.layer
 
 
-class _Sums(TorchFunctionMode):
-    """Calls `seen(name, other)` wherever one of the tensors that it was told of is added to another one."""
+class Sums(TorchFunctionMode):
+    """While active, calls `seen(name, output, other)` before one of the expected tensors is added to another one."""
 
-    def __init__(self, seen: Callable[[str, Tensor], None]) -> None:
+    def __init__(self, seen: Callable[[str, Tensor, Tensor], None]) -> None:
         super().__init__()
-        self.seen = seen
-        self.waiting: dict[int, tuple[str, Tensor, int]] = {}
+        self._seen = seen
+        self._expected: dict[int, tuple[str, Tensor, int]] = {}
 
     def expect(self, name: str, output: Tensor) -> None:
-        """Wait for the sum that a module's output goes into."""
-        self.waiting[id(output)] = (name, output, output._version)
+        """Wait for the sum that an output goes into; the name is for `seen`."""
+        self._expected[id(output)] = (name, output, output._version)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _ADDITIONS and not kwargs and all(isinstance(part, Tensor) for part in args[:2]):
             for one, other in (args, args[::-1]):
-                name, _, version = self.waiting.pop(id(one), ("", None, 0))
+                name, _, version = self._expected.pop(id(one), ("", None, 0))
                 # What changed the output in place, an activation for instance, stands between it and the sum.
                 if name and one.shape == other.shape and one._version == version:
-                    self.seen(name, other)
+                    self._seen(name, one, other)
         return func(*args, **(kwargs or {}))
-
-
-@contextmanager
-def watching(
-    model: nn.Module,
-    readers: list[Reader],
-    *,
-    inputs: Callable[[Reader, Tensor], None] | None = None,
-    output: Callable[[Reader, Tensor], None] | None = None,
-    other: Callable[[Reader, Tensor], None] | None = None,
-) -> Iterator[None]:
-    """Call functions with what readers read, give (after their BatchNorm), and what that is added to, in this order."""
-    by_layer, by_last = {r.layer: r for r in readers}, {r.last: r for r in readers}
-    sums = _Sums(lambda name, tensor: other(by_last[name], tensor) if other else None)
-
-    def read(name: str) -> Callable[..., None]:
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> None:
-            if inputs:
-                inputs(by_layer[name], args[0] if args else kwargs["input"])
-
-        return hook
-
-    def gave(name: str) -> Callable[..., None]:
-        def hook(_: nn.Module, args: object, result: Tensor) -> None:
-            if output:
-                output(by_last[name], result)
-            if other and by_last[name].summed:
-                sums.expect(name, result)
-
-        return hook
-
-    modules = dict(model.named_modules())
-    handles = [modules[name].register_forward_hook(read(name), with_kwargs=True) for name in by_layer]
-    handles += [modules[name].register_forward_hook(gave(name)) for name in by_last]
-    with hooked(*handles), sums:
-        yield
 
 
 def find_readers(model: nn.Module, reference: nn.Module, inputs: Tensor, everything: bool = False) -> list[Reader]:
@@ -199,18 +162,25 @@ class _Trace:
 
 
 def _trace(model: nn.Module, inputs: Tensor) -> _Trace:
-    names = [n for n, m in model.named_modules() if isinstance(m, (*UNIT_LAYERS, *BATCH_NORMS))]
-    layers = set(_unit_layers(model))
+    modules = {n: m for n, m in model.named_modules() if isinstance(m, (*UNIT_LAYERS, *BATCH_NORMS))}
     counts: dict[str, int] = {}
     summed: set[str] = set()
 
-    def count(reader: Reader, _: Tensor) -> None:
-        if reader.layer in layers:
-            counts[reader.layer] = counts.get(reader.layer, 0) + 1
+    def add(name: str, output: Tensor, other: Tensor) -> None:
+        summed.add(name)
 
-    watched = [Reader(name, None, True) for name in names]
-    with watching(model, watched, output=count, other=lambda reader, _: summed.add(reader.layer)):
+    sums = Sums(add)
+
+    def watch(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: object, result: Tensor) -> None:
+            if isinstance(module, UNIT_LAYERS):
+                counts[name] = counts.get(name, 0) + 1
+            sums.expect(name, result)
+
+        return hook
+
+    with hooked(*(module.register_forward_hook(watch(name)) for name, module in modules.items())), sums:
         pairs, outputs = feeding_layers(model, lambda: model(inputs))
-    statistics = {layer: norm for layer, norm in pairs if model.get_submodule(norm).track_running_stats}
+    norms = {layer: norm for layer, norm in pairs if model.get_submodule(norm).track_running_stats}
     tensors = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
-    return _Trace(counts, statistics, summed, tensors)
+    return _Trace(counts, norms, summed, tensors)
