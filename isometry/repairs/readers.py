@@ -8,16 +8,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from isometry.errors import InvalidValueError, join_names
 from isometry.networks.modules import BATCH_NORMS, UNIT_LAYERS, feeding_layers, hooked, is_transposed
-from isometry.repairs.orthogonalization import check_own_weight
 
 __all__ = ["Reader", "Sums", "find_readers"]
 
 _ADDITIONS = (torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__)
+_ADVICE = "It takes the network before pruning, e.g. repair(pruned, reference=dense, data=x)."
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Sums(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def find_readers(model: nn.Module, reference: nn.Module, inputs: Tensor, everything: bool = False) -> list[Reader]:
+def find_readers(model: nn.Module, reference: nn.Module, inputs: Tensor, *, downstream: bool) -> list[Reader]:
     """Return the layers of `model` that read fewer units than in `reference`, in the order of the forward pass.
 
     Layers of the same widths count too where they have weights of exactly 0 that `reference` does not have (a mask).
@@ -71,27 +72,30 @@ def find_readers(model: nn.Module, reference: nn.Module, inputs: Tensor, everyth
         model: the pruned network, in eval mode.
         reference: the network before pruning, likewise.
         inputs: [B, ...], a batch for both.
+        downstream: whether all layers after the first of them that can be solved for count, too.
 
     Raises:
         InvalidValueError: the networks differ in more than widths; or a layer among them cannot be solved for.
     """
     layers, originals = _unit_layers(model), _unit_layers(reference)
     _check_architecture(layers, originals)
-    calls, found = _trace(model, inputs), _trace(reference, inputs)
-    if [tensor.shape for tensor in calls.outputs] != [tensor.shape for tensor in found.outputs]:
+    pruned, dense = _trace(model, inputs), _trace(reference, inputs)
+    if pruned.shapes != dense.shapes:
         raise InvalidValueError(
-            f"got a model whose outputs have the shapes {[tuple(t.shape) for t in calls.outputs]}, and a reference with "
-            f"{[tuple(t.shape) for t in found.outputs]}; it takes the network before pruning, e.g. repair(pruned, reference=dense, data=x)."
+            f"got a model with outputs of {pruned.shapes} and a reference with outputs of {dense.shapes}. {_ADVICE}"
         )
+    cut = {name for name, layer in layers.items() if _reads_removed(layer, originals[name])}
+    for name in cut:
+        if reason := _unsolvable(layers[name], pruned.counts.get(name, 0)):
+            raise InvalidValueError(
+                f"cannot solve for {name} ({type(layers[name]).__name__}), which reads removed units and {reason}. Keep the "
+                "units before it (prune(..., layers=...)), or use another repair, e.g. recalibrate(pruned, x)."
+            )
     readers: list[Reader] = []
-    for name in calls.counts:
-        if _reads_removed(layers[name], originals[name]) or (everything and readers):
-            _check_solvable(name, layers[name], calls.counts[name])
-            norm = calls.norms.get(name)
-            if norm != found.norms.get(name):
-                norm = None
-            summed = (norm or name) in calls.summed & found.summed
-            readers.append(Reader(name, norm, summed))
+    for name, count in pruned.counts.items():
+        if name in cut or (downstream and readers and not _unsolvable(layers[name], count)):
+            norm = pruned.norms.get(name) if pruned.norms.get(name) == dense.norms.get(name) else None
+            readers.append(Reader(name, norm, (norm or name) in pruned.summed & dense.summed))
     return readers
 
 
@@ -109,12 +113,10 @@ def _units(layer: Any) -> int:
 
 def _check_architecture(layers: Mapping[str, Any], originals: Mapping[str, Any]) -> None:
     """Raise an InvalidValueError unless the layers are those of the reference with at most as many inputs and units."""
-    advice = "It takes the network before pruning, e.g. repair(pruned, reference=dense, data=x)."
-    if not layers or list(layers) != list(originals):
-        only = sorted(set(layers) ^ set(originals)) or list(layers)
+    if list(layers) != list(originals):
+        only = sorted(set(layers) ^ set(originals)) or sorted(layers)
         raise InvalidValueError(
-            f"got a model and a reference of different layers: {join_names(only) or 'none'} {'is' if len(only) == 1 else 'are'} "
-            f"not in both. {advice}"
+            f"got a model and a reference that differ in their layers: {join_names(only)}. {_ADVICE}"
         )
     for name, layer in layers.items():
         original = originals[name]
@@ -122,7 +124,9 @@ def _check_architecture(layers: Mapping[str, Any], originals: Mapping[str, Any])
             getattr(layer, key, None) == getattr(original, key, None) for key in ("kernel_size", "stride", "padding")
         )
         if not same or _inputs(layer) > _inputs(original) or _units(layer) > _units(original):
-            raise InvalidValueError(f"got a reference whose {name} is {original}, and a model with {layer}. {advice}")
+            raise InvalidValueError(
+                f"got a reference in which {name} is {original}, and a model with {layer}. {_ADVICE}"
+            )
 
 
 def _reads_removed(layer: Any, original: Any) -> bool:
@@ -134,14 +138,13 @@ def _reads_removed(layer: Any, original: Any) -> bool:
     return bool(((layer.weight == 0) & (original.weight != 0).to(layer.weight.device)).any())
 
 
-def _check_solvable(name: str, layer: nn.Module, calls: int) -> None:
-    check_own_weight(name, layer)
-    reason = "is a transposed convolution" if is_transposed(layer) else "runs more than once" if calls > 1 else None
-    if reason:
-        raise InvalidValueError(
-            f"cannot solve for the weight of {name} ({type(layer).__name__}), which reads removed units and {reason}. "
-            f"Leave the layers before it unpruned, or use another repair, e.g. recalibrate(model, data)."
-        )
+def _unsolvable(layer: nn.Module, calls: int) -> str | None:
+    """Return why a layer that runs so often cannot be solved for, None where it can."""
+    if is_transposed(layer):
+        return "is a transposed convolution"
+    if parametrize.is_parametrized(layer) or "weight" not in layer._parameters:
+        return "has a weight that is computed from other parameters"
+    return None if calls == 1 else f"runs {calls} times in a forward pass"
 
 
 @dataclass(frozen=True)
@@ -150,26 +153,22 @@ class _Trace:
 
     Attributes:
         counts: {layer: how often it ran}, in the order in which layers finish first.
-        norms: {layer: the BatchNorm that follows}.
+        norms: {layer: the BatchNorm with running statistics that reads its output}.
         summed: layers and BatchNorms whose outputs are added to another tensor of their shape.
-        outputs: the network's.
+        shapes: of the network's outputs.
     """
 
     counts: dict[str, int]
     norms: dict[str, str]
     summed: set[str]
-    outputs: list[Tensor]
+    shapes: list[tuple[int, ...]]
 
 
 def _trace(model: nn.Module, inputs: Tensor) -> _Trace:
     modules = {n: m for n, m in model.named_modules() if isinstance(m, (*UNIT_LAYERS, *BATCH_NORMS))}
     counts: dict[str, int] = {}
     summed: set[str] = set()
-
-    def add(name: str, output: Tensor, other: Tensor) -> None:
-        summed.add(name)
-
-    sums = Sums(add)
+    sums = Sums(lambda name, output, other: summed.add(name))
 
     def watch(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: object, result: Tensor) -> None:
@@ -181,6 +180,5 @@ def _trace(model: nn.Module, inputs: Tensor) -> _Trace:
 
     with hooked(*(module.register_forward_hook(watch(name)) for name, module in modules.items())), sums:
         pairs, outputs = feeding_layers(model, lambda: model(inputs))
-    norms = {layer: norm for layer, norm in pairs if model.get_submodule(norm).track_running_stats}
-    tensors = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
-    return _Trace(counts, norms, summed, tensors)
+    shapes = [tuple(leaf.shape) for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
+    return _Trace(counts, dict(pairs), summed, shapes)
