@@ -23,17 +23,19 @@ _ADVICE = "It takes the network before pruning, e.g. repair(pruned, reference=de
 
 @dataclass(frozen=True)
 class Reader:
-    """A layer that reads removed units.
+    """A layer to solve for.
 
     Attributes:
         layer: its name.
         norm: the name of the BatchNorm that follows it; None where none does.
         summed: whether the output of the layer, or of its BatchNorm, is added to another tensor of its shape.
+        cut: whether it reads removed units itself, rather than what other layers made of them.
     """
 
     layer: str
     norm: str | None
     summed: bool
+    cut: bool
 
     @property
     def last(self) -> str:
@@ -63,7 +65,9 @@ class Sums(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def find_readers(model: nn.Module, reference: nn.Module, inputs: Tensor, *, downstream: bool) -> list[Reader]:
+def find_readers(
+    model: nn.Module, reference: nn.Module, inputs: Tensor, *, downstream: bool, outputs: bool
+) -> list[Reader]:
     """Return the layers of `model` that read fewer units than in `reference`, in the order of the forward pass.
 
     Layers of the same widths count too where they have weights of exactly 0 that `reference` does not have (a mask).
@@ -72,7 +76,8 @@ def find_readers(model: nn.Module, reference: nn.Module, inputs: Tensor, *, down
         model: the pruned network, in eval mode.
         reference: the network before pruning, likewise.
         inputs: [B, ...], a batch for both.
-        downstream: whether all layers after the first of them that can be solved for count, too.
+        downstream: whether the hidden layers after the first of them that can be solved for count, too.
+        outputs: whether layers that give the network's outputs do.
 
     Raises:
         InvalidValueError: the networks differ in more than widths; or a layer among them cannot be solved for.
@@ -93,9 +98,10 @@ def find_readers(model: nn.Module, reference: nn.Module, inputs: Tensor, *, down
             )
     readers: list[Reader] = []
     for name, count in pruned.counts.items():
-        if name in cut or (downstream and readers and not _unsolvable(layers[name], count)):
+        wanted = outputs if name in pruned.outputs else downstream
+        if name in cut or (wanted and readers and not _unsolvable(layers[name], count)):
             norm = pruned.norms.get(name) if pruned.norms.get(name) == dense.norms.get(name) else None
-            readers.append(Reader(name, norm, (norm or name) in pruned.summed & dense.summed))
+            readers.append(Reader(name, norm, (norm or name) in pruned.summed & dense.summed, name in cut))
     return readers
 
 
@@ -120,7 +126,8 @@ def _check_architecture(layers: Mapping[str, Any], originals: Mapping[str, Any])
         )
     for name, layer in layers.items():
         original = originals[name]
-        same = type(layer) is type(original) and all(
+        kinds = [parametrize.type_before_parametrizations(module) for module in (layer, original)]
+        same = kinds[0] is kinds[1] and all(
             getattr(layer, key, None) == getattr(original, key, None) for key in ("kernel_size", "stride", "padding")
         )
         if not same or _inputs(layer) > _inputs(original) or _units(layer) > _units(original):
@@ -155,18 +162,21 @@ class _Trace:
         counts: {layer: how often it ran}, in the order in which layers finish first.
         norms: {layer: the BatchNorm with running statistics that reads its output}.
         summed: layers and BatchNorms whose outputs are added to another tensor of their shape.
+        outputs: layers whose outputs are the network's.
         shapes: of the network's outputs.
     """
 
     counts: dict[str, int]
     norms: dict[str, str]
     summed: set[str]
+    outputs: set[str]
     shapes: list[tuple[int, ...]]
 
 
 def _trace(model: nn.Module, inputs: Tensor) -> _Trace:
     modules = {n: m for n, m in model.named_modules() if isinstance(m, (*UNIT_LAYERS, *BATCH_NORMS))}
     counts: dict[str, int] = {}
+    results: dict[str, Tensor] = {}
     summed: set[str] = set()
     sums = Sums(lambda name, output, other: summed.add(name))
 
@@ -174,11 +184,13 @@ def _trace(model: nn.Module, inputs: Tensor) -> _Trace:
         def hook(module: nn.Module, args: object, result: Tensor) -> None:
             if isinstance(module, UNIT_LAYERS):
                 counts[name] = counts.get(name, 0) + 1
+                results[name] = result
             sums.expect(name, result)
 
         return hook
 
     with hooked(*(module.register_forward_hook(watch(name)) for name, module in modules.items())), sums:
-        pairs, outputs = feeding_layers(model, lambda: model(inputs))
-    shapes = [tuple(leaf.shape) for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
-    return _Trace(counts, dict(pairs), summed, shapes)
+        pairs, returned = feeding_layers(model, lambda: model(inputs))
+    tensors = [leaf for leaf in tree_leaves(returned) if isinstance(leaf, Tensor)]
+    outputs = {name for name, result in results.items() if any(result is tensor for tensor in tensors)}
+    return _Trace(counts, dict(pairs), summed, outputs, [tuple(tensor.shape) for tensor in tensors])

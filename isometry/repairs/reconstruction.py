@@ -22,6 +22,7 @@ from isometry.repairs.readers import Reader, Sums, find_readers
 __all__ = ["repair"]
 
 _NEGLIGIBLE = 1e-6  # of the largest scale of a BatchNorm
+_COMPLETE = 10  # times the ridge for layers that lost no input, whose weights are worth more
 
 
 @signed("repair")
@@ -36,6 +37,7 @@ def repair(
     batch_size: int = 128,
     ridge: float = 1e-3,
     downstream: bool = True,
+    outputs: bool = False,
     match_sums: bool = True,
     seed: int = 0,
     progress: bool | None = None,
@@ -62,9 +64,11 @@ def repair(
         samples: the largest number of samples, drawn without replacement.
         positions: places per sample (pixels of a convolution's output, tokens) that equations are written for.
         batch_size: samples per forward pass of `reference`, and per product of Gram matrices.
-        ridge: the strength with which weights are held where they are; not negative.
-        downstream: whether the layers after the first of these that read no removed unit are solved for too, as
-            their inputs have drifted.
+        ridge: the strength with which weights are held where they are; not negative. Layers that read no removed unit
+            are held ten times as strongly.
+        downstream: whether the hidden layers after the first of these that read no removed unit are solved for too,
+            as their inputs have drifted.
+        outputs: whether a layer that gives the network's output is solved for even if it reads no removed unit.
         match_sums: whether sums are matched, rather than what goes into them.
         seed: of the draws; the global generator is left alone.
         progress: False silences the progress bar; None shows it in terminals and notebooks.
@@ -80,7 +84,7 @@ def repair(
     repaired, original = clone(unwrap(model)), unwrap(reference)
     inputs = placed(_read_samples(data, samples, seed), repaired)
     with evaluating(repaired, original):
-        readers = find_readers(repaired, original, inputs[:2], downstream=downstream)
+        readers = find_readers(repaired, original, inputs[:2], downstream=downstream, outputs=outputs)
         if not match_sums:
             readers = [replace(reader, summed=False) for reader in readers]
         targets = _dense_targets(original, readers, inputs.split(batch_size), positions, seed)
@@ -104,7 +108,7 @@ def _read_samples(data: Any, samples: int, seed: int) -> Tensor:
     """Return at most `samples` inputs [N, ...] of what a user calls data."""
     if isinstance(data, Data):
         data = data.train
-    if isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
+    if _is_pair(data):
         data = data[0]
     if isinstance(data, Iterable) and not isinstance(data, Tensor | str):
         parts: list[Tensor] = []
@@ -126,6 +130,13 @@ def _read_samples(data: Any, samples: int, seed: int) -> Tensor:
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:samples]
     inputs = data[order.to(data.device)]
     return inputs.contiguous(memory_format=torch.channels_last) if inputs.ndim == 4 else inputs
+
+
+def _is_pair(data: Any) -> bool:
+    """Whether data are (inputs, targets), or a list of them as loaders give it, rather than two batches."""
+    if not isinstance(data, tuple | list) or len(data) != 2 or not all(isinstance(part, Tensor) for part in data):
+        return False
+    return isinstance(data, tuple) or (len(data[0]) == len(data[1]) and not data[1].is_floating_point())
 
 
 @dataclass(frozen=True)
@@ -255,7 +266,8 @@ class _Reconstruction:
                 kept = match_outputs(given.transpose(0, 1).flatten(1) * scale + drawn, values)
             equations.add(read, (values[:, kept].double() - drawn - shift) * inverse)
         centered = reader.norm is not None or layer.bias is not None
-        weight, constant = equations.solve(_rows(layer), self.ridge, centered=centered)
+        ridge = self.ridge if reader.cut else _COMPLETE * self.ridge
+        weight, constant = equations.solve(_rows(layer), ridge, centered=centered)
         self._set(reader, weight, constant)
         self.done()
 

@@ -105,13 +105,14 @@ class Reconstruction:
     """Layers solved for again so that they give what they gave in the dense network: `repair`.
 
     Attributes:
-        samples, ridge, downstream, match_sums: see `repair`, whose defaults these are.
+        samples, ridge, downstream, outputs, match_sums: see `repair`, whose defaults these are.
     """
 
     name: ClassVar[str] = "reconstruct"
     samples: int = 1024
     ridge: float = 1e-3
     downstream: bool = True
+    outputs: bool = False
     match_sums: bool = True
 
     def __call__(
