@@ -25,80 +25,34 @@ folder with CIFAR-10 and the weights: three hours of one core at most. `--schedu
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from matplotlib import pyplot as plt
 
-import isometry
 from isometry import plots
 from isometry.files import markdown
-from isometry.training.recipe import Recipe, Steps
+from isometry.training.recipe import Recipe
 from isometry.trials import Trial, script
 from isometry.trials.outcomes import add_steps_spent, before_finetuning, last_epoch, name_methods, percent, texts_before
+from isometry.trials.protocols import cifar_methods
 from isometry.trials.published import CIFAR_ACCURACY
 
-BUDGET = 400
 NAMES = {"random": "Random", "l1": "L1", "greg": "GReg", "tpp": "TPP", "slimming": "Slimming", "recedingbn": "RNI"}
 REPAIRS = {"orthp": " + OrthP", "recalibrate": " + recalibrate"}
 
 
-def methods(schedule: str) -> list[tuple[isometry.Pruner, str | None, Recipe | None]]:
-    """Return (pruner, repair, fine-tuning) of every method."""
-    quick, steps = schedule == "quick", Steps((0.5, 0.75))
-    grow: dict[str, Any]
-    sparse: dict[str, Any]
-    if schedule == "published":
-        one_shot = trained = Recipe(1e-2, 120, 128, 0.9, 5e-4, steps, autocast=True)
-        grow, sparse, zero_out, slimming, receding = {}, {"epochs": 160}, 100, 1e-5, 1e-4
-    else:
-        half, epochs, batch, settle = (8, 2, 32, 4) if quick else (BUDGET // 2, 4, 128, 56)
-        # The penalty's pull on the weights to be removed, the sum of lr x strength / (1 - momentum) over steps, is to be 7.7
-        # in these few steps: they shrink by exp(-7.7). Zeroing layer by layer takes one step per layer.
-        grow = {"delta": 6 / (half - settle), "interval": 1, "ceiling": 6.0, "stabilize": settle, "batch_size": batch}
-        sparse = {
-            "epochs": epochs,
-            "epoch_steps": half // epochs,
-            "lr": 1e-2,
-            "batch_size": batch,
-            "weight_decay": 5e-4,
-        }
-        one_shot = Recipe(1e-2, epochs, batch, 0.9, 5e-4, steps, epoch_steps=2 * half // epochs, autocast=not quick)
-        trained, zero_out, slimming, receding = replace(one_shot, epoch_steps=half // epochs), 1, 1e-2, 5e-2
-    tpp = isometry.TPP(**{**grow, "zero_out": zero_out})
-    return [
-        (isometry.Random(), None, one_shot),
-        (isometry.L1(), None, one_shot),
-        (isometry.L1(), "orthp", one_shot),
-        (isometry.L1(), "recalibrate", None),  # training replaces the statistics: from then on it is L1
-        (isometry.GReg(**grow), None, trained),
-        *([] if quick else [(tpp, None, trained)]),
-        (isometry.Slimming(strength=slimming, **sparse), None, trained),
-        (isometry.RecedingBN(strength=receding, shift=0.0, **sparse), None, trained),
-    ]
-
-
 def trials(network: str, schedule: str, ratios: list[float], seeds: int) -> list[Trial]:
     """Return every trial of the question."""
-    base: dict[str, Any] = {
-        "dataset": "cifar10",
-        "network": network,
-        "pretrain": "cifar10",
-        "validation": 5000,
-        "autocast": True,
-    }
+    base: dict[str, Any] = {"dataset": "cifar10", "network": network, "pretrain": "cifar10"}
+    base |= {"validation": 5000, "autocast": True}
     if schedule == "quick":
-        base = {
-            "dataset": "digits",
-            "network": "resnet-20",
-            "pretrain": Recipe(1e-1, 3, 32),
-            "options": {"input_shape": (1, 8, 8)},
-        }
+        base = {"dataset": "digits", "network": "resnet-20", "pretrain": Recipe(1e-1, 3, 32)}
+        base["options"] = {"input_shape": (1, 8, 8)}
     return [
         Trial(**base, finetune=tune, pruner=pruner, ratio=ratio, layers="layer*.conv1", repair=repair, seed=seed)
-        for seed, ratio, (pruner, repair, tune) in itertools.product(range(seeds), ratios, methods(schedule))
+        for seed, ratio, (pruner, repair, tune) in itertools.product(range(seeds), ratios, cifar_methods(schedule))
     ]
 
 
@@ -141,11 +95,11 @@ def tables(table: pd.DataFrame) -> str:
 
 
 def short(table: pd.DataFrame) -> str:
-    """Return four methods of ResNet-56 at ratios 0.5 and 0.9."""
+    """Return L1 and TPP on ResNet-56 at ratios 0.5 and 0.9."""
     rows = summary(table)
     rows = rows[(rows["network"] == "resnet-56") & rows["ratio"].isin(["0.5", "0.9"]) & (rows["realised"] != "")]
     columns = ["ratio", "method", "mean JSV", "just pruned, %", "fine-tuned, %"]
-    return markdown(rows.loc[rows["method"].isin(["L1", "L1 + recalibrate", "GReg", "TPP"]), columns])
+    return markdown(rows.loc[rows["method"].isin(["L1", "TPP"]), columns])
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:
@@ -183,9 +137,8 @@ def main() -> None:
     parser.add_argument("--schedule", choices=["short", "published"], default="short")
     options = script.parse(parser)
     schedule = "quick" if options.quick else options.schedule
-    output = script.Output.of(
-        "cifar_pruners", options, options.network if options.quick else f"{options.network}-{schedule}"
-    )
+    setting = options.network if options.quick else f"{options.network}-{schedule}"
+    output = script.Output.of("cifar_pruners", options, setting)
     if not options.redraw:
         ratios, seeds = ([0.5], 1) if options.quick else (options.ratios, options.seeds)
         output.write_network(*output.run_trials(trials(options.network, schedule, ratios, seeds)))

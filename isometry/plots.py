@@ -19,7 +19,17 @@ from isometry.measurement.report import Report
 from isometry.spectra import Spectrum
 from isometry.spectra.laws import Law
 
-__all__ = ["color", "comparison", "importances", "layers", "outcome", "spectrum", "sweep", "trajectory"]
+__all__ = [
+    "color",
+    "comparison",
+    "importance_history",
+    "importances",
+    "layers",
+    "outcome",
+    "spectrum",
+    "sweep",
+    "trajectory",
+]
 
 _COLORS = {
     "dense": "#222222", "random": "#8c8c8c", "l1": "#1f77b4", "greg": "#ff7f0e",
@@ -276,6 +286,26 @@ def importances(
     ax.set_xlabel("importance, sigmoid(gamma)")
     ax.set_ylabel("units")
     ax.legend(frameon=False, fontsize="small")
+    return ax
+
+
+def importance_history(rows: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Draw the histogram of importances at several epochs of one training.
+
+    Args:
+        rows: columns `method`, `epoch`, `low` and `high` (log10, the edges of a bin) and `units`.
+        ax: where to draw; a new figure when None.
+    """
+    ax = _axes(ax)
+    _require(rows, "importance_history", "method", "epoch", "low", "high", "units")
+    epochs = sorted(rows["epoch"].unique())
+    for shade, epoch in zip(plt.get_cmap("viridis")(np.linspace(0.9, 0.0, len(epochs))), epochs, strict=True):
+        part = rows[rows["epoch"] == epoch]
+        edges = [*part["low"], part["high"].iloc[-1]]
+        ax.stairs(part["units"], edges, color=shade, label=f"epoch {epoch:.0f}", linewidth=1.6)
+    ax.set(xlabel="log10 importance", ylabel="units (seed 0)", yscale="symlog")
+    ax.set_title(str(rows["method"].iloc[0]), fontsize="medium")
+    ax.legend(frameon=False, fontsize="small", loc="upper center")
     return ax
 
 

@@ -42,8 +42,21 @@ def test_the_notebook_example_prints_what_it_says(capsys: pytest.CaptureFixture[
         assert numbers(line) == pytest.approx(numbers(told), rel=0.3, abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    "code", re.findall(r"```python\n(.*?)```", README, re.DOTALL), ids=lambda code: code.split("\n")[0]
+)
+def test_every_snippet_runs_as_written(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(code, {"__name__": "readme"})
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 170
+    assert {"linear_mlp_oracle", "cifar_pruners"} <= set(SHORT)
+
+
 FIGURES = sorted(path.stem for path in (ROOT / "figures").glob("*.csv"))
-SHORT = ("linear_mlp_oracle", "cifar_pruners", "receding", "cost")
+SHORT = re.findall(r"<!-- (\w+):short -->", README)
 
 
 @pytest.mark.parametrize("name", FIGURES)
