@@ -124,7 +124,7 @@ class Reconstruction:
                 "repair() got no reference; it takes the network before pruning, e.g. "
                 "repair_by_name('reconstruct')(pruned, reference=dense, data=x)."
             )
-        return repair(model, reference=reference, data=data, seed=seed, **vars(self))
+        return repair(model, reference=reference, data=data, seed=seed, progress=False, **vars(self))
 
 
 REPAIRS: dict[str, Repair] = {

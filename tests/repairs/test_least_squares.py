@@ -16,7 +16,9 @@ from isometry.repairs.least_squares import NormalEquations, draw_positions, outp
         pytest.param(nn.Linear(5, 3, bias=False), (4, 6, 7, 5), id="tokens"),
         pytest.param(nn.Conv1d(4, 6, 3, 2, bias=False), (4, 4, 11), id="1d"),
         pytest.param(nn.Conv2d(4, 6, (3, 2), (2, 1), (1, 0), (1, 2), bias=False), (4, 4, 8, 9), id="2d"),
-        pytest.param(nn.Conv2d(4, 6, 3, padding="same", padding_mode="reflect", bias=False), (4, 4, 6, 5), id="reflected"),
+        pytest.param(
+            nn.Conv2d(4, 6, 3, padding="same", padding_mode="reflect", bias=False), (4, 4, 6, 5), id="reflected"
+        ),
         pytest.param(nn.Conv2d(4, 8, 3, padding=1, groups=2, bias=False), (4, 4, 6, 6), id="grouped"),
         pytest.param(nn.Conv2d(4, 8, 3, padding=1, groups=4, bias=False), (4, 4, 6, 6), id="depthwise"),
         pytest.param(nn.Conv3d(2, 3, 2, bias=False), (4, 2, 4, 5, 3), id="3d"),
@@ -52,7 +54,9 @@ def test_the_solution_is_that_of_the_augmented_system(centered: bool, masked: bo
         support = start[0, row] != 0
         ones = torch.ones(50, 1).double() * centered
         upper = torch.cat([u[:, support], ones], 1)
-        lower = torch.cat([strength * torch.eye(int(support.sum())).double(), torch.zeros(int(support.sum()), 1).double()], 1)
+        lower = torch.cat(
+            [strength * torch.eye(int(support.sum())).double(), torch.zeros(int(support.sum()), 1).double()], 1
+        )
         known = torch.cat([t[:, row], strength * start[0, row, support]])
         expected = torch.linalg.lstsq(torch.cat([upper, lower]), known[:, None], driver="gelsd").solution[:, 0]
         torch.testing.assert_close(weight[0, row, support], expected[:-1])

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -90,7 +91,9 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "conv-4": (models.normed_conv, (1, 8, 8)),
     "ResNet": (lambda: networks.build("resnet-20", seed=0, input_shape=(3, 8, 8)), (3, 8, 8)),
     "VGG": (
-        lambda: nn.Sequential(cbr(3, 8), cbr(8, 8), nn.MaxPool2d(2), cbr(8, 12), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(48, 4)),
+        lambda: nn.Sequential(
+            cbr(3, 8), cbr(8, 8), nn.MaxPool2d(2), cbr(8, 12), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(48, 4)
+        ),
         (3, 8, 8),
     ),
 }
@@ -114,7 +117,9 @@ def test_a_sum_is_matched_although_its_other_part_has_drifted() -> None:
     def forward(net: Any, x: Tensor) -> Tensor:
         return net.head(net.back(F.relu(net.inner(x))) + net.short(x))
 
-    net = Wired(forward, inner=nn.Linear(4, 6), back=nn.Linear(6, 4), short=nn.Linear(4, 4), head=nn.Linear(4, 3)).double()
+    net = Wired(
+        forward, inner=nn.Linear(4, 6), back=nn.Linear(6, 4), short=nn.Linear(4, 4), head=nn.Linear(4, 3)
+    ).double()
     with torch.no_grad():
         net.inner.weight[3:], net.inner.bias[3:] = net.inner.weight[:3] / 10, net.inner.bias[:3] / 10
     x = torch.randn(100, 4, dtype=torch.float64)
@@ -171,7 +176,9 @@ def test_arguments_and_the_global_generator_are_left_alone() -> None:
     for state, model in zip(states, (net, pruned), strict=True):
         assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
         assert all(module.training and not module._forward_hooks for module in model.modules())
-    assert all(module.training and not module._forward_hooks and not module._forward_pre_hooks for module in repaired.modules())
+    assert all(
+        module.training and not module._forward_hooks and not module._forward_pre_hooks for module in repaired.modules()
+    )
     assert all(parameter.requires_grad for parameter in repaired.parameters())
     again = repair(pruned, reference=net, data=x)
     assert all(torch.equal(a, b) for a, b in zip(repaired.parameters(), again.parameters(), strict=True))
@@ -206,7 +213,7 @@ def test_it_is_found_by_its_name(digits: isometry.data.Data) -> None:
 
 
 def mlp(*widths: int) -> nn.Sequential:
-    return nn.Sequential(*[nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False)])
+    return nn.Sequential(*[nn.Linear(a, b) for a, b in pairwise(widths)])
 
 
 def shared(width: int) -> nn.Module:
