@@ -89,7 +89,7 @@ def find_readers(
         raise InvalidValueError(
             f"got a model with outputs of {pruned.shapes} and a reference with outputs of {dense.shapes}. {_ADVICE}"
         )
-    cut = {name for name, layer in layers.items() if _reads_removed(layer, originals[name])}
+    cut = [name for name, layer in layers.items() if _reads_removed(layer, originals[name])]
     for name in cut:
         if reason := _unsolvable(layers[name], pruned.counts.get(name, 0)):
             raise InvalidValueError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,8 +16,9 @@ from isometry.networks import placed
 from isometry.networks.bounded import to_batchnorm
 from isometry.networks.modules import clone, evaluating, hooked, unwrap
 from isometry.repairs.correspondence import match_outputs, match_weights
-from isometry.repairs.least_squares import NormalEquations, draw_positions, output_samples, patches
+from isometry.repairs.least_squares import NormalEquations, output_samples, patches
 from isometry.repairs.readers import Reader, Sums, find_readers
+from isometry.repairs.targets import Target, dense_targets
 
 __all__ = ["repair"]
 
@@ -87,7 +88,7 @@ def repair(
         readers = find_readers(repaired, original, inputs[:2], downstream=downstream, outputs=outputs)
         if not match_sums:
             readers = [replace(reader, summed=False) for reader in readers]
-        targets = _dense_targets(original, readers, inputs.split(batch_size), positions, seed)
+        targets = dense_targets(original, readers, inputs.split(batch_size), positions, seed)
         quiet = None if progress is None else not progress
         with tqdm(total=len(readers), desc="repair", unit="layer", disable=quiet) as bar:
             _Reconstruction(repaired, original, targets, ridge, batch_size, bar.update).run(readers, inputs)
@@ -108,28 +109,45 @@ def _read_samples(data: Any, samples: int, seed: int) -> Tensor:
     """Return at most `samples` inputs [N, ...] of what a user calls data."""
     if isinstance(data, Data):
         data = data.train
-    if _is_pair(data):
-        data = data[0]
-    if isinstance(data, Iterable) and not isinstance(data, Tensor | str):
-        parts: list[Tensor] = []
-        for batch in data:
-            parts.append(batch[0] if isinstance(batch, tuple | list) else batch)
-            if sum(map(len, parts)) >= samples:
-                break
-        data = torch.cat(parts)[:samples] if parts else None
-    if data is not None and not isinstance(data, Tensor):
-        raise InvalidTypeError(
-            f"got data of type {type(data).__name__}; it takes inputs, (inputs, targets) or an iterable of batches, e.g. "
-            "repair(pruned, reference=dense, data=torch.randn(256, 3, 32, 32))."
-        )
-    if data is None or not len(data):
+    if isinstance(data, Tensor) or _is_pair(data):
+        parts = [_inputs_of(data)]
+    elif data is None or (isinstance(data, Iterable) and not isinstance(data, str)):
+        parts = list(_first_batches(data or (), samples))
+    else:
+        raise _not_data(data)
+    if not sum(map(len, parts)):
         raise InvalidValueError(
             "got no data; it takes inputs to compare the two networks at, training images for instance, e.g. "
             "repair(pruned, reference=dense, data=isometry.data.load('digits'))."
         )
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:samples]
-    inputs = data[order.to(data.device)]
-    return inputs.contiguous(memory_format=torch.channels_last) if inputs.ndim == 4 else inputs
+    inputs = torch.cat(parts)
+    order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(seed))[:samples]
+    drawn = inputs[order.to(inputs.device)]
+    return drawn.contiguous(memory_format=torch.channels_last) if drawn.ndim == 4 else drawn
+
+
+def _first_batches(batches: Iterable[Any], samples: int) -> Iterator[Tensor]:
+    """Yield the inputs of batches until there are `samples` of them."""
+    for batch in batches:
+        inputs = _inputs_of(batch)[:samples]
+        yield inputs
+        samples -= len(inputs)
+        if not samples:
+            return
+
+
+def _inputs_of(batch: Any) -> Tensor:
+    inputs = batch[0] if isinstance(batch, tuple | list) and batch else batch
+    if not isinstance(inputs, Tensor):
+        raise _not_data(batch)
+    return inputs
+
+
+def _not_data(data: Any) -> InvalidTypeError:
+    return InvalidTypeError(
+        f"got data of type {type(data).__name__}; it takes inputs, (inputs, targets), or an iterable of such batches, e.g. "
+        "repair(pruned, reference=dense, data=torch.randn(256, 3, 32, 32))."
+    )
 
 
 def _is_pair(data: Any) -> bool:
@@ -137,57 +155,6 @@ def _is_pair(data: Any) -> bool:
     if not isinstance(data, tuple | list) or len(data) != 2 or not all(isinstance(part, Tensor) for part in data):
         return False
     return isinstance(data, tuple) or (len(data[0]) == len(data[1]) and not data[1].is_floating_point())
-
-
-@dataclass(frozen=True)
-class _Target:
-    """What a layer gives in the dense network.
-
-    Attributes:
-        positions: [N, P], the places in its output.
-        shape: of its output, but for the samples.
-        values: [N P, units], its output there, behind its BatchNorm; the sum that it goes into, if that is matched.
-    """
-
-    positions: Tensor
-    shape: torch.Size
-    values: Tensor
-
-
-def _dense_targets(
-    reference: nn.Module, readers: Sequence[Reader], batches: Iterable[Tensor], count: int, seed: int
-) -> dict[str, _Target]:
-    """Return {layer: what it gives in the dense network at `count` random places per sample}."""
-    parts: dict[str, list[_Target]] = {reader.layer: [] for reader in readers}
-    generator = torch.Generator().manual_seed(seed)
-
-    def add(name: str, output: Tensor, other: Tensor) -> None:
-        part = parts[name][-1]
-        drawn = output_samples(reference.get_submodule(name), other, part.positions)
-        parts[name][-1] = replace(part, values=part.values + drawn)
-
-    sums = Sums(add)
-
-    def watch(reader: Reader) -> Callable[..., None]:
-        layer = reference.get_submodule(reader.layer)
-
-        def hook(_: nn.Module, args: object, output: Tensor) -> None:
-            drawn = draw_positions(layer, output, count, generator)
-            parts[reader.layer].append(_Target(drawn, output.shape[1:], output_samples(layer, output, drawn)))
-            if reader.summed:
-                sums.expect(reader.layer, output)
-
-        return hook
-
-    with hooked(*(reference.get_submodule(r.last).register_forward_hook(watch(r)) for r in readers)), sums:
-        for batch in batches:
-            reference(placed(batch, reference))
-    return {
-        name: _Target(
-            torch.cat([part.positions for part in batch]), batch[0].shape, torch.cat([part.values for part in batch])
-        )
-        for name, batch in parts.items()
-    }
 
 
 @dataclass(frozen=True)
@@ -204,7 +171,7 @@ class _Reconstruction:
 
     model: nn.Module
     reference: nn.Module
-    targets: Mapping[str, _Target]
+    targets: Mapping[str, Target]
     ridge: float
     batch_size: int
     done: Callable[[], object]

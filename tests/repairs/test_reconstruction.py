@@ -266,5 +266,9 @@ def test_what_cannot_be_repaired_is_refused_by_name(model: nn.Module, reference:
 def test_arguments_are_checked(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=r"repair\(\) .*" + message):
         repair(mlp(4, 5, 2), **{"reference": mlp(4, 6, 2), "data": torch.randn(9, 4)} | options)
-    with pytest.raises(TypeError, match=r"repair\(\) got data of type str.*e.g."):
-        repair(mlp(4, 5, 2), reference=mlp(4, 6, 2), data="digits")
+
+
+@pytest.mark.parametrize(("data", "kind"), [("digits", "str"), (3, "int"), ([{"x": torch.randn(9, 4)}], "dict")])
+def test_data_of_other_types_are_refused(data: Any, kind: str) -> None:
+    with pytest.raises(TypeError, match=rf"repair\(\) got data of type {kind}.*e.g."):
+        repair(mlp(4, 5, 2), reference=mlp(4, 6, 2), data=data)
