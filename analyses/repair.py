@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -55,15 +55,8 @@ def evaluated(net: nn.Module, data: Data, images: int) -> Row:
     }
 
 
-def cases() -> Iterator[tuple[isometry.Pruner, float, int]]:
-    """Yield pruner, ratio and seed; L1 has nothing random."""
-    for ratio in RATIOS:
-        yield isometry.L1(), ratio, 0
-        yield from ((isometry.Random(), ratio, seed) for seed in range(3))
-
-
-def measure_network(network: str, quick: bool) -> list[Row]:
-    """Return one row per pruner, ratio, seed and repair, and one of the dense network."""
+def measure_repairs(network: str, pruner: isometry.Pruner, seeds: int, quick: bool) -> list[Row]:
+    """Return one row per ratio, seed and repair, and one of the dense network."""
     if quick:
         data = isometry.data.load("digits")
         dense = isometry.networks.build(network, input_shape=data.input_shape, seed=0)
@@ -73,8 +66,8 @@ def measure_network(network: str, quick: bool) -> list[Row]:
         dense = isometry.networks.build(network, weights="cifar10").eval()
     images = 2 if quick else IMAGES
     rows = [{"network": network, "pruner": "dense", "ratio": 0.0, **evaluated(dense, data, images)}]
-    chosen = list(cases())[1:2] if quick else list(cases())
-    for pruner, ratio, seed in tqdm(chosen, desc=network, unit="network"):
+    cases = [(ratio, seed) for ratio in RATIOS for seed in range(seeds)]
+    for ratio, seed in tqdm(cases[: 1 if quick else None], desc=network, unit="network"):
         pruned = isometry.prune(
             dense, pruner, ratio, layers="layer*.conv1", inputs=data.train.inputs[:2], seed=seed
         ).model
@@ -109,7 +102,7 @@ def short(table: pd.DataFrame) -> str:
     """Return L1 on ResNet-56 with four repairs."""
     shown = ["none", "recalibrate", "OrthP", "reconstruct", "reconstruct, outputs too"]
     rows = table[(table["pruner"] == "L1") & table["method"].isin(shown)]
-    return tables(pd.concat([table[table["pruner"] == "dense"], rows[rows["network"] == rows["network"].iloc[0]]]))
+    return tables(pd.concat([table[table["pruner"] == "dense"], rows[rows["network"] == rows["network"].iloc[-1]]]))
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:
@@ -135,7 +128,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
         axes[1, column].set_yscale("log")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
-    best = table[(table["network"] == table["network"].iloc[0]) & (table["pruner"] == "L1")]
+    best = table[(table["network"] == table["network"].iloc[-1]) & (table["pruner"] == "L1")]
     means = best[best["ratio"] == best["ratio"].max()].set_index("method")["accuracy"]
     if {"recalibrate", "reconstruct"} <= set(means.index):
         figure.suptitle(
@@ -147,6 +140,11 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     plt.close(figure)
 
 
+PARTS = {
+    f"{network}-{name}": partial(measure_repairs, network, pruner, seeds)
+    for name, pruner, seeds in (("l1", isometry.L1(), 1), ("random", isometry.Random(), 3))
+    for network in ("resnet-20", "resnet-56")
+}
+
 if __name__ == "__main__":
-    networks = ("resnet-56", "resnet-20")
-    script.run_measurement("repair", __doc__, {n: partial(measure_network, n) for n in networks}, draw, tables)
+    script.run_measurement("repair", __doc__, PARTS, draw, tables)
