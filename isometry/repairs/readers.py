@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from isometry.errors import InvalidValueError, join_names
+from isometry.networks import placed
 from isometry.networks.modules import BATCH_NORMS, UNIT_LAYERS, feeding_layers, hooked, is_transposed
 
 __all__ = ["Reader", "Sums", "find_readers"]
@@ -190,7 +191,7 @@ def _trace(model: nn.Module, inputs: Tensor) -> _Trace:
         return hook
 
     with hooked(*(module.register_forward_hook(watch(name)) for name, module in modules.items())), sums:
-        pairs, returned = feeding_layers(model, lambda: model(inputs))
+        pairs, returned = feeding_layers(model, lambda: model(placed(inputs, model)))
     tensors = [leaf for leaf in tree_leaves(returned) if isinstance(leaf, Tensor)]
     outputs = {name for name, result in results.items() if any(result is tensor for tensor in tensors)}
     return _Trace(counts, dict(pairs), summed, outputs, [tuple(tensor.shape) for tensor in tensors])
