@@ -92,7 +92,9 @@ class Plan:
             keys = join_names(sorted(fields)) if isinstance(fields, dict) else type(fields).__name__
             raise ValueError(f"Plan.from_json() got {keys or 'an empty object'}. {_JSON}")
         removed, widths = fields["removed"], fields["widths"]
-        if not (isinstance(removed, dict) and all(isinstance(u, list) and all(map(_whole, u)) for u in removed.values())):
+        if not (
+            isinstance(removed, dict) and all(isinstance(u, list) and all(map(_whole, u)) for u in removed.values())
+        ):
             raise ValueError(f"Plan.from_json() got removed units that are no lists of whole numbers by layer. {_JSON}")
         if not (isinstance(widths, dict) and all(map(_whole, widths.values()))):
             raise ValueError(f"Plan.from_json() got widths that are no whole numbers by layer. {_JSON}")

@@ -21,7 +21,7 @@ from isometry.training.optimizer import with_layout_of
 from isometry.training.random_state import RandomState
 from isometry.training.recipe import Penalty, Recipe
 
-__all__ = ["Checkpoint", "TrainingState", "describe_training", "remove_damaged"]
+__all__ = ["Checkpoint", "TrainingState", "checkpoint_files", "describe_training", "remove_damaged"]
 
 _WAY_OUT = "Delete it or name another: train(..., checkpoint='other.safetensors')."
 
@@ -94,7 +94,7 @@ class Checkpoint:
         """Replace the file by one with the present state; what it was becomes the previous one."""
         metadata = {"training": self.identity, "done": str(state.epochs), "step": str(state.steps)}
         if self.path.exists():
-            os.replace(self.path, _previous(self.path))
+            os.replace(*checkpoint_files(self.path))
         write_tensors(self.path, state.tensors(), metadata)
 
     def resume(self, state: TrainingState) -> None:
@@ -109,7 +109,7 @@ class Checkpoint:
         if self.path.parent.is_dir():
             remove_leftovers(self.path.parent)
         errors: list[str] = []
-        for path in (self.path, _previous(self.path)):
+        for path in checkpoint_files(self.path):
             try:
                 tensors, metadata = _read(path)
             except FileNotFoundError:
@@ -121,7 +121,9 @@ class Checkpoint:
             try:
                 state.restore(tensors)
             except (RuntimeError, KeyError, IndexError, ValueError) as error:
-                raise InvalidValueError(f"found the checkpoint {path}, which does not fit the model ({error}). {_WAY_OUT}") from error
+                raise InvalidValueError(
+                    f"found the checkpoint {path}, which does not fit the model ({error}). {_WAY_OUT}"
+                ) from error
             state.epochs, state.steps = int(metadata["done"]), int(metadata["step"])
             if errors:
                 text = f"train() goes on from {path}, after epoch {state.epochs}, because {errors[0]}."
@@ -145,20 +147,23 @@ class Checkpoint:
             )
 
 
-def remove_damaged(path: Path) -> None:
-    """Delete those of a checkpoint's two files that cannot be read, with a warning, so that training starts from what is left."""
-    for file in (path, _previous(path)):
+def checkpoint_files(path: Path) -> tuple[Path, Path]:
+    """Return the two files of a checkpoint, the newer one first."""
+    return path, path.with_name(path.name + ".previous")
+
+
+def remove_damaged(path: Path) -> int:
+    """Delete those of a checkpoint's two files that cannot be read, with a warning; return the epochs done in what is left."""
+    done = 0
+    for file in checkpoint_files(path):
         try:
-            _read(file)
+            done = max(done, int(_read(file)[1]["done"]))
         except FileNotFoundError:
             continue
         except ValueError as error:
             warnings.warn(f"{error}. It is deleted, and what it held is computed again.", stacklevel=2)
             file.unlink()
-
-
-def _previous(path: Path) -> Path:
-    return path.with_name(path.name + ".previous")
+    return done
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -170,7 +175,9 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except (KeyError, ValueError):
         whole = False
     if not whole:
-        raise ValueError(f"{path} is no checkpoint of a training: its header lacks the training, its epochs or its steps")
+        raise ValueError(
+            f"{path} is no checkpoint of a training: its header lacks the training, its epochs or its steps"
+        )
     return tensors, metadata
 
 

@@ -81,7 +81,9 @@ def test_a_plan_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
 
 def test_a_network_with_other_activations_is_refused(tmp_path: Path) -> None:
     isometry.save(prune(networks.build("mlp-7-relu"), L1(), 0.5), tmp_path / "net.safetensors")
-    with pytest.raises(ValueError, match=r"net\.safetensors, which belongs to another network .* is Identity here and ReLU"):
+    with pytest.raises(
+        ValueError, match=r"net\.safetensors, which belongs to another network .* is Identity here and ReLU"
+    ):
         isometry.load(tmp_path / "net.safetensors", networks.build("mlp-7-linear"))
 
 
@@ -117,7 +119,11 @@ def test_a_file_with_nan_is_refused(tmp_path: Path) -> None:
 
 def test_a_file_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     result = prune(lenet(), L1(), 0.5)
-    save_file(dict(result.model.state_dict()), tmp_path / "old.safetensors", {"format": "isometry-1", "plan": result.plan.to_json()})
+    save_file(
+        dict(result.model.state_dict()),
+        tmp_path / "old.safetensors",
+        {"format": "isometry-1", "plan": result.plan.to_json()},
+    )
     back = isometry.load(tmp_path / "old.safetensors", lenet())
     x = torch.randn(3, 1, 32, 32)
     assert torch.equal(back.model(x), result.model.eval()(x))

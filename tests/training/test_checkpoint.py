@@ -151,7 +151,9 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_bit_for_bit(digits: D
     options = _two_epochs_done(digits, tmp_path / "t.safetensors")
     _flip(tmp_path / "t.safetensors")
     resumed = digits_mlp()
-    with pytest.warns(UserWarning, match=r"goes on from .*t\.safetensors\.previous, after epoch 1, because .*is damaged"):
+    with pytest.warns(
+        UserWarning, match=r"goes on from .*t\.safetensors\.previous, after epoch 1, because .*is damaged"
+    ):
         assert [epoch.number for epoch in isometry.train(resumed, digits, **options)] == [2, 3]
     assert torch.equal(flat_weights(resumed), flat_weights(whole))
 
@@ -160,7 +162,9 @@ def test_two_damaged_checkpoints_are_refused_by_name(digits: Data, tmp_path: Pat
     options = _two_epochs_done(digits, tmp_path / "t.safetensors")
     _flip(tmp_path / "t.safetensors")
     _flip(tmp_path / "t.safetensors.previous")
-    with pytest.raises(ValueError, match=r"train\(\) found .*t\.safetensors is damaged.*previous is damaged.*Delete it"):
+    with pytest.raises(
+        ValueError, match=r"train\(\) found .*t\.safetensors is damaged.*previous is damaged.*Delete it"
+    ):
         list(isometry.train(digits_mlp(), digits, **options))
 
 
