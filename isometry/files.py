@@ -143,7 +143,7 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
     """
     try:
         content = Path(path).read_bytes()  # read once: another process may replace the file meanwhile
-        tensors = load(content)
+        tensors = dict(sorted(load(content).items()))
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     except FileNotFoundError:
         raise
