@@ -1,0 +1,309 @@
+"""Does a sweep that is killed, loses power or has its files damaged still end in the same table?
+
+Every fault is followed by a restart of the sweep, whose table and networks are compared bit for bit with those of a sweep that nothing
+happened to. A fault is survived where they are equal, or where an error names the file. Simulated crashes end the process before, within
+and after every file operation; simulated losses of power then also drop what was not synced: the data of files, and the names in folders.
+Real disks, other file systems and network folders are not tested.
+
+Run `python analyses/faults.py --out figures`: about a quarter of an hour. Linux only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import tempfile
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from matplotlib import pyplot as plt
+from safetensors.torch import load_file
+from tqdm import tqdm
+
+import isometry
+from isometry import L1, Recipe, networks
+from isometry.trials import Trial, run, script
+from isometry.trials.script import Row
+from isometry.trials.simulated import Disk, fork, mutate
+
+OPTIONS: dict[str, Any] = {"input_shape": (1, 8, 8), "widths": (20, 20)}
+MUTATIONS = ("bit flip", "truncation", "swap")
+SAME, REFUSED, WRONG, CRASHED = "same table", "refused", "wrong", "crashed"
+
+
+def sweep(epochs: int) -> list[Trial]:
+    """Return two small trials that share a dense and a pruned network."""
+    settings = {"pretrain": Recipe(0.01, epochs, 256), "finetune": Recipe(0.01, epochs, 256), "options": OPTIONS}
+    return [Trial("digits", "mlp-7-linear", pruner=L1(), ratio=0.5, repair=r, **settings) for r in (None, "oracle")]  # type: ignore[arg-type]
+
+
+class Subject:
+    """A sweep and what it comes to undisturbed.
+
+    Args:
+        epochs: of each of its trainings.
+        scratch: a folder to work in.
+    """
+
+    def __init__(self, epochs: int, scratch: Path) -> None:
+        self.trials, self.scratch = sweep(epochs), scratch
+        self.whole = scratch / f"whole-{epochs}"
+        start = time.perf_counter()
+        self.table = self.run(self.whole)
+        self.seconds = time.perf_counter() - start
+
+    def run(self, folder: Path, jobs: int = 1) -> pd.DataFrame:
+        """Return the table of the sweep in a folder."""
+        return run(self.trials, folder, jobs=jobs, progress=False)
+
+    @contextlib.contextmanager
+    def folder(self, template: Path | None = None) -> Iterator[Path]:
+        """Give a folder for one try, a copy of `template` or a new one."""
+        folder = Path(tempfile.mkdtemp(dir=self.scratch)) / "runs"
+        if template is not None:
+            shutil.copytree(template, folder)
+        yield folder
+        shutil.rmtree(folder.parent)
+
+    def restart(self, folder: Path) -> str:
+        """Run the sweep again and return what came of it."""
+        try:
+            with warnings.catch_warnings(record=True):
+                warnings.simplefilter("always")
+                table = self.run(folder)
+        except Exception as error:
+            return REFUSED if str(folder) in str(error) else CRASHED
+        if "error" in table:
+            return REFUSED if table["error"].dropna().str.contains(str(folder), regex=False).all() else CRASHED
+        networks = [path.relative_to(self.whole) for path in self.whole.rglob("model.safetensors")]
+        same = table.equals(self.table) and all(_same_tensors(self.whole / n, folder / n) for n in networks)
+        return SAME if same else WRONG
+
+
+def _same_tensors(one: Path, other: Path) -> bool:
+    try:
+        first, second = load_file(one), load_file(other)
+    except Exception:  # safetensors' own class
+        return False
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def row(kind: str, outcomes: Counter[str]) -> Row:
+    """Return the counts of one kind of fault."""
+    survived = outcomes[SAME] + outcomes[REFUSED]
+    counts = {
+        "same_table": outcomes[SAME],
+        "refused": outcomes[REFUSED],
+        "wrong": outcomes[WRONG],
+        "crashed": outcomes[CRASHED],
+    }
+    return {"kind": kind, "tried": outcomes.total(), "survived": survived, **counts}
+
+
+@contextlib.contextmanager
+def subject(epochs: int) -> Iterator[Subject]:
+    """Give a sweep in a temporary folder."""
+    torch.set_num_threads(1)
+    tqdm.monitor_interval = 0  # no thread of its own, which would not survive a fork
+    with tempfile.TemporaryDirectory() as scratch:
+        yield Subject(epochs, Path(scratch).resolve())
+
+
+def kills(quick: bool) -> list[Row]:
+    """Return what came of real signals to running sweeps, at random times."""
+    chance = random.Random(0)
+    with subject(8) as s:
+        moments = [chance.uniform(0, 1.1 * s.seconds) for _ in range(2 if quick else 40)]
+        kill = {"SIGKILL of everything": signal.SIGKILL, "SIGINT": signal.SIGINT}
+        rows = [row(kind, Counter(_killed(s, sent, moment) for moment in moments)) for kind, sent in kill.items()]
+        rows.append(row("two runs on one folder", Counter(_two_runs(s, chance) for _ in moments)))
+        few = 1 if quick else 8
+        for worker, kind in ((False, "SIGKILL of the main process only"), (True, "SIGKILL of a worker")):
+            rows.append(row(kind, Counter(_killed_pool(s, chance, worker=worker) for _ in range(few))))
+    return rows
+
+
+def _killed(s: Subject, sent: signal.Signals, moment: float) -> str:
+    with s.folder() as folder:
+        with fork(lambda: s.run(folder)) as pid:
+            time.sleep(moment)
+            os.kill(pid, sent)
+            if sent == signal.SIGINT:
+                os.waitpid(pid, 0)
+        return s.restart(folder)
+
+
+def _two_runs(s: Subject, chance: random.Random) -> str:
+    with s.folder() as folder:
+        with fork(lambda: s.run(folder)) as first:
+            time.sleep(chance.uniform(0, 0.3 * s.seconds))
+            together = s.restart(folder)
+            _, status = os.waitpid(first, 0)
+        after = s.restart(folder)
+        return next((outcome for outcome in (together, after) if outcome != SAME), SAME if status == 0 else CRASHED)
+
+
+def _killed_pool(s: Subject, chance: random.Random, *, worker: bool) -> str:
+    """Kill the main process of two workers, and start again at once; or one of the workers, and let the main process go on."""
+    with s.folder() as folder:
+        with fork(lambda: s.run(folder, jobs=2)) as pid:
+            while not any(folder.rglob("training.safetensors")):
+                time.sleep(0.005)
+            time.sleep(chance.uniform(0, s.seconds))
+            victims = (
+                [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()] if worker else [pid]
+            )
+            workers = [p for p in victims if not worker or "LokyProcess" in Path(f"/proc/{p}/cmdline").read_text()]
+            if workers:
+                os.kill(chance.choice(workers), signal.SIGKILL)
+            _, status = os.waitpid(pid, 0)
+            outcome = s.restart(folder)  # at once, while orphans may still write
+            time.sleep(0 if worker else 1)
+        if worker and status != 0:
+            return CRASHED
+        return outcome if outcome != SAME else s.restart(folder)
+
+
+def crashes(quick: bool) -> list[Row]:
+    """Return what came of a process that ends at each of its file operations, with what disks keep of its files."""
+    kinds = {
+        "crash at a file operation": None,
+        "power loss: unsynced data": "data",
+        "power loss: unsynced names": "names",
+    }
+    rows = []
+    with subject(2) as s:
+        for kind, loss in kinds.items():
+            outcomes: Counter[str] = Counter()
+            for point in range(1, 1000, 40 if quick else 1):
+                with s.folder() as folder:
+                    if _crashed(s, Disk(folder, point, loss)):
+                        outcomes[s.restart(folder)] += 1
+                        continue
+                break
+            rows.append(row(kind, outcomes))
+    return rows
+
+
+def _crashed(s: Subject, disk: Disk) -> bool:
+    """Run the sweep in a process that ends at an operation; return False where it has none with that number."""
+
+    def work() -> None:
+        disk.install()
+        s.run(disk.root)
+
+    with fork(work) as pid:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 137
+
+
+def mutations(quick: bool) -> list[Row]:
+    """Return what came of files that were changed: of finished folders, of interrupted ones, of archives."""
+    chance = random.Random(1)
+    count = 3 if quick else 134
+    with subject(2) as s, s.folder() as interrupted:
+        _interrupt(s, interrupted)
+        rows = [
+            row(
+                "file changed: finished folder",
+                Counter(_mutated(s, s.whole, "[a-z]*.*", chance, i) for i in range(count)),
+            ),
+            row(
+                "file changed: checkpoint or log",
+                Counter(_mutated(s, interrupted, "*.*l*", chance, i) for i in range(count)),
+            ),
+        ]
+        result = isometry.prune(networks.build("mlp-7-linear", seed=0, **OPTIONS), L1(), 0.5, progress=False)
+        isometry.save(result, s.scratch / "net.safetensors")
+        rows.append(row("file changed: archive", Counter(_mutated_archive(s.scratch, chance, i) for i in range(count))))
+    return rows
+
+
+def _interrupt(s: Subject, folder: Path) -> None:
+    """Leave a sweep that was killed in the last epoch of its fine-tuning."""
+    for point in range(40, 1000, 2):
+        shutil.rmtree(folder, ignore_errors=True)
+        _crashed(s, Disk(folder, point))
+        logs = list(folder.rglob("rows.jsonl"))
+        if logs and (logs[0].parent / "training.safetensors").exists():
+            return
+
+
+def _mutated(s: Subject, template: Path, pattern: str, chance: random.Random, index: int) -> str:
+    with s.folder(template) as folder:
+        files = sorted(path for path in folder.rglob(pattern) if path.is_file() and path.stat().st_size)
+        if template != s.whole:
+            files = [path for path in files if path.name.startswith(("training", "rows.jsonl"))]
+        mutate(chance.choice(files), MUTATIONS[index % 3], chance)
+        return s.restart(folder)
+
+
+def _mutated_archive(scratch: Path, chance: random.Random, index: int) -> str:
+    whole, path = scratch / "net.safetensors", scratch / "damaged.safetensors"
+    shutil.copy(whole, path)
+    mutate(path, MUTATIONS[index % 3], chance)
+    dense = networks.build("mlp-7-linear", seed=0, **OPTIONS)
+    try:
+        found = isometry.load(path, dense)
+    except ValueError as error:
+        return REFUSED if str(path) in str(error) else CRASHED
+    except Exception:
+        return CRASHED
+    expected = isometry.load(whole, dense)
+    tensors, state = expected.model.state_dict(), found.model.state_dict()
+    same = found.plan == expected.plan and all(torch.equal(tensors[name], state[name]) for name in tensors)
+    return SAME if same else WRONG
+
+
+COLUMNS = {
+    "kind": "fault",
+    "tried": "tried",
+    "survived": "survived",
+    "same_table": "same result",
+    "refused": "refused by file name",
+    "wrong": "wrong result",
+    "crashed": "other error",
+}
+
+
+def tables(table: pd.DataFrame) -> str:
+    """Return the counts of every kind as markdown."""
+    return script.format_columns(table, COLUMNS)
+
+
+def short(table: pd.DataFrame) -> str:
+    """Return the counts of every group of faults as markdown."""
+    groups = table.groupby("part", sort=False)[["tried", "survived", "wrong"]].sum().reset_index()
+    return script.format_columns(
+        groups, {"part": "faults", "tried": "tried", "survived": "survived", "wrong": "wrong result"}
+    )
+
+
+def draw(table: pd.DataFrame, path: Path) -> None:
+    """Draw tried and survived per kind."""
+    figure, ax = plt.subplots(figsize=(7.5, 4.6), layout="constrained")
+    rows = table.iloc[::-1]
+    ax.barh(rows["kind"], rows["tried"], color="lightgray", label="tried")
+    ax.barh(rows["kind"], rows["survived"], height=0.45, label="survived")
+    for index, (tried, survived) in enumerate(zip(rows["tried"], rows["survived"], strict=True)):
+        ax.text(tried, index, f" {survived} of {tried}", va="center", fontsize="small")
+    ax.set(xlabel="faults", xlim=(0, 1.15 * rows["tried"].max()))
+    lost = int((table["tried"] - table["survived"]).sum())
+    ax.set_title(f"{int(table['tried'].sum())} faults, {lost} not survived", fontsize="medium")
+    ax.legend(frameon=False, fontsize="small", loc="lower right")
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+PARTS: dict[str, Callable[[bool], list[Row]]] = {"kills": kills, "crashes": crashes, "changed files": mutations}
+
+if __name__ == "__main__":
+    script.run_measurement("faults", __doc__, PARTS, draw, tables)
