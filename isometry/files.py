@@ -90,7 +90,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     try:
         return [unseal(json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error})") from error
+        raise ValueError(f"{path} is damaged ({error}); delete it to start again") from error
 
 
 def seal(record: Mapping[str, Any]) -> dict[str, Any]:
