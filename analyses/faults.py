@@ -156,7 +156,7 @@ def _killed_pool(s: Subject, chance: random.Random, *, worker: bool) -> str:
     """Kill the main process of two workers, and start again at once; or one of the workers, and let the main process go on."""
     with s.folder() as folder:
         with fork(lambda: s.run(folder, jobs=2)) as pid:
-            while not any(folder.rglob("training.safetensors")):
+            while not (any(folder.rglob("training.safetensors")) or any(folder.rglob("done.json"))):
                 time.sleep(0.005)
             time.sleep(chance.uniform(0, s.seconds))
             victims = (

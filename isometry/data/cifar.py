@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -99,14 +98,19 @@ def load_cifar_set(
     folder = find_folder(name, root, source.files[0][0]) or _download(name, source)
     mean, std = (torch.tensor(part).view(3, 1, 1) for part in normalization or (source.mean, source.std))
     parts: list[Part] = []
-    seen: dict[str, Path] = {}
+    seen: dict[str, str] = {}
     for files, count in zip(source.files, source.counts, strict=True):
         width, per_file = source.labels + 3072, count // len(files)
         paths = [find_file(name, folder, file) for file in files]
         contents = [_records(path, width, per_file) for path in paths]
         for file, path, content in zip(files, paths, contents, strict=True):
-            _check_different(path, content, seen)
-            check_content(path, content.tobytes(), source.sha256.get(file))
+            digest = check_content(path, content.data, source.sha256.get(file))
+            if digest in seen:
+                raise ValueError(
+                    f"{path} has the same content as {seen[digest]}: one of them is a copy under another name. Delete both "
+                    "and download the set again."
+                )
+            seen[digest] = file
         records = np.concatenate(contents)
         pixels = torch.from_numpy(records[:, source.labels :].reshape(-1, 3, 32, 32))
         inputs = pixels.float().div_(255).sub_(mean).div_(std)
@@ -134,17 +138,6 @@ def _download(name: str, source: _CifarSet) -> Path:
         progressbar=True,
     )
     return cache / source.folder
-
-
-def _check_different(path: Path, content: np.ndarray, seen: dict[str, Path]) -> None:
-    """Raise a ValueError where a file has the content of one that was read before; add it to those, by digest."""
-    digest = hashlib.sha256(content.tobytes()).hexdigest()
-    if digest in seen:
-        raise ValueError(
-            f"{path} has the same content as {seen[digest].name}: one of them is a copy under another name. Delete both and "
-            "download the set again."
-        )
-    seen[digest] = path
 
 
 def _records(path: Path, width: int, count: int) -> np.ndarray:

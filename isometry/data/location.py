@@ -83,8 +83,8 @@ def read_bytes(path: Path) -> bytes:
         ) from error
 
 
-def check_content(path: Path, content: bytes, sha256: str | None) -> None:
-    """Raise a ValueError that names `path` where its decompressed content is not the published one.
+def check_content(path: Path, content: bytes | memoryview, sha256: str | None) -> str:
+    """Return the SHA-256 digest of a file's decompressed content; raise a ValueError where it is not the published one.
 
     Args:
         path: the file.
@@ -97,3 +97,4 @@ def check_content(path: Path, content: bytes, sha256: str | None) -> None:
             f"{path} is not the published file: expected the SHA-256 {sha256[:16]}... of its content, found {found[:16]}.... "
             "Delete it and download the set again; for a data set of your own, build isometry.data.Data from tensors."
         )
+    return found
