@@ -156,14 +156,14 @@ def _killed_pool(s: Subject, chance: random.Random, *, worker: bool) -> str:
     """Kill the main process of two workers, and start again at once; or one of the workers, and let the main process go on."""
     with s.folder() as folder:
         with fork(lambda: s.run(folder, jobs=2)) as pid:
-            while not (any(folder.rglob("training.safetensors")) or any(folder.rglob("done.json"))):
+            while not (any(folder.rglob("training.safetensors")) or _has_ended(pid)):
                 time.sleep(0.005)
             time.sleep(chance.uniform(0, s.seconds))
             victims = (
                 [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()] if worker else [pid]
             )
             workers = [p for p in victims if not worker or "LokyProcess" in Path(f"/proc/{p}/cmdline").read_text()]
-            if workers:
+            if workers and not _has_ended(pid):
                 os.kill(chance.choice(workers), signal.SIGKILL)
             _, status = os.waitpid(pid, 0)
             outcome = s.restart(folder)  # at once, while orphans may still write
@@ -171,6 +171,10 @@ def _killed_pool(s: Subject, chance: random.Random, *, worker: bool) -> str:
         if worker and status != 0:
             return CRASHED
         return outcome if outcome != SAME else s.restart(folder)
+
+
+def _has_ended(pid: int) -> bool:
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def crashes(quick: bool) -> list[Row]:
@@ -183,15 +187,17 @@ def crashes(quick: bool) -> list[Row]:
     rows = []
     with subject(2) as s:
         for kind, loss in kinds.items():
-            outcomes: Counter[str] = Counter()
-            for point in range(1, 1000, 40 if quick else 1):
-                with s.folder() as folder:
-                    if _crashed(s, Disk(folder, point, loss)):
-                        outcomes[s.restart(folder)] += 1
-                        continue
-                break
-            rows.append(row(kind, outcomes))
+            rows.append(row(kind, Counter(_outcomes(s, loss, range(1, 1000, 40 if quick else 1)))))
     return rows
+
+
+def _outcomes(s: Subject, loss: str | None, points: range) -> Iterator[str]:
+    """Yield what came of a crash at each of these operations, up to the last that there is."""
+    for point in points:
+        with s.folder() as folder:
+            if not _crashed(s, Disk(folder, point, loss)):
+                return
+            yield s.restart(folder)
 
 
 def _crashed(s: Subject, disk: Disk) -> bool:
@@ -263,15 +269,8 @@ def _mutated_archive(scratch: Path, chance: random.Random, index: int) -> str:
     return SAME if same else WRONG
 
 
-COLUMNS = {
-    "kind": "fault",
-    "tried": "tried",
-    "survived": "survived",
-    "same_table": "same result",
-    "refused": "refused by file name",
-    "wrong": "wrong result",
-    "crashed": "other error",
-}
+COLUMNS = {"kind": "fault", "tried": "tried", "survived": "survived", "same_table": "same result",
+           "refused": "refused by file name", "wrong": "wrong result", "crashed": "other error"}  # fmt: skip
 
 
 def tables(table: pd.DataFrame) -> str:
