@@ -30,7 +30,7 @@ from isometry import data, networks, spectra
 from isometry.measurement import compare, measure
 from isometry.measurement.report import Report
 from isometry.networks import convert, fold
-from isometry.pruners import L1, TPP, GReg, GReg2, Polarization, Pruner, Random, RecedingBN, Slimming, prune
+from isometry.pruners import L1, TPP, GReg, GReg2, Polarization, Pruner, Pruning, Random, RecedingBN, Slimming, prune
 from isometry.repairs import orthogonalize, recalibrate, recover
 from isometry.surgery import Plan, load, save
 from isometry.training import train
@@ -49,6 +49,7 @@ __all__ = [
     "Plan",
     "Polarization",
     "Pruner",
+    "Pruning",
     "Random",
     "RecedingBN",
     "Recipe",

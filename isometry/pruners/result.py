@@ -47,6 +47,36 @@ class Pruned:
         """
         return self.plan.ratio
 
+    def then(self, later: Pruned) -> Pruned:
+        """Return this pruning followed by `later`, a pruning of this one's network, as one of the original network.
+
+        Five rounds of pruning and training are saved as one: `isometry.save(first.then(second), path)` writes a plan in
+        the original indices, which `isometry.load(path, model)` replays on the dense network.
+
+        Args:
+            later: what pruning `self.model`, trained since or not, returned.
+
+        Raises:
+            TypeError: `later` is no `Pruned`.
+            ValueError: it is a pruning of another network: a layer has another number of units than this one keeps.
+        """
+        if not isinstance(later, Pruned):
+            raise TypeError(
+                f"Pruned.then() got {type(later).__name__}; it takes what pruning this one's network returned, e.g. "
+                "first.then(isometry.prune(first.model, isometry.L1(), 0.5))."
+            )
+        plan = self.plan.then(later.plan)
+        histories = [history for history in (self.history, later.history) if not history.empty]
+        return Pruned(
+            later.model,
+            plan,
+            pd.concat(histories, ignore_index=True) if histories else pd.DataFrame(),
+            self.before,
+            later.after,
+            {layer: reason for layer, reason in later.left_alone.items() if not plan.removed.get(layer)},
+            tuple(sorted({*self.inexact, *later.inexact})),
+        )
+
     def __str__(self) -> str:
         layers: dict[str, list[str]] = {}
         for layer, reason in self.left_alone.items():
