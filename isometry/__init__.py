@@ -14,6 +14,7 @@ Pruning moves the singular values of a network's input-output Jacobian (JSVs) aw
     recovered = isometry.recover(pruned.model)                    # linear MLPs: every JSV becomes 1
     isometry.compare({"dense": model, "L1": pruned.model, "recovered": recovered}, data.test)
 
+In a training loop of your own, `Pruning` does step by step what `prune` does.
 Repairs of any pruned network are `recalibrate` (BatchNorm statistics) and `orthogonalize`; `convert` and `fold` go
 between ordinary and bounded BatchNorm, `save` and `load` between a pruned network and its file.
 Every verb leaves its argument alone and returns a new thing; `train` trains in place. Spectra of explicit matrices are

@@ -69,7 +69,7 @@ class Growing(Pruner):
     def stage(self, name: str, penalty: GrowingPenalty) -> Stage:
         """Return the training with a penalty that grows and is finished `stabilize` steps later."""
         recipe = Recipe(self.lr, 1, self.batch_size, self.momentum, self.weight_decay, schedule=None)
-        return Stage(name, recipe, penalty.end(), penalty, penalty.log, penalty.end)
+        return Stage(name, recipe, penalty.growth + self.stabilize, penalty, penalty.log, penalty.end)
 
 
 class GrowingPenalty:
@@ -115,8 +115,11 @@ class GrowingPenalty:
         return math.ceil(self.pruner.ceiling / self.pruner.delta - 1e-9) * self.pruner.interval
 
     def end(self) -> int:
-        """Return how many steps growing and stabilizing take, at most as long as the growth goes on."""
-        return (self.growth if self.growth_end is None else self.growth_end) + self.pruner.stabilize
+        """Return how many steps growing and stabilizing take, at most as long as the growth goes on.
+
+        The step that ends the growth is a step at full strength, also where none is to follow.
+        """
+        return (self.growth if self.growth_end is None else self.growth_end) + max(self.pruner.stabilize, 1)
 
     def loss(self, step: int) -> Tensor | None:
         """Return None: the penalty acts on the gradients."""

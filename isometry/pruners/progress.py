@@ -35,7 +35,7 @@ class Progress:
         # By a selection of the present weights: what the stage after the selection refuses, and how long it takes.
         selection = preparation.select()
         later = pruner.stage_after_selection(context, selection)
-        self.later_steps = later.steps if later else 0
+        self.later_steps = later.length if later else 0
         if self.stage is None:
             self.selection, self.stage, self.later_steps = selection, later, 0
         self.receded = self.stage is None
@@ -79,7 +79,7 @@ class Progress:
         return {
             "format": _FORMAT,
             "pruning": self.identity,
-            "steps": [self.earlier_steps, self.stage_steps],
+            "steps": [self.earlier_steps, self.stage_steps, self.later_steps],
             "receded": self.receded,
             "selection": None if selection is None else {group.root: list(units) for group, units in selection},
             "penalty": {} if penalty is None else penalty.state(),
@@ -108,6 +108,4 @@ class Progress:
         if stage is not None and stage.penalty is not None:
             stage.penalty.restore(dict(state["penalty"]))
         self.selection, self.stage, self.receded = selection, stage, state["receded"]
-        self.earlier_steps, self.stage_steps = state["steps"]
-        if selection is not None:
-            self.later_steps = 0
+        self.earlier_steps, self.stage_steps, self.later_steps = state["steps"]

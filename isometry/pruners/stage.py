@@ -23,11 +23,10 @@ class Stage:
     Attributes:
         name: "before_selection" or "after_selection".
         recipe: how `prune` trains; its epochs follow from `steps`. Its regularizer belongs to every training.
-        steps: how many steps the stage takes; with a penalty, which finishes by itself, at most.
+        steps: how many steps the stage takes; with a penalty, which finishes by itself, roughly that many at most.
         penalty: a term with a state of its own, or None.
         log: returns what the history is to hold after each epoch.
-        end: returns the number of steps as far as it is known by now, at most `steps`; None where that is all there is
-            to know.
+        end: returns the most steps that are possible as far as it is known by now; None where these are `steps`.
     """
 
     name: str
@@ -63,4 +62,4 @@ class Stage:
 
     def finished(self, step: int) -> bool:
         """Whether the stage ends before this step."""
-        return step >= self.steps or (self.penalty is not None and self.penalty.finished(step))
+        return step >= self.length or (self.penalty is not None and self.penalty.finished(step))

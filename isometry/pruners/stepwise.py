@@ -224,6 +224,7 @@ class Pruning:
     @signed("Pruning.check_optimizer")
     def check_optimizer(self, *optimizers: torch.optim.Optimizer) -> None:
         """Raise a ValueError unless the optimizers hold every trainable parameter of `model` among them."""
+        self._check_open("check_optimizer")
         check_optimizers(self.model, optimizers)
 
     def log(self) -> dict[str, Any]:
