@@ -24,7 +24,8 @@ class Pruned:
     Attributes:
         model: the physically smaller network, in eval mode.
         plan: the units that were removed, in the indices of the original network.
-        history: what the pruner logged while it trained, one row per epoch; empty for one-shot pruners.
+        history: what the pruner logged while it trained, one row per epoch; empty for one-shot pruners
+            and for a `Pruning`, whose epochs are the user's.
         before, after: `Size` of the original network and of `model`.
         left_alone: {layer: why none of its units were removed}.
         inexact: layers that normalize over channels (LayerNorm, GroupNorm) some of which were removed: their statistics

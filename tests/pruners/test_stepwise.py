@@ -18,6 +18,7 @@ from isometry.training.recipe import Recipe
 from tests.pruners.loops import SHORT, assert_equal, batches, net, run, run_like_prune
 
 X = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+SHORT_GREG: dict[str, Any] = {**SHORT, "zero_out": None, "pick_delta": 0.02, "pick": 0.1}
 SPARSE: dict[str, Any] = {"epochs": 3, "lr": 0.05, "strength": 1e-3}
 
 
@@ -26,7 +27,7 @@ SPARSE: dict[str, Any] = {"epochs": 3, "lr": 0.05, "strength": 1e-3}
     [
         TPP(**SHORT),
         GReg(**{**SHORT, "zero_out": None}, magnitude_ratio=3.0),
-        GReg2(**{**SHORT, "zero_out": None}, pick_delta=0.02, pick=0.1),
+        GReg2(**SHORT_GREG),
         Slimming(**SPARSE),
         Polarization(**SPARSE),
         RecedingBN(**SPARSE),
@@ -83,7 +84,7 @@ def test_it_says_how_many_steps_it_takes(digits: isometry.data.Data) -> None:
 
 
 def test_greg_2_counts_both_stages_and_selects_between_them(digits: isometry.data.Data) -> None:
-    pruner = GReg2(**{**SHORT, "zero_out": None}, magnitude_ratio=None, pick_delta=0.02, pick=0.1)
+    pruner = GReg2(**SHORT_GREG, magnitude_ratio=None)
     pruning = Pruning(net(), pruner, 0.5, inputs=X)
     assert (pruning.steps, pruning.stage, pruning.plan) == (11 + 36 + 30, "before_selection", None)
     optimizer = torch.optim.SGD(pruning.model.parameters(), lr=1e-3)
@@ -151,11 +152,15 @@ def test_a_grad_scaler_and_autocast_change_nothing_but_rounding(digits: isometry
         torch.testing.assert_close(one, other, rtol=0, atol=2e-3)  # a power of two scales bfloat16 almost exactly
 
 
-@pytest.mark.parametrize("pruner", [TPP(**SHORT), RecedingBN(**SPARSE)], ids=lambda pruner: type(pruner).__name__)
+@pytest.mark.parametrize(
+    "pruner",
+    [TPP(**SHORT), GReg(**{**SHORT, "zero_out": None}, magnitude_ratio=2.0), RecedingBN(**SPARSE)],
+    ids=lambda pruner: type(pruner).__name__,
+)
 def test_accumulated_gradients_give_what_whole_batches_give(
     pruner: isometry.Pruner, digits: isometry.data.Data
 ) -> None:
-    models = {}
+    results = {}
     for parts in (1, 4):
         model = isometry.networks.build("mlp-7-relu", seed=0, input_shape=(1, 8, 8), widths=(8, 6)).double()
         if isinstance(pruner, RecedingBN):  # in eval mode: statistics of parts are not those of the whole
@@ -163,7 +168,7 @@ def test_accumulated_gradients_give_what_whole_batches_give(
         pruning = Pruning(model, pruner, 0.5, inputs=X.double(), steps_per_epoch=8)
         optimizer = torch.optim.SGD(pruning.model.parameters(), lr=1e-2, momentum=0.9)
         pruning.model.eval()
-        for x, y in itertools.islice(batches(digits.train), 200):
+        for x, y in itertools.islice(batches(digits.train), 100):
             optimizer.zero_grad()
             for inputs, targets in zip(x.double().chunk(parts), y.chunk(parts), strict=True):
                 loss = F.cross_entropy(pruning.model(inputs), targets, reduction="sum") / len(y)
@@ -172,9 +177,10 @@ def test_accumulated_gradients_give_what_whole_batches_give(
             optimizer.step()
             if pruning.step():
                 break
-        models[parts] = pruning.finish()
-    assert models[1].plan == models[4].plan
-    for one, other in zip(models[1].model.parameters(), models[4].model.parameters(), strict=True):
+        results[parts] = pruning.steps_done, pruning.finish()
+    (steps, whole), (same_steps, parted) = results.values()
+    assert (steps, whole.plan) == (same_steps, parted.plan)
+    for one, other in zip(whole.model.parameters(), parted.model.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-10)
 
 
@@ -232,6 +238,26 @@ def test_a_model_that_is_moved_is_followed(digits: isometry.data.Data) -> None:
         run(pruning, ((x.double(), y) for x, y in batches(digits.train)), optimizer)
         models.append(pruning.finish().model)
     assert_equal(*models)
+
+
+@pytest.mark.parametrize(
+    "pruner", [TPP(**SHORT), GReg2(**SHORT_GREG), Slimming(**SPARSE)], ids=lambda p: type(p).__name__
+)
+def test_a_model_that_is_moved_to_a_device_is_followed(
+    pruner: isometry.Pruner, digits: isometry.data.Data, cuda: torch.device
+) -> None:
+    pruning = Pruning(net(), pruner, 0.5, inputs=X, steps_per_epoch=5)
+    pruning.model.to(cuda)
+    optimizer = torch.optim.SGD(pruning.model.parameters(), lr=1e-3)
+    while pruning.stage:
+        run(pruning, ((x.to(cuda), y.to(cuda)) for x, y in batches(digits.train)), optimizer)
+    assert pruning.loss().is_cuda
+    assert all(p.is_cuda for p in pruning.finish().model.parameters())
+
+
+def test_a_share_of_the_flops_can_be_requested() -> None:
+    pruning = Pruning(net(), L1(), flops=0.4, inputs=X)
+    assert_equal(pruning.finish().model, prune(net(), L1(), flops=0.4, inputs=X).model)
 
 
 def test_units_can_be_removed_early(digits: isometry.data.Data) -> None:
