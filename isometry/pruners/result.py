@@ -66,12 +66,14 @@ class Pruned:
                 f"Pruned.then() got {type(later).__name__}; it takes what pruning this one's network returned, e.g. "
                 "first.then(isometry.prune(first.model, isometry.L1(), 0.5))."
             )
+        from pandas import DataFrame, concat  # takes long to import
+
         plan = self.plan.then(later.plan)
         histories = [history for history in (self.history, later.history) if not history.empty]
         return Pruned(
             later.model,
             plan,
-            pd.concat(histories, ignore_index=True) if histories else pd.DataFrame(),
+            concat(histories, ignore_index=True) if histories else DataFrame(),
             self.before,
             later.after,
             {layer: reason for layer, reason in later.left_alone.items() if not plan.removed.get(layer)},

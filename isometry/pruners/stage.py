@@ -23,7 +23,7 @@ class Stage:
     Attributes:
         name: "before_selection" or "after_selection".
         recipe: how `prune` trains; its epochs follow from `steps`. Its regularizer belongs to every training.
-        steps: how many steps the stage takes; with a penalty, which finishes by itself, roughly that many at most.
+        steps: how many steps the stage takes; `prune` rounds them up to whole epochs, in which a penalty has to finish.
         penalty: a term with a state of its own, or None.
         log: returns what the history is to hold after each epoch.
         end: returns the most steps that are possible as far as it is known by now; None where these are `steps`.

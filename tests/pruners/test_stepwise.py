@@ -1,6 +1,7 @@
 """Pruning inside a training loop of the user's own."""
 
 import copy
+import dataclasses
 import itertools
 import warnings
 from typing import Any
@@ -13,7 +14,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import isometry
 from isometry import L1, TPP, GReg, GReg2, Polarization, Pruning, Random, RecedingBN, Slimming, prune
-from isometry.surgery import remove, transfer_optimizer_state
+from isometry.pruners import PruningContext, Stage
+from isometry.surgery import Selection, remove, transfer_optimizer_state
 from isometry.training.recipe import Recipe
 from tests.pruners.loops import SHORT, assert_equal, batches, net, run, run_like_prune
 
@@ -253,6 +255,26 @@ def test_a_model_that_is_moved_to_a_device_is_followed(
         run(pruning, ((x.to(cuda), y.to(cuda)) for x, y in batches(digits.train)), optimizer)
     assert pruning.loss().is_cuda
     assert all(p.is_cuda for p in pruning.finish().model.parameters())
+
+
+@dataclasses.dataclass(frozen=True)
+class Decorrelated(L1):
+    """A pruner of the user's: the smallest units, after two epochs of training with a regularizer."""
+
+    trains = True
+
+    def stage_after_selection(self, context: PruningContext, selection: Selection) -> Stage | None:
+        recipe = Recipe(0.01, 2, 64, regularizer=isometry.KernOrth(1e-2))
+        return Stage("after_selection", recipe, 2 * context.epoch_length(recipe))
+
+
+def test_a_pruner_of_ones_own_works_in_both(digits: isometry.data.Data) -> None:
+    whole = prune(net(), Decorrelated(), 0.5, data=digits, progress=False)
+    assert list(whole.history["stage"]) == ["after_selection"] * 2
+    length = -(-len(digits.train.inputs) // 64)
+    pruning = Pruning(net(), Decorrelated(), 0.5, inputs=X, steps_per_epoch=length)
+    stepped = run_like_prune(pruning, digits.train, Recipe(0.01, 2, 64))
+    assert_equal(stepped.model, whole.model)
 
 
 def test_a_share_of_the_flops_can_be_requested() -> None:
