@@ -129,23 +129,24 @@ def _run(
             "got no inputs: the iterable is empty. Pass at least one batch, e.g. measure(model, x)."
         )
     subject = prepare(function, first, options)
-    tally = Tally(options, subject.notes)
+    tally = Tally(options, subject.notes, inputs.is_stream and options.sampled)
     planner = Planner(subject, options, inputs.total, torch.Generator().manual_seed(options.seed))
     plan, pilot, enough = planner.first(), list[Batch](), False
     with tqdm(total=inputs.total, unit="sample", desc="measure", disable=hidden, delay=2) as bar:
         for batch in _alike(subject, itertools.chain([first], batches)):
             start = 0
             while start < len(batch) and not enough:
-                part = batch.part(start, start + planner.part_size(plan, tally))
-                plan, part, estimated = _estimate(plan, part, tally)
-                if plan.is_pilot:
+                plan, size = planner.next_part(plan, tally)
+                plan, part, estimated = _estimate(plan, batch.part(start, start + size), tally)
+                enough = tally.is_enough(plan.estimator.price)
+                if plan.is_pilot and not enough:
                     pilot.append(part)
                     plan = planner.after(plan, estimated, tally)
-                if plan.repeats_pilot:
-                    plan = _repeat(planner, plan, pilot, tally)
+                    if plan.repeats_pilot:
+                        plan = _repeat(planner, plan, pilot, tally)
+                        enough = tally.is_enough(plan.estimator.price)
                 start += len(part)
                 bar.update(len(part))
-                enough = tally.is_enough(plan.estimator.price)
             if enough:
                 break
     tally.note_ending(enough)
@@ -198,8 +199,8 @@ def _repeat(planner: Planner, plan: Plan, pilot: Iterable[Batch], tally: Tally) 
     for batch in pilot:
         start = 0
         while start < len(batch) and not tally.is_enough(plan.estimator.price):
-            part = batch.part(start, start + planner.part_size(plan, tally))
-            plan, part, _ = _estimate(plan, part, tally)
+            plan, size = planner.next_part(plan, tally)
+            plan, part, _ = _estimate(plan, batch.part(start, start + size), tally)
             start += len(part)
     return plan
 

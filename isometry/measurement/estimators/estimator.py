@@ -62,6 +62,10 @@ class Estimator(ABC):
     def entries(self) -> int:
         """Tensor entries that one sample needs in memory, approximately."""
 
+    def within(self, products: float) -> Estimator:
+        """Return the estimator for samples that may cost at most `products` each, as far as it can be limited."""
+        return self
+
     @abstractmethod
     def estimate(self, batch: Batch) -> EstimatedBatch:
         """Estimate the spectra of a batch's samples."""
@@ -80,7 +84,7 @@ def jacobian_of(subject: Subject, batch: Batch, x: Tensor, expected: int = 0) ->
 def estimated(spectrum: Spectrum, samples: int, *jacobians: Jacobian) -> EstimatedBatch:
     """Return the spectrum, moved to the CPU, with what the Jacobians cost."""
     return EstimatedBatch(
-        Spectrum(spectrum.values.cpu(), spectrum.weights.cpu(), spectrum.complete),
+        Spectrum(spectrum.values.cpu(), spectrum.weights.cpu(), spectrum.complete, spectrum.resolution),
         forwards=samples * len(jacobians),
         products=sum(round(jacobian.products * samples) for jacobian in jacobians),
         routes=frozenset(route for jacobian in jacobians for route in jacobian.routes),
