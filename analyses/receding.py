@@ -1,27 +1,24 @@
-"""Do receding importances split into units that matter and units that can leave at no cost, in one shot?
+"""Do receding importances separate units that matter from units that can be removed at no cost, in one shot?
 
-In part (4 convolutions on digits, 3 seeds, mean ± standard deviation, strength x steps as published): with b = 3 importances
-split into a heap below 1e-3 and one above 0.1, and half of all units leave in one shot without a loss (99.6 ± 0.3 % before
-and after; 22.7 ± 10.4 % without the penalty, 20.4 ± 7.8 % by UCS). At 70 % the cut falls into the upper heap and accuracy is
-gone (11.7 ± 2.7 %): the valley, not the ratio asked for, says how much can leave. With b = 0 everything recedes, what matters
-too, and half cannot leave (41.2 ± 23.3 %). Slimming does as well as b = 3 here (99.3 ± 0.7 %). After 40 epochs of
-fine-tuning the order is another: at 70 % UCS ends highest (99.9 ± 0.2 %) and RNI lowest (97.0 ± 2.0 %).
+In part. A small network (4 convolutions) on digits, 3 seeds, mean ± standard deviation, strength x steps as published:
 
-A small network with bounded BatchNorm is trained from scratch with and without the penalty; slimming and uniform pruning
-(UCS) have the same network with ordinary BatchNorm. The published product of strength and training steps is kept: the
-shorter the training, the stronger the penalty. PruningContext `python analyses/receding.py` for the bundled digits (minutes), with
-`--dataset mnist` for MNIST, and with `--dataset cifar10 --network vgg-16 --device cuda` for the published setting; `--quick`
-runs a tiny version, `--redraw` draws from the written table. Some 20 minutes of one core for the digits.
+- With b = 3 importances split into a group below 1e-3 and one above 0.1, and half of all units can be removed in one shot without a
+  loss (99.6 ± 0.3 % before and after; 22.7 ± 10.4 % without the penalty, 20.4 ± 7.8 % by UCS). At 70 % the threshold falls into the
+  upper group and accuracy is near chance (11.7 ± 2.7 %): how much can be removed is set by the training, not by the ratio.
+- With b = 0 all importances recede, also of units that matter, and half cannot be removed (41.2 ± 23.3 %).
+- Slimming does as well as b = 3 here (99.3 ± 0.7 % at half); 3 seeds do not tell them apart.
+- After 40 epochs of fine-tuning at 70 % UCS is highest (99.9 ± 0.2 %) and RNI, b = 3 lowest (97.0 ± 2.0 %): small differences on an easy task.
+
+Not tested: other strengths, and the published setting (`--dataset cifar10 --network vgg-16 --device cuda`). Networks with bounded BatchNorm are
+trained from scratch; Slimming and uniform pruning (UCS) have ordinary BatchNorm. `--out figures`: 20 minutes of one core on the digits.
 """
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import torch
@@ -30,10 +27,11 @@ from tqdm.auto import tqdm
 
 import isometry
 from isometry import plots
-from isometry.files import check_writable, markdown, write_table
+from isometry.files import markdown
 from isometry.pruners.sparsifying import Sparsifying
 from isometry.training.recipe import Recipe, Steps
-from isometry.trials import Trial, provenance, run
+from isometry.trials import Trial, run, script
+from isometry.trials.outcomes import last_epoch, percent
 
 SHOWN = (0.3, 0.5, 0.7, 0.9)
 PUBLISHED_STEPS = 160 * 782  # 160 epochs of 50,000 images in batches of 64
@@ -54,8 +52,7 @@ def methods(epochs: int, steps: int) -> dict[str, Sparsifying]:
 
 def trials(dataset: str, network: str, pruner: Sparsifying, ratios: list[float], seeds: int) -> list[Trial]:
     """Return the trials of one method: every ratio, one-shot and fine-tuned for a quarter of the epochs."""
-    norm = "bounded" if isinstance(pruner, isometry.RecedingBN) else "batch"
-    options: dict[str, Any] = {"norm": norm}
+    options: dict[str, Any] = {"norm": "bounded" if isinstance(pruner, isometry.RecedingBN) else "batch"}
     if network == "conv-4":
         options["input_shape"] = {"digits": (1, 8, 8), "cifar10": (3, 32, 32)}.get(dataset, (1, 32, 32))
     tune = Recipe(0.1, max(1, pruner.epochs // 4), pruner.batch_size, schedule=Steps((0.5, 0.75)), nesterov=True)
@@ -67,7 +64,7 @@ def trials(dataset: str, network: str, pruner: Sparsifying, ratios: list[float],
 
 
 def histograms(dataset: str, network: str, epochs: int, pruners: dict[str, Sparsifying], device: str) -> pd.DataFrame:
-    """Return importances over one training with each receding penalty and without: a row a (method, epoch, bin)."""
+    """Return importances over one training with each receding penalty and without: one row per (method, epoch, bin)."""
     data = isometry.data.load(dataset, validation=0)
     options: dict[str, Any] = {} if network == "vgg-16" else {"input_shape": data.input_shape}
     rows = []
@@ -76,8 +73,7 @@ def histograms(dataset: str, network: str, epochs: int, pruners: dict[str, Spars
         if not isinstance(pruner, isometry.RecedingBN):
             continue
         net = isometry.networks.build(network, data.classes, norm="bounded", seed=0, **options).to(device)
-        epoch_numbers = tqdm(isometry.train(net, data, **pruner.recipe().arguments()), desc=name, total=epochs)
-        for epoch in epoch_numbers:
+        for epoch in tqdm(isometry.train(net, data, **pruner.recipe().arguments()), desc=name, total=epochs):
             if epoch.number in {1, max(1, epochs // 16), max(1, epochs // 4), epochs}:
                 every = torch.cat(list(isometry.networks.importances(net).values())).cpu().double()
                 counts, _ = np.histogram(np.clip(np.log10(every.numpy()), -5.999, -1e-9), edges)
@@ -88,121 +84,72 @@ def histograms(dataset: str, network: str, epochs: int, pruners: dict[str, Spars
     return pd.DataFrame(rows).assign(phase="histogram")
 
 
-def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """Return accuracies a method and ratio, one-shot and fine-tuned, mean and standard deviation over seeds as text."""
+def summary(table: pd.DataFrame, ratios: tuple[float, ...] = SHOWN) -> pd.DataFrame:
+    """Return one row per method: accuracy in one shot and fine-tuned, mean and standard deviation over seeds, as text."""
     lines: list[dict[str, Any]] = []
     for method, rows in table[table["phase"] != "histogram"].groupby("method", sort=False):
-        whole = rows[rows["phase"] == "sparse"].drop_duplicates("seed")
-        line: dict[str, Any] = {"method": method, "unpruned, %": _spread(whole["accuracy"])}
-        for ratio in SHOWN:
+        unpruned = rows[rows["phase"] == "sparse"].drop_duplicates("seed")
+        line: dict[str, Any] = {"method": method, "unpruned, %": percent(unpruned, 1)}
+        for ratio in [ratio for ratio in ratios if ratio in set(rows["ratio"])]:
             group = rows[rows["ratio"] == ratio]
-            shot = group[group["phase"] == "pruned"]
-            tuned = group[group["phase"] == "finetune"]
-            last = tuned[tuned["epoch"] == tuned["epoch"].max()]
-            if not len(group):
-                continue
-            line[f"{ratio:g}: one-shot"] = _spread(shot["accuracy"])
-            line[f"{ratio:g}: fine-tuned"] = _spread(last["accuracy"])
+            line[f"{ratio:g}: one-shot"] = percent(group[group["phase"] == "pruned"], 1)
+            line[f"{ratio:g}: fine-tuned"] = percent(last_epoch(group), 1)
         lines.append(line)
     return pd.DataFrame(lines)
 
 
-def _spread(values: pd.Series) -> str:
-    shown = 100 * values
-    return f"{shown.mean():.1f}" + (f" ± {shown.std(ddof=1):.1f}" if len(values) > 1 else "")
-
-
-def readme(table: pd.DataFrame) -> str:
-    """Return the table of the README."""
+def tables(table: pd.DataFrame) -> str:
+    """Return accuracies in %, by method and ratio."""
     return markdown(summary(table))
+
+
+def short(table: pd.DataFrame) -> str:
+    """Return accuracies in % at half of the units."""
+    return markdown(summary(table, (0.5,)))
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:
     """Draw importances over training, and accuracy and mean JSV against the ratio."""
-    heaps = table[table["phase"] == "histogram"]
-    names = list(heaps["method"].unique())
     figure, axes = plt.subplots(2, 3, figsize=(15, 8.6), layout="constrained")
-    for ax, name in zip(axes[0], names, strict=False):
-        rows = heaps[heaps["method"] == name]
-        epochs = sorted(rows["epoch"].unique())
-        shades = mpl.colormaps["viridis"](np.linspace(0.9, 0.0, len(epochs)))
-        for shade, epoch in zip(shades, epochs, strict=True):
-            part = rows[rows["epoch"] == epoch]
-            ax.stairs(
-                part["units"],
-                [*part["low"], part["high"].iloc[-1]],
-                color=shade,
-                label=f"epoch {epoch:.0f}",
-                linewidth=1.6,
-            )
-        ax.set(xlabel="log10 importance", ylabel="units (seed 0)", yscale="symlog")
-        ax.set_title(name, fontsize="medium")
-        ax.legend(frameon=False, fontsize="small", loc="upper center")
-    pruned = table[table["phase"] == "pruned"]
-    tuned = table[table["phase"] == "finetune"]
-    last = tuned[tuned["epoch"] == tuned["epoch"].max()]
-    for ax, rows, y, title in (
-        (axes[1, 0], pruned, "accuracy", "just after pruning, in one shot"),
-        (axes[1, 1], last, "accuracy", "after fine-tuning"),
-        (axes[1, 2], pruned[pruned["mean_jsv"] > 0], "mean_jsv", "mean JSV just after pruning"),
-    ):
-        plots.sweep(rows, ax, y=y)
-        ax.set_title(f"{title} (error bars: std over seeds)", fontsize="medium")
-    figure.suptitle(sentence(table), fontsize="large")
+    histogram_rows = table[table["phase"] == "histogram"].groupby("method", sort=False)
+    for ax, (_, rows) in zip(axes[0], histogram_rows, strict=True):
+        plots.importance_history(rows, ax)
+    pruned, tuned = table[table["phase"] == "pruned"], last_epoch(table)
+    plots.sweep(pruned, axes[1, 0], y="accuracy").set_title("just after pruning, in one shot", fontsize="medium")
+    plots.sweep(tuned, axes[1, 1], y="accuracy").set_title(
+        "after fine-tuning (bars: std over seeds)", fontsize="medium"
+    )
+    plots.sweep(pruned[pruned["mean_jsv"] > 0], axes[1, 2]).set_title("mean JSV just after pruning", fontsize="medium")
+    ratio = float(pruned["ratio"].median())
+    means = 100 * pruned[pruned["ratio"] == ratio].groupby("method", sort=False)["accuracy"].mean()
+    results = ", ".join(f"{name} {value:.1f} %" for name, value in means.items())
+    title = f"{pruned['network'].iloc[0]} on {pruned['dataset'].iloc[0]}, {ratio:.0%} of the units removed in one shot: {results}"
+    figure.suptitle(title, fontsize="large")
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
 
-def sentence(table: pd.DataFrame) -> str:
-    """Return what the figure shows, from its numbers."""
-    pruned = table[(table["phase"] == "pruned")]
-    ratio = sorted(pruned["ratio"].unique())[len(pruned["ratio"].unique()) // 2]
-    means = 100 * pruned[pruned["ratio"] == ratio].groupby("method", sort=False)["accuracy"].mean()
-    told = ", ".join(f"{name} {value:.1f} %" for name, value in means.items())
-    return (
-        f"{pruned['network'].iloc[0]} on {pruned['dataset'].iloc[0]}, {ratio:.0%} of the units cut in one shot: {told}"
-    )
-
-
 def main() -> None:
     """Run, write, draw."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = script.build_parser(__doc__, seeds=3, ratios=(0.1, 0.3, 0.5, 0.7, 0.9), device=True)
     parser.add_argument("--dataset", choices=["digits", "mnist", "fashion-mnist", "cifar10"], default="digits")
     parser.add_argument("--network", choices=["conv-4", "vgg-16"], default="conv-4")
-    parser.add_argument("--quick", action="store_true", help="a tiny version")
-    parser.add_argument("--redraw", action="store_true", help="draw from the written table, without training")
-    parser.add_argument("--epochs", type=int, default=160)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--ratios", type=float, nargs="+", default=[0.1, 0.3, 0.5, 0.7, 0.9])
-    parser.add_argument("--jobs", type=int, help="processes; default: the number of cores, 1 on a GPU")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where trials keep their state")
-    parser.add_argument("--out", type=Path, help="where table and figure go; default: a folder under --runs")
-    options = parser.parse_args()
-    mpl.use("Agg")
-    if options.seeds < 1 or options.epochs < 1:
-        parser.error(f"--seeds and --epochs got {options.seeds} and {options.epochs}; they take at least 1")
+    parser.add_argument("--epochs", type=script.positive, default=160)
+    options = script.parse(parser)
     if options.network == "vgg-16" and options.dataset != "cifar10":
-        parser.error("--network vgg-16 takes --dataset cifar10")
+        parser.error("argument --network: vgg-16 takes CIFAR-10 images, e.g. --network vgg-16 --dataset cifar10")
     epochs, seeds, ratios = (2, 1, [0.5]) if options.quick else (options.epochs, options.seeds, options.ratios)
-    name = f"{options.network}-{options.dataset}" + ("-quick" if options.quick else "")
-    stem = (options.out or options.runs / f"receding-{name}") / "receding"
+    output = script.Output.of("receding", options, f"{options.network}-{options.dataset}")
     if not options.redraw:
-        check_writable(stem.parent)
         images = len(isometry.data.load(options.dataset, validation=0).train.targets)
         pruners = methods(epochs, epochs * -(-images // 64))
-        wanted = {m: trials(options.dataset, options.network, p, ratios, seeds) for m, p in pruners.items()}
-        every = [trial for each in wanted.values() for trial in each]
-        run(every, options.runs, jobs=options.jobs, device=options.device, progress=True)
-        parts = [run(each, options.runs, progress=False).assign(method=m) for m, each in wanted.items()]
-        heaps = histograms(options.dataset, options.network, epochs, pruners, options.device)
-        write_table(pd.concat([*parts, heaps], ignore_index=True), provenance(every, options.runs), stem)
-    elif not stem.with_suffix(".csv").exists():
-        parser.error(f"--redraw found no {stem.with_suffix('.csv')}; run without it first")
-    table = pd.read_csv(stem.with_suffix(".csv"), keep_default_na=False, na_values=[""])
-    draw(table, stem.with_suffix(".png"))
-    print(readme(table))
-    print(f"\nwrote {stem}.csv, .json, .png")
+        by_method = {m: trials(options.dataset, options.network, p, ratios, seeds) for m, p in pruners.items()}
+        wanted = [trial for each in by_method.values() for trial in each]
+        _, origin = output.run_trials(wanted)
+        parts = [run(each, options.runs, jobs=1, progress=False).assign(method=m) for m, each in by_method.items()]
+        importances = histograms(options.dataset, options.network, epochs, pruners, options.device)
+        output.write(pd.concat([*parts, importances], ignore_index=True), origin)
+    output.publish(draw, tables)
 
 
 if __name__ == "__main__":

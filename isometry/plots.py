@@ -1,4 +1,4 @@
-"""Results in, matplotlib axes out. One color a method, in every figure."""
+"""Results in, matplotlib axes out. Every method has one color in all figures."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 import torch
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
@@ -20,34 +19,33 @@ from isometry.measurement.report import Report
 from isometry.spectra import Spectrum
 from isometry.spectra.laws import Law
 
-__all__ = ["color", "comparison", "importances", "layers", "spectrum", "sweep", "trajectory"]
+__all__ = [
+    "color",
+    "comparison",
+    "importance_history",
+    "importances",
+    "layers",
+    "outcome",
+    "spectrum",
+    "sweep",
+    "trajectory",
+]
 
-_COLOURS = {
-    "dense": "#222222",
-    "random": "#8c8c8c",
-    "l1": "#1f77b4",
-    "greg": "#ff7f0e",
-    "tpp": "#2ca02c",
-    "scratch": "#9467bd",
-    "oracle": "#d62728",
-    "l1 + orthp": "#d62728",
-    "l1 + recalibrate": "#17becf",
-    "slimming": "#bcbd22",
-    "ucs": "#7f7f4f",
-    "rni": "#e377c2",
-    "rni, b = 0": "#9467bd",
-    "bounded": "#8c8c8c",
-    "polarization": "#8c564b",
-}
-_SPARE = sns.color_palette("husl", 9).as_hex()
+_COLORS = {
+    "dense": "#222222", "random": "#8c8c8c", "l1": "#1f77b4", "greg": "#ff7f0e",
+    "tpp": "#2ca02c", "scratch": "#9467bd", "oracle": "#d62728", "l1 + orthp": "#d62728",
+    "l1 + recalibrate": "#17becf", "slimming": "#bcbd22", "ucs": "#7f7f4f", "rni": "#e377c2",
+    "rni, b = 0": "#9467bd", "bounded": "#8c8c8c", "polarization": "#8c564b",
+}  # fmt: skip
+_SPARE = ("#f77189", "#d58c32", "#a4a031", "#50b131", "#34ae91", "#37abb5", "#3ba3ec", "#bb83f4", "#f564d4")
 
 
 def color(name: str) -> str:
     """Return the color of a method or network: the longest known method in its name decides, else a spare one."""
     low = name.lower()
-    known = [method for method in _COLOURS if method in low]
+    known = [method for method in _COLORS if method in low]
     if known:
-        return _COLOURS[max(known, key=lambda method: (low.find(method) == 0, len(method)))]
+        return _COLORS[max(known, key=lambda method: (low.find(method) == 0, len(method)))]
     return _SPARE[sum(map(ord, low)) % len(_SPARE)]
 
 
@@ -62,7 +60,7 @@ def spectrum(
     bins: int = 60,
     law: Law | None = None,
 ) -> Axes:
-    """Draw the density of the JSVs, a step line a network, with the isometry line at 1.
+    """Draw the density of the JSVs, one step line per network, with the isometry line at 1.
 
     The axis is logarithmic where the values span more than a factor of 30. Bars of one standard error over samples
     are drawn where a bin holds enough to see them.
@@ -74,12 +72,12 @@ def spectrum(
         law: a closed-form law drawn over it, with its Kolmogorov-Smirnov distance to the first spectrum.
     """
     ax = _axes(ax)
-    given = {"network": x} if isinstance(x, Report | Spectrum) else dict(x)
-    if not given:
+    named = {"network": x} if isinstance(x, Report | Spectrum) else dict(x)
+    if not named:
         raise ValueError(
             "plots.spectrum() got no spectra; it takes at least one, e.g. spectrum(isometry.measure(model))."
         )
-    reports = {name: r.spectrum if isinstance(r, Report) else r for name, r in given.items()}
+    reports = {name: r.spectrum if isinstance(r, Report) else r for name, r in named.items()}
     values = np.concatenate([r.values[r.weights > 0].numpy() for r in reports.values()])
     top = max(float(values.max()), 1.0) * 1.05
     positive = values[values > top * 1e-9]
@@ -87,16 +85,10 @@ def spectrum(
     logarithmic = top / low > 30
     edges = np.geomspace(low, top, bins + 1) if logarithmic else np.linspace(0, top, bins + 1)
     for name, report in reports.items():
-        mean = entry.mean_jsv if isinstance(entry := given[name], Report) else report.mean
+        mean = entry.mean_jsv if isinstance(entry := named[name], Report) else report.mean
         share, error = (part.numpy() for part in report.histogram(torch.from_numpy(edges)))
         width = np.diff(np.log10(edges)) if logarithmic else np.diff(edges)
-        ax.stairs(
-            share / width,
-            edges,
-            color=color(name),
-            label=f"{name}, mean {mean:.3g}",
-            linewidth=1.6,
-        )
+        ax.stairs(share / width, edges, color=color(name), label=f"{name}, mean {mean:.3g}", linewidth=1.6)
         if np.isfinite(error).all():
             middle = np.sqrt(edges[1:] * edges[:-1]) if logarithmic else (edges[1:] + edges[:-1]) / 2
             ax.errorbar(middle, share / width, error / width, fmt="none", ecolor=color(name), elinewidth=0.7, alpha=0.6)
@@ -119,7 +111,7 @@ def spectrum(
 
 
 def trajectory(table: pd.DataFrame, ax: Axes | None = None, *, y: str = "mean_jsv", by: str = "method") -> Axes:
-    """Draw `y` against the fine-tuning epoch, a line a method: the mean over seeds, the band one standard deviation.
+    """Draw `y` against the fine-tuning epoch, one line per method: the mean over seeds, the band one standard deviation.
 
     Args:
         table: columns `epoch` (0 is just before fine-tuning), `seed`, `by` and `y`.
@@ -134,14 +126,8 @@ def trajectory(table: pd.DataFrame, ax: Axes | None = None, *, y: str = "mean_js
         style: dict[str, Any] = {"color": color(str(name)), "linestyle": "--" if "+" in str(name) else "-"}
         ax.plot(over.index, over["mean"], label=str(name), linewidth=1.4, **style)
         floor = over["mean"] * 0.05 if y == "mean_jsv" else -math.inf
-        ax.fill_between(
-            over.index,
-            np.maximum(over["mean"] - over["std"], floor),
-            over["mean"] + over["std"],
-            color=style["color"],
-            alpha=0.15,
-            linewidth=0,
-        )
+        low, high = np.maximum(over["mean"] - over["std"], floor), over["mean"] + over["std"]
+        ax.fill_between(over.index, low, high, color=style["color"], alpha=0.15, linewidth=0)
     last = int(table["epoch"].max())
     ax.set_xscale("symlog", linthresh=1)
     ticks = [tick for tick in (0, 1, 3, 10, 30, 90, 300) if tick <= last]
@@ -160,7 +146,7 @@ def trajectory(table: pd.DataFrame, ax: Axes | None = None, *, y: str = "mean_js
 def sweep(
     table: pd.DataFrame, ax: Axes | None = None, *, x: str = "ratio", y: str = "mean_jsv", by: str = "method"
 ) -> Axes:
-    """Draw `y` against `x`, a line a method, error bars of one standard deviation over seeds.
+    """Draw `y` against `x`, one line per method, error bars of one standard deviation over seeds.
 
     Args:
         table: columns `x`, `y`, `by`.
@@ -186,8 +172,39 @@ def sweep(
     return ax
 
 
+def outcome(table: pd.DataFrame, ax: Axes | None = None, *, by: str = "method") -> Axes:
+    """Draw the final accuracy of every trial against its mean JSV just before fine-tuning; the title has their correlation.
+
+    Args:
+        table: columns `trial`, `phase`, `epoch` (0 is just before fine-tuning), `lr`, `mean_jsv`, `accuracy` and `by`.
+        ax: where to draw; a new figure when None.
+        by: the column that names the method; names that contain "+" get open markers, every learning rate its own shape.
+    """
+    ax = _axes(ax)
+    _require(table, "outcome", "trial", "phase", "epoch", "lr", "mean_jsv", "accuracy", by)
+    keys = ["trial", by, "lr"]
+    start = table[table["epoch"] == 0].groupby(keys, sort=False)["mean_jsv"].first()
+    final = table[table["phase"] == "finetune"].sort_values("epoch").groupby(keys)["accuracy"].last()
+    points = pd.concat([start, final], axis=1).reset_index().dropna()
+    shapes = dict(zip(sorted(points["lr"].unique(), reverse=True), "os^Dv", strict=False))
+    for (method, lr), rows in points.groupby([by, "lr"], sort=False):
+        shade = color(str(method))
+        face = "none" if "+" in str(method) else shade
+        ax.scatter(rows["mean_jsv"], rows["accuracy"], marker=shapes[lr], s=34, facecolors=face, edgecolors=shade)
+    for lr, shape in shapes.items():
+        ax.scatter([], [], marker=shape, color="k", label=f"lr {lr:g}")
+    if points[by].str.contains("+", regex=False).any():
+        ax.scatter([], [], marker="o", facecolors="none", edgecolors="k", label="open: repaired")
+    ax.axvline(1, color="#d62728", linewidth=1, linestyle=":")
+    ax.set(xscale="log", xlabel="mean JSV just before fine-tuning", ylabel="test accuracy at the end of fine-tuning")
+    correlation = points["mean_jsv"].clip(lower=1e-12).rank().corr(points["accuracy"].rank())
+    ax.set_title(f"one point per trial; rank correlation {correlation:.2f}, n = {len(points)}", fontsize="medium")
+    ax.legend(frameon=False)
+    return ax
+
+
 def comparison(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Draw the table of `isometry.compare`: a bar a network, its mean JSV with the 95 % interval over samples.
+    """Draw the table of `isometry.compare`: one bar per network, its mean JSV with the 95 % interval over samples.
 
     Args:
         table: columns `network`, `mean_jsv`, `interval_low`, `interval_high`.
@@ -217,9 +234,9 @@ def layers(table: Report | pd.DataFrame | Mapping[str, Report], ax: Axes | None 
         ax: where to draw; a new figure when None.
     """
     ax = _axes(ax)
-    given: dict[str, Any] = dict(table) if isinstance(table, Mapping) else {"network": table}
+    named: dict[str, Any] = dict(table) if isinstance(table, Mapping) else {"network": table}
     names: list[str] = []
-    for name, entry in given.items():
+    for name, entry in named.items():
         rows = entry.layers if isinstance(entry, Report) else entry
         if rows is None:
             raise ValueError("plots.layers() got a report without layers; measure it with layers=True.")
@@ -246,18 +263,18 @@ def importances(
     logarithmic: bool = False,
     bins: int = 40,
 ) -> Axes:
-    """Draw the histogram of unit importances, all layers together; receding ones make two heaps.
+    """Draw the histogram of unit importances, all layers together; receding ones form two groups.
 
     Args:
         x: a network with bounded BatchNorm, or {layer: importances [C] in [0, 1]}.
         ax: where to draw; a new figure when None.
-        threshold: importance below which units leave, marked with the share of units under it.
-        logarithmic: the axis of importances; the heap near 0 is seen only there.
+        threshold: importance below which units are removed, marked with the fraction of units below it.
+        logarithmic: whether the axis of importances is; the group near 0 is visible only then.
         bins: number of bins.
     """
     ax = _axes(ax)
-    given = networks.importances(x) if isinstance(x, nn.Module) else dict(x)
-    every = np.concatenate([layer.detach().double().cpu().numpy() for layer in given.values()])
+    by_layer = networks.importances(x) if isinstance(x, nn.Module) else dict(x)
+    every = np.concatenate([layer.detach().double().cpu().numpy() for layer in by_layer.values()])
     low = max(float(every.min()), 1e-12)
     edges = np.geomspace(low * 0.9, 1, bins + 1) if logarithmic else np.linspace(0, 1, bins + 1)
     ax.hist(np.clip(every, edges[0], None), bins=list(edges), color=color("rni"), label=f"{len(every)} units")
@@ -269,6 +286,26 @@ def importances(
     ax.set_xlabel("importance, sigmoid(gamma)")
     ax.set_ylabel("units")
     ax.legend(frameon=False, fontsize="small")
+    return ax
+
+
+def importance_history(rows: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Draw the histogram of importances at several epochs of one training.
+
+    Args:
+        rows: columns `method`, `epoch`, `low` and `high` (log10, the edges of a bin) and `units`.
+        ax: where to draw; a new figure when None.
+    """
+    ax = _axes(ax)
+    _require(rows, "importance_history", "method", "epoch", "low", "high", "units")
+    epochs = sorted(rows["epoch"].unique())
+    for shade, epoch in zip(plt.get_cmap("viridis")(np.linspace(0.9, 0.0, len(epochs))), epochs, strict=True):
+        part = rows[rows["epoch"] == epoch]
+        edges = [*part["low"], part["high"].iloc[-1]]
+        ax.stairs(part["units"], edges, color=shade, label=f"epoch {epoch:.0f}", linewidth=1.6)
+    ax.set(xlabel="log10 importance", ylabel="units (seed 0)", yscale="symlog")
+    ax.set_title(str(rows["method"].iloc[0]), fontsize="medium")
+    ax.legend(frameon=False, fontsize="small", loc="upper center")
     return ax
 
 

@@ -103,3 +103,20 @@ def test_an_empty_table_is_refused() -> None:
 def test_a_table_without_the_columns_is_refused_with_their_names() -> None:
     with pytest.raises(ValueError, match=r"the columns a; it takes a DataFrame .* network, mean_jsv"):
         plots.comparison(pd.DataFrame({"a": [1]}))
+
+
+def test_outcomes_are_one_point_per_fine_tuned_trial() -> None:
+    rows = [
+        {"trial": f"{method}-{lr}", "method": method, "lr": lr, "phase": phase, "epoch": epoch,
+         "mean_jsv": jsv, "accuracy": jsv / 4 + epoch / 10}
+        for method, jsv in (("L1", 0.1), ("L1 + oracle", 1.0), ("TPP", 3.0)) for lr in (0.01, 0.001)
+        for phase, epoch in (("pruned", 0), ("finetune", 1), ("finetune", 2))
+    ]  # fmt: skip
+    unfinished = {**rows[0], "trial": "not fine-tuned"}
+    ax = plots.outcome(pd.DataFrame([*rows, unfinished]))
+    assert ax.get_title() == "one point per trial; rank correlation 1.00, n = 6"
+    drawn = np.concatenate([points.get_offsets() for points in ax.collections if len(points.get_offsets())])
+    assert sorted(drawn[:, 1]) == pytest.approx([0.225] * 2 + [0.45] * 2 + [0.95] * 2)
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["lr 0.01", "lr 0.001", "open: repaired"]
+    with pytest.raises(ValueError, match=r"plots\.outcome\(\) got a table with 0 rows"):
+        plots.outcome(pd.DataFrame())

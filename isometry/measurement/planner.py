@@ -6,12 +6,12 @@ import math
 from dataclasses import dataclass, field, replace
 
 import torch
-from scipy import stats
 
 from isometry.measurement.estimators import EstimatedBatch, Estimator, Krylov, exact_estimator
 from isometry.measurement.options import Options
 from isometry.measurement.preparation import Subject
 from isometry.measurement.tally import Tally
+from isometry.spectra import student_quantile
 
 __all__ = ["Allocation", "Plan", "Planner", "allocate"]
 
@@ -101,7 +101,7 @@ def allocate(
             return math.inf
         spread = kept * (sample_variance + probe_variance / probes) + samples * variance
         width = (kept + samples * allocation.length**-slope) / count * bracket if allocation.method == "krylov" else 0.0
-        return float(stats.t.ppf(0.975, count - 1)) * math.sqrt(max(spread, 1e-300)) / count + width
+        return student_quantile(count) * math.sqrt(max(spread, 1e-300)) / count + width
 
     best = min(options, key=half_width)
     if half_width(best) == math.inf:  # not even two samples of anything: the cheapest

@@ -7,7 +7,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -105,6 +104,8 @@ class Preparation:
 
     def describe(self, selection: Selection, pruned: nn.Module) -> Pruned:
         """Return the result: the pruned network with its plan, history and sizes, and why layers were left alone."""
+        from pandas import DataFrame  # takes long to import
+
         left_alone = self.graph.fixed | {
             layer: self.uncuttable.get(group.root, "not requested")
             for group in self.graph.groups
@@ -120,7 +121,7 @@ class Preparation:
         return Pruned(
             pruned,
             to_plan(selection),
-            pd.DataFrame(self.context.records),
+            DataFrame(self.context.records),
             size(self.model, self.inputs),
             size(pruned, self.inputs),
             left_alone,

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import pandas as pd
 from torch import nn
 
 from isometry.errors import join_names
 from isometry.networks import Size
 from isometry.surgery import Plan
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["Pruned"]
 

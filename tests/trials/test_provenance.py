@@ -6,14 +6,14 @@ from pathlib import Path
 import pandas as pd
 
 from isometry.files import write_table
-from isometry.trials import provenance, run
+from isometry.trials import describe_origin, run
 from tests.trials.examples import four_trials
 
 
 def test_provenance_names_seeds_settings_and_seconds_and_is_written_with_the_table(tmp_path: Path) -> None:
     wanted = four_trials()
     table = run(wanted, tmp_path / "a", jobs=2)
-    origin = provenance(wanted, tmp_path / "a")
+    origin = describe_origin(wanted, tmp_path / "a")
     assert origin["seeds"] == [0, 1]
     assert origin["computing_seconds"] > 0
     assert any(found["pruner"].get("gram") == 1000 for found in origin["settings"].values())

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 import isometry
-from isometry import Recipe, trials
-from isometry.trials import Trial, run
+from isometry import Recipe
+from isometry.trials import Trial, rows, run
 from tests.trials.examples import four_trials, trial
 
 
@@ -28,7 +28,7 @@ def test_trials_are_never_run_twice(tmp_path: Path) -> None:
 def test_a_killed_run_loses_at_most_the_epoch_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = [trial(finetune=Recipe(0.01, 5, 32))]
     table = run(wanted, tmp_path / "whole", jobs=1)
-    original, calls = trials.evaluate, []
+    original, calls = rows.evaluate, []
 
     def dies(*arguments: object, **options: object) -> object:
         calls.append(1)
@@ -36,10 +36,10 @@ def test_a_killed_run_loses_at_most_the_epoch_under_way(tmp_path: Path, monkeypa
             raise KeyboardInterrupt
         return original(*arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(trials, "evaluate", dies)
+    monkeypatch.setattr(rows, "evaluate", dies)
     with pytest.raises(KeyboardInterrupt):
         run(wanted, tmp_path / "killed", jobs=1)
-    monkeypatch.setattr(trials, "evaluate", original)
+    monkeypatch.setattr(rows, "evaluate", original)
     (log,) = (tmp_path / "killed").rglob("rows.jsonl")
     assert len(log.read_text().splitlines()) == 2
     assert (log.parent / "training.safetensors").exists()

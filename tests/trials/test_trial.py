@@ -31,7 +31,7 @@ def test_unknown_repairs_are_refused() -> None:
 
 
 def test_a_repair_without_pruning_is_refused() -> None:
-    with pytest.raises(ValueError, match="nothing before it"):
+    with pytest.raises(ValueError, match="without a pruner"):
         trial(pruner=None)
 
 

@@ -1,0 +1,60 @@
+"""Tables of trials read for a summary: methods named, first and last rows of fine-tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+
+from isometry.trials.script import format_spread
+
+__all__ = ["add_steps_spent", "before_finetuning", "last_epoch", "name_methods", "percent", "texts_before"]
+
+_JSV_COLUMNS = {"mean JSV": ("mean_jsv", 3), "std": ("std_jsv", 3), "condition number": ("condition_number", 0)}
+
+
+def name_methods(table: pd.DataFrame, pruners: Mapping[str, str], repairs: Mapping[str, str]) -> pd.DataFrame:
+    """Return the rows from pruning on, with a column `method`, and with one row at epoch 0 per trial.
+
+    That row is the repaired network of trials with a repair, else the pruned one: what fine-tuning starts from.
+
+    Args:
+        table: as `run` returns it.
+        pruners: {pruner in the table: its name}.
+        repairs: {repair in the table: suffix of the name}; none for others.
+    """
+    rows = table[~table["phase"].isin(["dense", "sparse"])].copy()
+    rows["method"] = rows["pruner"].map(pruners).fillna(rows["pruner"]) + rows["repair"].map(repairs).fillna("")
+    return rows[(rows["repair"] == "none") | (rows["phase"] != "pruned")]
+
+
+def before_finetuning(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows at epoch 0."""
+    return rows[rows["epoch"] == 0]
+
+
+def last_epoch(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of fine-tuning at its last epoch."""
+    tuned = rows[rows["phase"] == "finetune"]
+    return tuned[tuned["epoch"] == tuned["epoch"].max()]
+
+
+def percent(rows: pd.DataFrame, digits: int = 2, *, always: bool = True) -> str:
+    """Return accuracies as text, in %; see `format_spread`."""
+    return format_spread(100 * rows["accuracy"], digits, always=always)
+
+
+def texts_before(rows: pd.DataFrame) -> dict[str, str]:
+    """Return JSV statistics and accuracy as {heading: text}, of rows that `before_finetuning` returned."""
+    texts = {name: format_spread(rows[column], digits, always=False) for name, (column, digits) in _JSV_COLUMNS.items()}
+    return texts | {"just pruned, %": percent(rows, always=False)}
+
+
+def add_steps_spent(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows with a column `spent`: the training steps so far, where all methods of a network end at the same number.
+
+    What a trial's fine-tuning lacks of that number is taken to have been spent before removal.
+    """
+    total = rows.groupby("trial")["steps"].transform("max")
+    most = total.groupby(rows["network"]).transform("max")
+    return rows.assign(spent=rows["steps"].fillna(0) + (most - total).fillna(0))

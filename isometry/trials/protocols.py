@@ -1,0 +1,52 @@
+"""Protocols: the pruners of a comparison with their hyperparameters and how each is fine-tuned."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import isometry
+from isometry.training.recipe import Recipe, Steps
+
+__all__ = ["cifar_methods"]
+
+
+def cifar_methods(schedule: str, budget: int = 400) -> list[tuple[isometry.Pruner, str | None, Recipe | None]]:
+    """Return (pruner, repair, fine-tuning) of every method that residual networks are compared by.
+
+    Args:
+        schedule: "published"; "short", in which every method has `budget` training steps, those before removal included;
+            or "quick", a few steps of the cheaper methods.
+        budget: see above.
+    """
+    quick, steps = schedule == "quick", Steps((0.5, 0.75))
+    grow: dict[str, Any]
+    sparse: dict[str, Any]
+    if schedule == "published":
+        one_shot = trained = Recipe(1e-2, 120, 128, 0.9, 5e-4, steps, autocast=True)
+        grow, sparse, zero_out, slimming, receding = {}, {"epochs": 160}, 100, 1e-5, 1e-4
+    else:
+        half, epochs, batch, settle = (8, 2, 32, 4) if quick else (budget // 2, 4, 128, 56)
+        # The penalty's pull on the weights to be removed, the sum of lr x strength / (1 - momentum) over steps, is to be 7.7
+        # in these few steps: they shrink by exp(-7.7). Zeroing layer by layer takes one step per layer.
+        grow = {"delta": 6 / (half - settle), "interval": 1, "ceiling": 6.0, "stabilize": settle, "batch_size": batch}
+        sparse = {
+            "epochs": epochs,
+            "epoch_steps": half // epochs,
+            "lr": 1e-2,
+            "batch_size": batch,
+            "weight_decay": 5e-4,
+        }
+        one_shot = Recipe(1e-2, epochs, batch, 0.9, 5e-4, steps, epoch_steps=2 * half // epochs, autocast=not quick)
+        trained, zero_out, slimming, receding = replace(one_shot, epoch_steps=half // epochs), 1, 1e-2, 5e-2
+    tpp = isometry.TPP(**{**grow, "zero_out": zero_out})
+    return [
+        (isometry.Random(), None, one_shot),
+        (isometry.L1(), None, one_shot),
+        (isometry.L1(), "orthp", one_shot),
+        (isometry.L1(), "recalibrate", None),  # training replaces the statistics: from then on it is L1
+        (isometry.GReg(**grow), None, trained),
+        *([] if quick else [(tpp, None, trained)]),
+        (isometry.Slimming(strength=slimming, **sparse), None, trained),
+        (isometry.RecedingBN(strength=receding, shift=0.0, **sparse), None, trained),
+    ]

@@ -1,0 +1,258 @@
+"""What all analysis scripts share: their command line, their files, numbers as text.
+
+A script is a question. Its module defines `tables(table) -> str` (all results as markdown), `short(table) -> str` (those for a
+README) and `draw(table, path)`; its `main` computes the table unless `--redraw` is given:
+
+    options = script.parse(script.build_parser(__doc__, seeds=3))
+    output = script.Output.of("my_analysis", options)
+    if not options.redraw:
+        output.write(*output.run_trials(trials(options.seeds)))
+    output.publish(draw, tables)
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from isometry.files import check_writable, markdown, software, write, write_table
+from isometry.trials.provenance import describe_origin
+from isometry.trials.runner import run
+from isometry.trials.trial import Trial
+
+__all__ = [
+    "Output",
+    "Row",
+    "build_parser",
+    "format_columns",
+    "format_spread",
+    "parse",
+    "positive",
+    "ratio",
+    "read_table",
+    "run_measurement",
+]
+
+Row = dict[str, Any]
+
+
+def positive(text: str) -> int:
+    """Return a command line value as a whole number of at least 1."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"got {text}; it takes a whole number of at least 1, e.g. 3")
+    return value
+
+
+def ratio(text: str) -> float:
+    """Return a command line value as a fraction of units removed, from 0 to below 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"got {text}; it takes a fraction removed, from 0 to below 1, e.g. 0.5")
+    return value
+
+
+def build_parser(
+    doc: str | None, *, seeds: int | None = None, ratios: Sequence[float] = (), device: bool = False
+) -> argparse.ArgumentParser:
+    """Return a parser with the options that analyses share; those of trials only where `seeds` is given.
+
+    Args:
+        doc: the script's docstring; its first line, the question, is the description.
+        seeds: default number of seeds; None for a script that runs no trials.
+        ratios: default ratios; none leaves out `--ratios`.
+        device: whether `--device` is taken.
+    """
+    parser = argparse.ArgumentParser(description=(doc or "").split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="a tiny version, to see that everything runs")
+    parser.add_argument("--redraw", action="store_true", help="draw from the written table, computing nothing")
+    if seeds is not None:
+        parser.add_argument("--seeds", type=positive, default=seeds, help=f"number of seeds, default {seeds}")
+        parser.add_argument("--jobs", type=positive, help="processes; default: the number of cores, 1 on a GPU")
+    if ratios:
+        parser.add_argument("--ratios", type=ratio, nargs="+", default=list(ratios), help="fractions of units removed")
+    if device:
+        parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where trials keep their state")
+    parser.add_argument("--out", type=Path, help="where table and figure are written; default: a folder in --runs")
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Return the command line's options; exit with a message where one cannot be met. Figures are drawn without a display."""
+    import matplotlib  # only scripts draw
+
+    options = parser.parse_args()
+    if getattr(options, "device", "cpu") == "cuda" and not torch.cuda.is_available():
+        parser.error("argument --device: got cuda, but torch finds no CUDA device; e.g. --device cpu")
+    matplotlib.use("Agg")
+    return options
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Return a table that `Output.write` wrote; only empty cells are missing values."""
+    return pd.read_csv(path, keep_default_na=False, na_values=[""])
+
+
+@dataclass(frozen=True)
+class Output:
+    """The files of an analysis: <name>.csv (numbers), .json (provenance), .md (tables) and .png (picture).
+
+    Attributes:
+        folder: where they are.
+        name: the analysis.
+        options: of its command line.
+    """
+
+    folder: Path
+    name: str
+    options: argparse.Namespace
+
+    @classmethod
+    def of(cls, name: str, options: argparse.Namespace, variant: str = "") -> Output:
+        """Return the files at --out, else in a folder of --runs named by analysis and variant.
+
+        Exits with a message where the folder cannot be written, or `--redraw` finds no table.
+        """
+        parts = [name, *filter(None, [variant, "quick" if options.quick else ""])]
+        output = cls(options.out or options.runs / "-".join(parts), name, options)
+        if options.redraw and not output.path("csv").exists():
+            raise SystemExit(f"--redraw found no {output.path('csv')}. Run the script without it first.")
+        try:
+            check_writable(output.folder)
+        except OSError as error:
+            raise SystemExit(str(error)) from error
+        return output
+
+    def path(self, suffix: str) -> Path:
+        """Return the file with this suffix, e.g. "csv"."""
+        return self.folder / f"{self.name}.{suffix}"
+
+    def run_trials(self, trials: Sequence[Trial]) -> tuple[pd.DataFrame, dict[str, Any]]:
+        """Run trials, each stage once, and return their table and its provenance."""
+        device = getattr(self.options, "device", "cpu")
+        jobs = self.options.jobs or (
+            1 if self.options.quick else None
+        )  # starting processes takes longer than tiny trials
+        table = run(trials, self.options.runs, jobs=jobs, device=device, progress=True)
+        return table, describe_origin(trials, self.options.runs)
+
+    def write(self, table: pd.DataFrame, origin: dict[str, Any]) -> None:
+        """Write the table and its provenance."""
+        write_table(table, origin, self.folder / self.name)
+
+    def write_network(self, table: pd.DataFrame, origin: dict[str, Any]) -> None:
+        """Write the rows of one network; those of others in the written table are kept, with their provenance."""
+        network, origins = table["network"].iloc[0], {}
+        if self.path("csv").exists():
+            written, kept = self.read()
+            table = pd.concat([table, written[written["network"] != network]], ignore_index=True)
+            table = table.sort_values("network", ascending=False, kind="stable")
+            origins = kept["networks"]
+        origins |= {network: origin}
+        versions = [entry for each in origins.values() for entry in each["software"]]
+        unique = [entry for index, entry in enumerate(versions) if entry not in versions[:index]]
+        seconds = round(sum(each["computing_seconds"] for each in origins.values()), 1)
+        self.write(table, {"networks": origins, "software": unique, "computing_seconds": seconds})
+
+    def read(self) -> tuple[pd.DataFrame, dict[str, Any]]:
+        """Return the written table and its provenance."""
+        return read_table(self.path("csv")), json.loads(self.path("json").read_text())
+
+    def publish(self, draw: Callable[[pd.DataFrame, Path], None], tables: Callable[[pd.DataFrame], str]) -> None:
+        """Draw the written table, write it as markdown, and print that."""
+        table, _ = self.read()
+        draw(table, self.path("png"))
+        text = tables(table)
+        write(self.path("md"), text + "\n")
+        print(f"{text}\n\nwrote {self.folder / self.name}.csv, .json, .md, .png")
+
+
+def run_measurement(
+    name: str,
+    doc: str | None,
+    parts: Mapping[str, Callable[[bool], list[Row]]],
+    draw: Callable[[pd.DataFrame, Path], None],
+    tables: Callable[[pd.DataFrame], str],
+) -> None:
+    """Run a script that measures instead of running trials. The table is written after every part.
+
+    Args:
+        name: of the analysis.
+        doc: the script's docstring.
+        parts: {value of the column `part`: function of --quick that returns the rows}.
+        draw: see `Output.publish`.
+        tables: see `Output.publish`.
+    """
+    parser = build_parser(doc)
+    parser.add_argument("--only", nargs="+", choices=list(parts), help="measure these parts again, keep the others")
+    output = Output.of(name, parse(parser))
+    if not output.options.redraw:
+        _measure_parts(parts, output)
+    output.publish(draw, tables)
+
+
+def _measure_parts(parts: Mapping[str, Callable[[bool], list[Row]]], output: Output) -> None:
+    only, start = output.options.only or list(parts), time.perf_counter()
+    kept, used = pd.DataFrame(columns=["part"]), []
+    if output.options.only and output.path("csv").exists():
+        kept, origin = output.read()
+        kept, used = kept[~kept["part"].isin(only)], origin["software"]
+    rows: list[Row] = []
+    for name in tqdm(only, desc="parts", unit="part"):
+        rows += [{"part": name, **row} for row in parts[name](output.options.quick)]
+        origin = {
+            "software": [entry for entry in used if entry != software()] + [software()],
+            "seeds": [0],
+            "computing_seconds": round(time.perf_counter() - start, 1),
+            "threads": torch.get_num_threads(),
+        }
+        tables = [table for table in (kept, pd.DataFrame(rows)) if len(table)]
+        output.write(pd.concat(tables, ignore_index=True), origin)
+
+
+def format_spread(values: pd.Series, digits: int, *, always: bool = True) -> str:
+    """Return "mean ± standard deviation" (over seeds, n - 1); the mean alone of a single value.
+
+    Args:
+        values: numbers.
+        digits: after the point.
+        always: False leaves out a standard deviation that would be shown as zero.
+    """
+    mean = f"{values.mean():.{digits}f}"
+    if len(values) < 2:
+        return mean
+    deviation = values.std(ddof=1)
+    return f"{mean} ± {deviation:.{digits}f}" if always or deviation > 0.5 * 10**-digits else mean
+
+
+def format_columns(table: pd.DataFrame, columns: dict[str, str]) -> str:
+    """Return columns as a markdown table, numbers with at least three significant digits.
+
+    Args:
+        table: the rows to show.
+        columns: {column of `table`: its heading}.
+    """
+
+    def text(value: Any) -> Any:
+        if not isinstance(value, float):
+            return value
+        return "" if math.isnan(value) else f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+    return markdown(table[list(columns)].rename(columns=columns).map(text))

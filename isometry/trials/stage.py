@@ -1,0 +1,87 @@
+"""The stage interface: a piece of work with settings, a folder and a parent."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from torch import nn
+
+from isometry.surgery import load
+from isometry.trials.rows import Row
+from isometry.trials.trial import Trial
+
+__all__ = ["MODEL_FILE", "Stage"]
+
+MODEL_FILE = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Stage(ABC):
+    """One stage of a trial. Stages with equal settings are one piece of work, whichever trials they come from.
+
+    Attributes:
+        trial: a trial that it belongs to.
+    """
+
+    trial: Trial
+
+    @property
+    @abstractmethod
+    def parent(self) -> Stage | None:
+        """The stage whose network this one starts from."""
+
+    @property
+    @abstractmethod
+    def own_settings(self) -> dict[str, Any]:
+        """What decides the outcome of this stage, beyond what decides its parent's."""
+
+    @property
+    @abstractmethod
+    def labels(self) -> list[str]:
+        """The readable parts of the folder's name that are not network, data set or seed."""
+
+    def architecture(self, classes: int) -> nn.Module:
+        """Return a network that the saved weights and plan can be loaded into: the parent's, unless it is adapted."""
+        assert self.parent is not None
+        return self.parent.architecture(classes)
+
+    @abstractmethod
+    def execute(self, runs: Path, device: str) -> list[Row]:
+        """Do the work, save the network in the stage's folder and return its rows of the table.
+
+        Args:
+            runs: the folder of all stages.
+            device: where networks live, "cpu" or "cuda".
+        """
+
+    @functools.cached_property
+    def settings(self) -> dict[str, Any]:
+        """Everything that decides this stage's outcome, as JSON types."""
+        inherited = self.parent.settings if self.parent is not None else {}
+        return inherited | json.loads(json.dumps(self.own_settings))
+
+    @functools.cached_property
+    def folder(self) -> str:
+        """The stage's folder: readable, and a digest of its settings."""
+        digest = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:8]
+        return "/".join([self.trial.network, self.trial.dataset, *self.labels, f"s{self.trial.seed}-{digest}"])
+
+    @property
+    def duration(self) -> float:
+        """A rough measure of how long the stage takes, to start long ones first."""
+        return -self.trial.ratio
+
+    def diverged(self, runs: Path) -> bool:
+        """Whether this stage, which is done, ended in numbers that are not finite."""
+        return bool(pd.read_csv(runs / self.folder / "rows.csv")["diverged"].any())
+
+    def load(self, runs: Path, classes: int) -> nn.Module:
+        """Return the network that this stage saved."""
+        return load(runs / self.folder / MODEL_FILE, self.architecture(classes)).model

@@ -1,0 +1,240 @@
+"""The stages of a trial: dense training, sparse training, pruning, fine-tuning. Trials that agree so far share them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from isometry import networks
+from isometry.data import Data
+from isometry.files import write
+from isometry.pruners import DivergedError, Pruner, prune
+from isometry.repairs import repair_by_name
+from isometry.surgery import Loaded, Plan, save
+from isometry.training import train
+from isometry.training.recipe import Recipe
+from isometry.trials.rows import Row, measure_row
+from isometry.trials.stage import MODEL_FILE, Stage
+from isometry.trials.trial import SCRATCH, Trial, label, to_json
+
+__all__ = ["DenseTraining", "FineTuning", "Pruning", "SparseTraining", "plan_stages", "remove_checkpoints"]
+
+_CHECKPOINT = "training.safetensors"
+_LOG = "rows.jsonl"
+
+
+@dataclass(frozen=True)
+class DenseTraining(Stage):
+    """Build the dense network and train it, or take it as initialized or with given weights."""
+
+    @property
+    def parent(self) -> None:
+        """None: this stage is the first."""
+
+    @property
+    def own_settings(self) -> dict[str, Any]:
+        """The network, the data, the recipe and the seed."""
+        t = self.trial
+        return {"network": t.network, "dataset": t.dataset, "options": t.options, "validation": t.validation,
+                "pretrain": to_json(t.pretrain), "seed": t.seed, "autocast": t.autocast}  # fmt: skip
+
+    @property
+    def labels(self) -> list[str]:
+        """The word "dense"."""
+        return ["dense"]
+
+    def architecture(self, classes: int) -> nn.Module:
+        """Return the network as built."""
+        return networks.build(self.trial.network, classes, seed=self.trial.seed, **self.trial.options)
+
+    def execute(self, runs: Path, device: str) -> list[Row]:
+        """Train and save the dense network."""
+        trial, folder = self.trial, runs / self.folder
+        dataset = trial.load_data()
+        diverged, epochs = False, 0
+        if isinstance(trial.pretrain, str):
+            model = networks.build(trial.network, dataset.classes, weights=trial.pretrain, **trial.options)
+            model = model.to(device).eval()
+        else:
+            model = self.architecture(dataset.classes).to(device)
+            if trial.pretrain is not None:
+                epochs = trial.pretrain.epochs
+                diverged = _train(model, dataset, trial.pretrain, trial.seed, folder)
+        save(Loaded(model, Plan({}, {})), folder / MODEL_FILE)
+        return [measure_row(trial, model, dataset, "dense", epochs, diverged)]
+
+
+@dataclass(frozen=True)
+class SparseTraining(Stage):
+    """Train as the pruner does before it selects units: once for all ratios."""
+
+    @property
+    def parent(self) -> Stage:
+        """The dense training."""
+        return DenseTraining(self.trial)
+
+    @property
+    def own_settings(self) -> dict[str, Any]:
+        """The pruner."""
+        return {"pruner": {"name": self.trial.pruner_name, **to_json(self.trial.pruner)}}
+
+    @property
+    def labels(self) -> list[str]:
+        """The pruner."""
+        return [f"{self.trial.pruner_name}-sparse"]
+
+    def architecture(self, classes: int) -> nn.Module:
+        """Return the dense network as the pruner needs it."""
+        return _pruner(self.trial).adapt(self.parent.architecture(classes))
+
+    def execute(self, runs: Path, device: str) -> list[Row]:
+        """Train and save the network, with every unit still there."""
+        trial, folder = self.trial, runs / self.folder
+        if self.parent.diverged(runs):
+            return [{"phase": "sparse", "epoch": 0, "diverged": True}]
+        dataset = trial.load_data()
+        pruner = _pruner(trial)
+        model = pruner.adapt(self.parent.load(runs, dataset.classes)).to(device)
+        recipe = replace(pruner.recipe(), autocast=trial.autocast)  # type: ignore[attr-defined]
+        diverged = _train(model, dataset, recipe, trial.seed, folder)
+        save(Loaded(model, Plan({}, {})), folder / MODEL_FILE)
+        return [measure_row(trial, model, dataset, "sparse", 0, diverged)]
+
+
+@dataclass(frozen=True)
+class Pruning(Stage):
+    """Select and remove units, with the training of the pruner around it, but for what `SparseTraining` did."""
+
+    @property
+    def parent(self) -> Stage:
+        """The sparse training where the pruner has one, else the dense training."""
+        sparse = _pruner(self.trial).trains_before_selection
+        return SparseTraining(self.trial) if sparse else DenseTraining(self.trial)
+
+    @property
+    def own_settings(self) -> dict[str, Any]:
+        """The pruner, its ratio and the layers."""
+        pruner = {"name": self.trial.pruner_name, **to_json(self.trial.pruner)}
+        return {"pruner": pruner, "ratio": self.trial.ratio, "layers": self.trial.layers}
+
+    @property
+    def labels(self) -> list[str]:
+        """The pruner and its ratio."""
+        return [f"{self.trial.pruner_name}-{self.trial.ratio:g}"]
+
+    @property
+    def duration(self) -> float:
+        """Long where the pruner trains."""
+        return float(_pruner(self.trial).trains)
+
+    def architecture(self, classes: int) -> nn.Module:
+        """Return the network before removal; the saved plan makes it smaller."""
+        return _pruner(self.trial).adapt(self.parent.architecture(classes))
+
+    def execute(self, runs: Path, device: str) -> list[Row]:
+        """Prune; save the smaller network and the pruner's history."""
+        trial, folder = self.trial, runs / self.folder
+        if self.parent.diverged(runs):
+            return [{"phase": "pruned", "epoch": 0, "diverged": True}]
+        dataset = trial.load_data()
+        pruner = _pruner(trial)
+        model = pruner.adapt(self.parent.load(runs, dataset.classes)).to(device)
+        try:
+            result = prune(
+                model, pruner.without_training(), trial.ratio, data=dataset, layers=trial.layers, autocast=trial.autocast, seed=trial.seed,
+                progress=False, checkpoint=folder / _CHECKPOINT,
+            )  # fmt: skip
+        except DivergedError:
+            return [{"phase": "pruned", "epoch": 0, "diverged": True}]
+        save(result, folder / MODEL_FILE)
+        write(folder / "history.csv", result.history.to_csv(index=False))
+        row = measure_row(trial, result.model, dataset, "pruned", 0, False)
+        return [row | {"realised_ratio": result.ratio, "flops": result.after.flops}]
+
+
+@dataclass(frozen=True)
+class FineTuning(Stage):
+    """Repair the pruned network where the trial says so, and train it."""
+
+    @property
+    def parent(self) -> Stage:
+        """The pruning."""
+        return Pruning(self.trial)
+
+    @property
+    def own_settings(self) -> dict[str, Any]:
+        """The repair and the recipe."""
+        return {"repair": self.trial.repair, "finetune": to_json(self.trial.finetune)}
+
+    @property
+    def labels(self) -> list[str]:
+        """The pruner and its ratio, the repair, the recipe."""
+        return [*self.parent.labels, self.trial.repair or "plain", label(self.trial.finetune)]
+
+    def execute(self, runs: Path, device: str) -> list[Row]:
+        """Repair and train; return one row per epoch."""
+        trial, folder = self.trial, runs / self.folder
+        if self.parent.diverged(runs):
+            return [{"phase": "finetune", "epoch": 1, "diverged": True}]
+        dataset = trial.load_data()
+        model = self.parent.load(runs, dataset.classes).to(device)
+        rows = []
+        if trial.repair is not None:
+            model = _repair(trial, model, dataset)
+            rows = [measure_row(trial, model, dataset, "repaired", 0, False)]
+        if trial.finetune is None:
+            return rows
+        log = folder / _LOG
+        kept = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+        arguments = trial.finetune.arguments()
+        for epoch in train(model, dataset, **arguments, seed=trial.seed + 1, checkpoint=folder / _CHECKPOINT):
+            kept = [row for row in kept if row["epoch"] < epoch.number]
+            kept.append(
+                measure_row(trial, model, dataset, "finetune", epoch.number, epoch.diverged) | {"steps": epoch.steps}
+            )
+            write(log, "".join(json.dumps(row) + "\n" for row in kept))
+        return rows + kept
+
+
+def plan_stages(trial: Trial) -> list[Stage]:
+    """Return the stages of a trial, first to last."""
+    stage: Stage | None = DenseTraining(trial)
+    if trial.pruner is not None:
+        stage = FineTuning(trial) if trial.finetune is not None or trial.repair is not None else Pruning(trial)
+    stages: list[Stage] = []
+    while stage is not None:
+        stages.insert(0, stage)
+        stage = stage.parent
+    return stages
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Delete what only an interrupted stage needs."""
+    for file in (*folder.glob(f"{_CHECKPOINT}*"), *folder.glob(_LOG)):
+        file.unlink()
+
+
+def _pruner(trial: Trial) -> Pruner:
+    assert trial.pruner is not None
+    return trial.pruner
+
+
+def _train(model: nn.Module, dataset: Data, recipe: Recipe, seed: int, folder: Path) -> bool:
+    """Train in place, resumably; return whether training diverged."""
+    last = None
+    for epoch in train(model, dataset, **recipe.arguments(), seed=seed, checkpoint=folder / _CHECKPOINT):
+        last = epoch
+    return last is not None and last.diverged
+
+
+def _repair(trial: Trial, model: nn.Module, dataset: Data) -> nn.Module:
+    if trial.repair != SCRATCH:
+        return repair_by_name(str(trial.repair))(model, data=dataset, seed=trial.seed)
+    widths = [m.out_features for m in model.modules() if isinstance(m, nn.Linear)][:-1]
+    options = {**trial.options, "widths": tuple(widths)}
+    fresh = networks.build(trial.network, dataset.classes, seed=trial.seed + 1000, **options)
+    return fresh.to(next(model.parameters()).device)
