@@ -16,7 +16,7 @@ from isometry.measurement.function import NetworkFunction
 from isometry.measurement.jacobian import AdjointError, NonFiniteError
 from isometry.networks.modules import hooked
 
-__all__ = ["check_per_sample", "describe_nonfinite", "readable_errors"]
+__all__ = ["check_independence", "check_per_sample", "describe_nonfinite", "readable_errors"]
 
 # Operations whose derivative torch defines to be zero everywhere.
 _FLAT = ("SignBackward", "SgnBackward", "RoundBackward", "FloorBackward", "CeilBackward", "TruncBackward")
@@ -93,6 +93,55 @@ def check_per_sample(function: NetworkFunction, pair: Batch, outputs: Tensor) ->
         )
 
 
+@torch.no_grad()
+def check_independence(function: NetworkFunction, batch: Batch, outputs: Tensor) -> None:
+    """Refuse a network whose outputs for up to 8 samples change when the rest of their batch is taken away.
+
+    Two samples do not show every coupling: a gate may open by the sum of a batch, an expert may be full.
+
+    Args:
+        function: whose outputs these are.
+        batch: at least 3 samples, else nothing is checked.
+        outputs: [B, ...], at the batch as a whole.
+
+    Raises:
+        ValueError: the message names the first module whose output changes.
+    """
+    if len(batch) < 3:
+        return
+    few = torch.linspace(0, len(batch) - 1, max(1, min(8, len(batch) // 2))).long()
+    part = batch.select(few)
+    try:
+        apart = function.outputs(part)
+    except (RuntimeError, ValueError, IndexError, TypeError, KeyError, AssertionError):
+        return  # it takes no batch of that size, so that there is nothing to compare
+    together = outputs[few.to(outputs.device)]
+    if bool((apart - together).abs().max() <= _rounding(outputs) * outputs.abs().max()):
+        return
+    whole, alone = _trace(function, batch), _trace(function, part)
+    name = next((n for (_, n, a), (_, _, b) in zip(whole, alone, strict=False) if _differ(a, b, few, len(batch))), None)
+    culprit = "an operation outside its submodules"
+    if name is not None:
+        culprit = f"{name or 'the model'} ({type(function.model.get_submodule(name)).__name__})"
+    raise InvalidValueError(
+        f"found that {culprit} mixes the samples of a batch: the outputs of {len(few)} samples change when the other "
+        f"{len(batch) - len(few)} of their batch are left out, so there is no per-sample Jacobian. Make it independent of the "
+        "batch, or measure sample by sample: measure(model, x.split(1))."
+    )
+
+
+def _differ(together: Tensor, apart: Tensor, few: Tensor, count: int) -> bool:
+    """Whether a module's output for the samples `few` of `count` is not what it is for them apart."""
+    if not together.ndim or len(together) != count or together[0].shape != apart[0].shape or len(apart) != len(few):
+        return False
+    gap = (together[few.to(together.device)] - apart).abs().max()
+    return bool(gap > _rounding(together) * together.abs().max())
+
+
+def _rounding(outputs: Tensor) -> float:
+    return 2e-2 if outputs.dtype in (torch.float16, torch.bfloat16) else 1e-3
+
+
 def _gradient(outputs: Tensor, inputs: Tensor, sample: int) -> Tensor | None:
     """Return the gradient of a random sum of one sample's outputs at the inputs; None where no reverse mode exists."""
     cotangent = torch.zeros_like(outputs)
@@ -111,8 +160,7 @@ def _depends_on_batch(function: NetworkFunction, pair: Batch, value: Tensor, out
                 alone = function.bound_to(pair.part(sample, sample + 1))(value[sample : sample + 1].clone())[0]
         except (RuntimeError, ValueError, IndexError, TypeError, KeyError, AssertionError):
             return False  # it takes no single sample, so that there is nothing to compare
-        rounding = 2e-2 if outputs.dtype in (torch.float16, torch.bfloat16) else 1e-3
-        if bool((alone - outputs[sample]).abs().max() > rounding * outputs.abs().max()):
+        if bool((alone - outputs[sample]).abs().max() > _rounding(outputs) * outputs.abs().max()):
             return True
     return False
 

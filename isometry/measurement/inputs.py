@@ -168,7 +168,8 @@ def _in_random_order(inputs: Any, seed: int) -> tuple[Iterable[Any], int | None]
         if all(tensor.ndim and tensor.shape[1:] == tensors[0].shape[1:] for tensor in tensors):
             samples = torch.cat(tensors)
             return samples[torch.randperm(len(samples), generator=generator).to(samples.device)].split(64), len(samples)
-    dataset, options = inputs, {"batch_size": 64}
+    dataset: Any = inputs
+    options: dict[str, Any] = {"batch_size": 64}
     if isinstance(inputs, DataLoader):
         if inputs.batch_size is None:  # a batch sampler of the user's, or no batches at all
             return None

@@ -16,7 +16,7 @@ from isometry.spectra import student_quantile
 __all__ = ["Allocation", "Plan", "Planner", "allocate"]
 
 _EXACT_UP_TO = 128
-_TOLERANCE = 0.03  # half-width of a sample's bracket
+_TOLERANCE = 0.028  # half-width of a sample's bracket
 _BYTES = 2**29
 _FORWARD = 2.0  # products that a forward pass with its graph costs
 _PROBES = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
@@ -203,9 +203,7 @@ class Planner:
         return min(_PILOT_SAMPLES, max(2, self.options.budget // (8 * _PILOT_PRICE)))
 
     def next_part(self, plan: Plan, tally: Tally) -> tuple[Plan, int]:
-        """Return the plan and the number of samples to measure next: as many as are quick, fit into memory, are due
-        before the interval is looked at again, and the budget allows.
-        """
+        """Return the plan and how many samples to measure next: within memory, budget and the next look at the interval."""
         estimator, budget = plan.estimator, self.options.budget
         most = [estimator.at_once, tally.limit, _BYTES // (4 * estimator.entries)]
         if plan.is_pilot or not self.options.sampled:

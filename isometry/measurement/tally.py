@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from isometry.measurement.batch import Batch
 from isometry.measurement.brackets import Brackets
+from isometry.measurement.cost import Cost
 from isometry.measurement.estimators import EstimatedBatch
 from isometry.measurement.layers import layer_table
 from isometry.measurement.options import Options
 from isometry.measurement.preparation import FORWARDS, PRODUCTS, Subject
-from isometry.measurement.report import Cost, Report
+from isometry.measurement.report import Report
 from isometry.spectra import Estimate, Spectrum, mean_with_error, skewness
 
 if TYPE_CHECKING:
@@ -37,6 +40,8 @@ class Tally:
     Attributes:
         forwards, products: spent so far; see `Cost`.
         limit: the number of samples that fit into memory together, as far as known.
+        suspect: the batch with the largest mean JSV of a sample, and the network's outputs there; None where that is the
+            first one.
     """
 
     def __init__(self, options: Options, notes: tuple[str, ...] = (), is_stream: bool = False) -> None:
@@ -47,10 +52,17 @@ class Tally:
         self.forwards, self.products = FORWARDS, PRODUCTS
         self.limit = 2**20
         self._estimates: list[EstimatedBatch] = []
+        self._largest = 0.0
+        self.suspect: tuple[Batch, Tensor] | None = None
 
-    def add(self, estimated: EstimatedBatch) -> None:
+    def add(self, estimated: EstimatedBatch, batch: Batch) -> None:
         """Take in the results of a batch."""
-        self._estimates.append(estimated)
+        largest = float(estimated.spectrum.sample_means.max())
+        if estimated.outputs is not None and largest > self._largest and self._estimates:
+            self._largest, self.suspect = largest, (batch, estimated.outputs)
+        elif not self._estimates:
+            self._largest = largest  # the first batch is checked when it is measured
+        self._estimates.append(replace(estimated, outputs=None))
         self.forwards += estimated.forwards
         self.products += estimated.products
         routes = ", ".join(sorted(estimated.routes))
@@ -180,6 +192,7 @@ class Tally:
             self._layers(subject),
             tuple(self.notes),
             self.brackets,
+            subject.rows,
         )
 
     def _layers(self, subject: Subject) -> pd.DataFrame | None:

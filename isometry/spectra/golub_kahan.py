@@ -157,7 +157,7 @@ def bidiagonalize(
     scale = alpha.clone()
     vs, us, alphas = [v], [u], [alpha]
     betas: list[Tensor] = []
-    products = 1
+    products, look = 1, _MIN_STEPS
     for step in range(1, steps + 1):
         v = _orthogonalized(backward(u) - alpha.to(v).unsqueeze(-1) * v, vs)
         v, beta = _normalized(v, scale, floor)
@@ -165,7 +165,8 @@ def bidiagonalize(
         result = Bidiagonal(torch.stack(alphas, -1), _stacked(betas, alpha), beta, products, resolution=floor)
         if step == steps or not bool((beta > 0).any()):
             break
-        if rtol and step >= _MIN_STEPS:
+        if rtol and step >= look:
+            look = step + max(1, step // 8)  # looking costs a decomposition of every run's matrix
             lower, upper = (end.mean(1) for end in result.bracket())
             if bool((upper - lower <= rtol * (upper + lower)).all()):
                 break

@@ -40,7 +40,11 @@ class Krylov(Estimator):
     steps: int = 24
     most_steps: int = 96
     method = "krylov"
-    at_once = _AT_ONCE
+
+    @property
+    def at_once(self) -> int:
+        """As the slowest of them sets the steps of all, few samples."""
+        return _AT_ONCE
 
     @property
     def entries(self) -> int:
