@@ -145,8 +145,8 @@ class Spectrum:
 
     @property
     def median_condition_number(self) -> float:
-        """The median over samples of max / min; a `Bound` (>=) where the values are quadrature nodes."""
-        value = float(self.condition_numbers.quantile(0.5))
+        """The (lower) median over samples of max / min; a `Bound` (>=) where the values are quadrature nodes."""
+        value = float(self.condition_numbers.median())
         return value if self.complete else Bound(value, ">=")
 
     @property
