@@ -16,8 +16,9 @@ from isometry.measurement.function import NetworkFunction
 from isometry.measurement.jacobian import AdjointError, NonFiniteError
 from isometry.networks.modules import hooked
 
-__all__ = ["check_per_sample", "describe_nonfinite", "readable_errors"]
+__all__ = ["check_independence", "check_per_sample", "describe_nonfinite", "readable_errors"]
 
+_LARGE = 1000  # entries of an input
 # Operations whose derivative torch defines to be zero everywhere.
 _FLAT = ("SignBackward", "SgnBackward", "RoundBackward", "FloorBackward", "CeilBackward", "TruncBackward")
 
@@ -93,6 +94,59 @@ def check_per_sample(function: NetworkFunction, pair: Batch, outputs: Tensor) ->
         )
 
 
+@torch.no_grad()
+def check_independence(function: NetworkFunction, batch: Batch, outputs: Tensor) -> None:
+    """Refuse a network whose outputs for some samples change when the rest of their batch is taken away.
+
+    Two samples do not show every coupling: a gate may open by the sum of a batch, an expert may be full. Looked at are up
+    to 8 samples together and up to 8 alone (4 of large inputs, where a pass of one sample takes long).
+
+    Args:
+        function: whose outputs these are.
+        batch: at least 3 samples, else nothing is checked.
+        outputs: [B, ...], at the batch as a whole.
+
+    Raises:
+        ValueError: the message names the first module whose output changes.
+    """
+    if len(batch) < 3:
+        return
+    few = torch.linspace(0, len(batch) - 1, max(1, min(8, len(batch) // 2))).long()
+    alone = few if batch.differentiated[0].numel() <= _LARGE else few[:: max(1, len(few) // 4)]
+    for samples in [few, *alone.split(1)]:
+        part = batch.select(samples)
+        try:
+            apart = function.outputs(part)
+        except (RuntimeError, ValueError, IndexError, TypeError, KeyError, AssertionError):
+            continue  # it takes no batch of that size, so that there is nothing to compare
+        if _differ(outputs, apart, samples, len(batch)):
+            raise InvalidValueError(
+                f"found that {_first_changed(function, batch, part, samples)} mixes the samples of a batch: outputs of "
+                f"{len(samples)} of {len(batch)} samples change when the others are left out, so there is no per-sample "
+                "Jacobian. Make it independent of the batch, or measure sample by sample: measure(model, x.split(1))."
+            )
+
+
+def _first_changed(function: NetworkFunction, batch: Batch, part: Batch, samples: Tensor) -> str:
+    """Return the first module whose output for `samples` of a batch is another one in the part that holds only them."""
+    for (_, name, together), (_, _, apart) in zip(_trace(function, batch), _trace(function, part), strict=False):
+        if _differ(together, apart, samples, len(batch)):
+            return f"{name or 'the model'} ({type(function.model.get_submodule(name)).__name__})"
+    return "an operation outside its submodules"
+
+
+def _differ(together: Tensor, apart: Tensor, samples: Tensor, count: int) -> bool:
+    """Whether a tensor for `samples` of a batch of `count` is not what it is for them apart."""
+    if not together.ndim or len(together) != count or len(apart) != len(samples) or together[0].shape != apart[0].shape:
+        return False
+    gap = (together[samples.to(together.device)] - apart).abs().max()
+    return bool(gap > _rounding(together) * together.abs().max())
+
+
+def _rounding(outputs: Tensor) -> float:
+    return 2e-2 if outputs.dtype in (torch.float16, torch.bfloat16) else 1e-3
+
+
 def _gradient(outputs: Tensor, inputs: Tensor, sample: int) -> Tensor | None:
     """Return the gradient of a random sum of one sample's outputs at the inputs; None where no reverse mode exists."""
     cotangent = torch.zeros_like(outputs)
@@ -111,8 +165,7 @@ def _depends_on_batch(function: NetworkFunction, pair: Batch, value: Tensor, out
                 alone = function.bound_to(pair.part(sample, sample + 1))(value[sample : sample + 1].clone())[0]
         except (RuntimeError, ValueError, IndexError, TypeError, KeyError, AssertionError):
             return False  # it takes no single sample, so that there is nothing to compare
-        rounding = 2e-2 if outputs.dtype in (torch.float16, torch.bfloat16) else 1e-3
-        if bool((alone - outputs[sample]).abs().max() > rounding * outputs.abs().max()):
+        if bool((alone - outputs[sample]).abs().max() > _rounding(outputs) * outputs.abs().max()):
             return True
     return False
 

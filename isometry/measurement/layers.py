@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -17,7 +16,7 @@ from isometry.measurement.batch import Batch
 from isometry.measurement.function import NetworkFunction
 from isometry.measurement.operators import operator_statistics
 from isometry.networks.modules import clone_output, hooked
-from isometry.spectra import Spectrum
+from isometry.spectra import Spectrum, mean_with_error
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -162,7 +161,7 @@ def _on_the_way(outputs: Tensor, start: Tensor, captured: Mapping[str, Tensor]) 
 def layer_table(model: nn.Module, layers: LayerOutputs, spectra: Mapping[str, Sequence[Spectrum]]) -> pd.DataFrame:
     """Return one row per layer, from input to output.
 
-    Columns: `layer`, `kind`, `width` (entries of its output); `mean_jsv`, `sem`, `std_jsv`, `condition_number` of the
+    Columns: `layer`, `kind`, `width` (entries of its output); `mean_jsv`, `sem`, `interval_low`, `interval_high`, `std_jsv`, `condition_number` of the
     map from the layer's output to the network's output; `operator_mean`, `operator_min`, `operator_max` and
     `distance` (root mean square of s - 1) of the layer's own linear map where it is one layer, and how that is known
     in `operator`: "exact", "krylov" (the mean is the middle of a bracket, min and max are bounds) or "".
@@ -172,14 +171,16 @@ def layer_table(model: nn.Module, layers: LayerOutputs, spectra: Mapping[str, Se
     rows = []
     for name, parts in spectra.items():
         spectrum = Spectrum.pool(parts)
-        means = spectrum.sample_means
+        estimate = mean_with_error(spectrum.sample_means)
         module = model.get_submodule(name)
         row = {
             "layer": name,
             "kind": type(module).__name__,
             "width": layers.widths[name],
             "mean_jsv": spectrum.mean,
-            "sem": float(means.std()) / math.sqrt(len(means)) if len(means) > 1 else math.nan,
+            "sem": estimate.sem,
+            "interval_low": estimate.interval[0],
+            "interval_high": estimate.interval[1],
             "std_jsv": spectrum.std,
             "condition_number": spectrum.condition_number,
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -14,7 +15,7 @@ from tqdm.auto import tqdm
 
 from isometry.errors import InvalidTypeError, InvalidValueError, is_out_of_memory, signed
 from isometry.measurement.batch import Batch
-from isometry.measurement.checks import readable_errors
+from isometry.measurement.checks import check_independence, readable_errors
 from isometry.measurement.estimators import BottleneckBypassedError, EstimatedBatch, Exact
 from isometry.measurement.function import NetworkFunction
 from isometry.measurement.inputs import Inputs, read_inputs, takes_several_inputs
@@ -25,9 +26,10 @@ from isometry.measurement.report import Report
 from isometry.measurement.tally import Tally
 from isometry.networks.modules import state_preserved, unwrap
 
-__all__ = ["measure"]
+__all__ = ["measure", "measure_with"]
 
 _DRAWN, _DRAWN_TO_SAMPLE = 64, 1024
+_TURN = threading.RLock()
 
 
 @signed("measure")
@@ -86,8 +88,22 @@ def measure(
     Source: the estimand is that of Wang & Fu, ICLR 2023 (mean JSV over samples and values, of logits with respect to
     inputs); the bracket is Gauss and Gauss-Radau quadrature (Golub & Meurant 2010).
     """
-    start = time.perf_counter()
     options = Options(method, layers, rtol, budget, dtype, seed)
+    return measure_with(options, model, inputs, output=output, at=at, wrt=wrt, progress=progress)
+
+
+def measure_with(
+    options: Options,
+    model: nn.Module,
+    inputs: Any = None,
+    *,
+    output: str | int | Callable[[Any], Tensor] | None = None,
+    at: str | None = None,
+    wrt: str | int | None = None,
+    progress: bool | None = None,
+) -> Report:
+    """Measure with options that have been checked; see `measure`. Threads take turns, as settings of torch are global."""
+    start = time.perf_counter()
     model = unwrap(model)
     _check_model(model)
     _check_start(model, at)
@@ -101,7 +117,7 @@ def measure(
             f"got wrt={wrt!r} with a tensor; with wrt= the inputs are a tuple or dict of all of the model's, e.g. "
             "measure(model, (inputs, condition), wrt=0)."
         )
-    with state_preserved(model):
+    with _TURN, state_preserved(model):
         function = NetworkFunction(model, output, at)
         read = read_inputs(
             model,
@@ -110,7 +126,7 @@ def measure(
             whole=wrt is not None or (at is not None and takes_several_inputs(model)),
             integers=at is not None,
             shuffle=options.sampled,
-            seed=seed,
+            seed=options.seed,
             count=_DRAWN_TO_SAMPLE if options.sampled else _DRAWN,
         )
         with function.differentiable():
@@ -129,26 +145,31 @@ def _run(
             "got no inputs: the iterable is empty. Pass at least one batch, e.g. measure(model, x)."
         )
     subject = prepare(function, first, options)
-    tally = Tally(options, subject.notes)
+    tally = Tally(options, subject.notes, inputs.is_stream and options.sampled)
     planner = Planner(subject, options, inputs.total, torch.Generator().manual_seed(options.seed))
     plan, pilot, enough = planner.first(), list[Batch](), False
     with tqdm(total=inputs.total, unit="sample", desc="measure", disable=hidden, delay=2) as bar:
         for batch in _alike(subject, itertools.chain([first], batches)):
             start = 0
             while start < len(batch) and not enough:
-                part = batch.part(start, start + planner.part_size(plan, tally))
-                plan, part, estimated = _estimate(plan, part, tally)
-                if plan.is_pilot:
+                plan, size = planner.next_part(plan, tally)
+                plan, part, estimated = _estimate(plan, batch.part(start, start + size), tally)
+                if len(tally) == len(part) and estimated.outputs is not None:
+                    check_independence(subject.fast, part, estimated.outputs)
+                enough = tally.is_enough(plan.estimator.price)
+                if plan.is_pilot and not enough:
                     pilot.append(part)
                     plan = planner.after(plan, estimated, tally)
-                if plan.repeats_pilot:
-                    plan = _repeat(planner, plan, pilot, tally)
+                    if plan.repeats_pilot:
+                        plan = _repeat(planner, plan, pilot, tally)
+                        enough = tally.is_enough(plan.estimator.price)
                 start += len(part)
                 bar.update(len(part))
-                enough = tally.is_enough(plan.estimator.price)
             if enough:
                 break
     tally.note_ending(enough)
+    if tally.suspect is not None:
+        check_independence(subject.fast, *tally.suspect)
     return tally, subject, plan.estimator.method
 
 
@@ -187,7 +208,7 @@ def _estimate(plan: Plan, part: Batch, tally: Tally) -> tuple[Plan, Batch, Estim
             tally.limit = len(part) // 2
             part = part.part(0, tally.limit)
         else:
-            tally.add(estimated)
+            tally.add(estimated, part)
             return plan, part, estimated
 
 
@@ -198,8 +219,8 @@ def _repeat(planner: Planner, plan: Plan, pilot: Iterable[Batch], tally: Tally) 
     for batch in pilot:
         start = 0
         while start < len(batch) and not tally.is_enough(plan.estimator.price):
-            part = batch.part(start, start + planner.part_size(plan, tally))
-            plan, part, _ = _estimate(plan, part, tally)
+            plan, size = planner.next_part(plan, tally)
+            plan, part, _ = _estimate(plan, batch.part(start, start + size), tally)
             start += len(part)
     return plan
 

@@ -20,6 +20,9 @@ _METHODS = ("auto", "exact", "krylov")
 class Options:
     """How to measure; see `isometry.measure` for the meaning of each.
 
+    Attributes:
+        bracket: half-width of a stochastic estimate's bracket, as a share of the mean; None takes the planner's default.
+
     Raises:
         ValueError: an option that is not accepted.
     """
@@ -30,6 +33,7 @@ class Options:
     budget: int | None = None
     dtype: torch.dtype | None = None
     seed: int = 0
+    bracket: float | None = None
 
     def __post_init__(self) -> None:
         if self.method not in _METHODS:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from isometry.errors import InvalidTypeError, InvalidValueError, join_names, signed
 from isometry.files import read_tensors, write_tensors
 from isometry.networks import example_inputs
+from isometry.networks.modules import is_transposed
 from isometry.surgery.adoption import fill
 from isometry.surgery.plan import Applied, Plan
 from isometry.surgery.removal import remove
@@ -37,14 +38,33 @@ def save(result: Applied, path: str | os.PathLike[str]) -> None:
 
     Raises:
         TypeError: `result` is a network alone.
+        ValueError: a layer of the network has another number of units than its plan keeps.
     """
     if not (isinstance(getattr(result, "model", None), nn.Module) and isinstance(getattr(result, "plan", None), Plan)):
         raise InvalidTypeError(
             f"got {type(result).__name__}; it takes what prune() returned, with its model and plan, e.g. "
             "isometry.save(isometry.prune(model, isometry.L1(), 0.5), 'pruned.safetensors')."
         )
+    _check_widths(result)
     metadata = {"format": "isometry-2", "plan": result.plan.to_json(), "architecture": _describe(result.model)}
     write_tensors(path, result.model.state_dict(), metadata)
+
+
+def _check_widths(result: Applied) -> None:
+    """Raise an error unless every layer of the plan has as many units as the plan keeps of it."""
+    layers = dict(result.model.named_modules())
+    for name in result.plan.removed:
+        layer, kept = layers.get(name), len(result.plan.kept(name))
+        weight = getattr(layer, "weight", None)
+        units = None
+        if isinstance(weight, Tensor):
+            units = weight.shape[1] * getattr(layer, "groups", 1) if is_transposed(layers[name]) else len(weight)
+        if units != kept:
+            raise InvalidValueError(
+                f"got a plan that does not lead to its network: {name} keeps {kept} of {result.plan.widths[name]} units by "
+                f"the plan and has {units} in the network. Save each network with its own plan, and one that was pruned "
+                "several times with all of them, e.g. isometry.save(first.then(second), 'pruned.safetensors')."
+            )
 
 
 @signed("load")

@@ -127,3 +127,26 @@ def test_a_file_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     back = isometry.load(tmp_path / "old.safetensors", lenet())
     x = torch.randn(3, 1, 32, 32)
     assert torch.equal(back.model(x), result.model.eval()(x))
+
+
+def test_a_plan_that_does_not_lead_to_its_network_is_not_saved(tmp_path: Path) -> None:
+    first = prune(lenet(), L1(), 0.5)
+    second = prune(first.model, L1(), 0.5)
+    for model, plan in ((second.model, first.plan), (lenet(), first.plan), (batch_norm_net(), first.plan)):
+        with pytest.raises(
+            ValueError, match=r"save\(\) got a plan .* units by the plan and has .*first\.then\(second\)"
+        ):
+            isometry.save(surgery.Loaded(model, plan), tmp_path / "net.safetensors")
+    assert not list(tmp_path.iterdir())
+    isometry.save(first.then(second), tmp_path / "net.safetensors")
+    assert isometry.load(tmp_path / "net.safetensors", lenet()).plan.ratio > 0.7
+
+
+def test_plans_of_transposed_and_grouped_convolutions_are_saved(tmp_path: Path) -> None:
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 1), nn.ConvTranspose2d(8, 8, 2), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=2), nn.Conv2d(8, 2, 1)
+    )
+    x = torch.randn(2, 3, 5, 5)
+    result = prune(net, L1(), 0.5, inputs=x)
+    isometry.save(result, tmp_path / "net.safetensors")
+    assert torch.equal(isometry.load(tmp_path / "net.safetensors", net, inputs=x).model(x), result.model(x))
