@@ -160,5 +160,7 @@ def _wait_for_end(parent: int, descriptor: int | None) -> None:
         while os.getppid() == parent:
             time.sleep(_POLL)
     else:
-        select.select([descriptor], [], [])
+        poller = select.poll()  # knows descriptors above 1024, too
+        poller.register(descriptor, select.POLLIN)
+        poller.poll()
     os.kill(os.getpid(), signal.SIGKILL)  # at once: whatever it writes now, nobody waits for
