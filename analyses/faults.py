@@ -17,7 +17,6 @@ import shutil
 import signal
 import tempfile
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,75 +25,17 @@ from typing import Any
 import pandas as pd
 import torch
 from matplotlib import pyplot as plt
-from safetensors.torch import load_file
 from tqdm import tqdm
 
 import isometry
-from isometry import L1, Recipe, networks
-from isometry.trials import Trial, run, script
+from isometry import L1, networks
+from isometry.trials import script
+from isometry.trials.restarts import CRASHED, REFUSED, SAME, WRONG, Sweep
 from isometry.trials.script import Row
 from isometry.trials.simulated import Disk, fork, mutate
 
 OPTIONS: dict[str, Any] = {"input_shape": (1, 8, 8), "widths": (20, 20)}
-MUTATIONS = ("bit flip", "truncation", "swap")
-SAME, REFUSED, WRONG, CRASHED = "same table", "refused", "wrong", "crashed"
-
-
-def sweep(epochs: int) -> list[Trial]:
-    """Return two small trials that share a dense and a pruned network."""
-    settings = {"pretrain": Recipe(0.01, epochs, 256), "finetune": Recipe(0.01, epochs, 256), "options": OPTIONS}
-    return [Trial("digits", "mlp-7-linear", pruner=L1(), ratio=0.5, repair=r, **settings) for r in (None, "oracle")]  # type: ignore[arg-type]
-
-
-class Subject:
-    """A sweep and what it comes to undisturbed.
-
-    Args:
-        epochs: of each of its trainings.
-        scratch: a folder to work in.
-    """
-
-    def __init__(self, epochs: int, scratch: Path) -> None:
-        self.trials, self.scratch = sweep(epochs), scratch
-        self.whole = scratch / f"whole-{epochs}"
-        start = time.perf_counter()
-        self.table = self.run(self.whole)
-        self.seconds = time.perf_counter() - start
-
-    def run(self, folder: Path, jobs: int = 1) -> pd.DataFrame:
-        """Return the table of the sweep in a folder."""
-        return run(self.trials, folder, jobs=jobs, progress=False)
-
-    @contextlib.contextmanager
-    def folder(self, template: Path | None = None) -> Iterator[Path]:
-        """Give a folder for one try, a copy of `template` or a new one."""
-        folder = Path(tempfile.mkdtemp(dir=self.scratch)) / "runs"
-        if template is not None:
-            shutil.copytree(template, folder)
-        yield folder
-        shutil.rmtree(folder.parent)
-
-    def restart(self, folder: Path) -> str:
-        """Run the sweep again and return what came of it."""
-        try:
-            with warnings.catch_warnings(record=True):
-                warnings.simplefilter("always")
-                table = self.run(folder)
-        except Exception as error:
-            return REFUSED if str(folder) in str(error) else CRASHED
-        if "error" in table:
-            return REFUSED if table["error"].dropna().str.contains(str(folder), regex=False).all() else CRASHED
-        networks = [path.relative_to(self.whole) for path in self.whole.rglob("model.safetensors")]
-        same = table.equals(self.table) and all(_same_tensors(self.whole / n, folder / n) for n in networks)
-        return SAME if same else WRONG
-
-
-def _same_tensors(one: Path, other: Path) -> bool:
-    try:
-        first, second = load_file(one), load_file(other)
-    except Exception:  # safetensors' own class
-        return False
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+MUTATIONS = ("bit flip", "truncation", "swap", "content of another file")
 
 
 def row(kind: str, outcomes: Counter[str]) -> Row:
@@ -110,12 +51,12 @@ def row(kind: str, outcomes: Counter[str]) -> Row:
 
 
 @contextlib.contextmanager
-def subject(epochs: int) -> Iterator[Subject]:
+def subject(epochs: int) -> Iterator[Sweep]:
     """Give a sweep in a temporary folder."""
     torch.set_num_threads(1)
     tqdm.monitor_interval = 0  # no thread of its own, which would not survive a fork
     with tempfile.TemporaryDirectory() as scratch:
-        yield Subject(epochs, Path(scratch).resolve())
+        yield Sweep(epochs, OPTIONS, Path(scratch).resolve())
 
 
 def kills(quick: bool) -> list[Row]:
@@ -132,7 +73,7 @@ def kills(quick: bool) -> list[Row]:
     return rows
 
 
-def _killed(s: Subject, sent: signal.Signals, moment: float) -> str:
+def _killed(s: Sweep, sent: signal.Signals, moment: float) -> str:
     with s.folder() as folder:
         with fork(lambda: s.run(folder)) as pid:
             time.sleep(moment)
@@ -142,7 +83,7 @@ def _killed(s: Subject, sent: signal.Signals, moment: float) -> str:
         return s.restart(folder)
 
 
-def _two_runs(s: Subject, chance: random.Random) -> str:
+def _two_runs(s: Sweep, chance: random.Random) -> str:
     with s.folder() as folder:
         with fork(lambda: s.run(folder)) as first:
             time.sleep(chance.uniform(0, 0.3 * s.seconds))
@@ -152,7 +93,7 @@ def _two_runs(s: Subject, chance: random.Random) -> str:
         return next((outcome for outcome in (together, after) if outcome != SAME), SAME if status == 0 else CRASHED)
 
 
-def _killed_pool(s: Subject, chance: random.Random, *, worker: bool) -> str:
+def _killed_pool(s: Sweep, chance: random.Random, *, worker: bool) -> str:
     """Kill the main process of two workers, and start again at once; or one of the workers, and let the main process go on."""
     with s.folder() as folder:
         with fork(lambda: s.run(folder, jobs=2)) as pid:
@@ -191,7 +132,7 @@ def crashes(quick: bool) -> list[Row]:
     return rows
 
 
-def _outcomes(s: Subject, loss: str | None, points: range) -> Iterator[str]:
+def _outcomes(s: Sweep, loss: str | None, points: range) -> Iterator[str]:
     """Yield what came of a crash at each of these operations, up to the last that there is."""
     for point in points:
         with s.folder() as folder:
@@ -200,7 +141,7 @@ def _outcomes(s: Subject, loss: str | None, points: range) -> Iterator[str]:
             yield s.restart(folder)
 
 
-def _crashed(s: Subject, disk: Disk) -> bool:
+def _crashed(s: Sweep, disk: Disk) -> bool:
     """Run the sweep in a process that ends at an operation; return False where it has none with that number."""
 
     def work() -> None:
@@ -233,7 +174,7 @@ def mutations(quick: bool) -> list[Row]:
     return rows
 
 
-def _interrupt(s: Subject, folder: Path) -> None:
+def _interrupt(s: Sweep, folder: Path) -> None:
     """Leave a sweep that was killed in the last epoch of its fine-tuning."""
     for point in range(40, 1000, 2):
         shutil.rmtree(folder, ignore_errors=True)
@@ -243,19 +184,32 @@ def _interrupt(s: Subject, folder: Path) -> None:
             return
 
 
-def _mutated(s: Subject, template: Path, pattern: str, chance: random.Random, index: int) -> str:
+def _mutated(s: Sweep, template: Path, pattern: str, chance: random.Random, index: int) -> str:
     with s.folder(template) as folder:
         files = sorted(path for path in folder.rglob(pattern) if path.is_file() and path.stat().st_size)
         if template != s.whole:
             files = [path for path in files if path.name.startswith(("training", "rows.jsonl"))]
-        mutate(chance.choice(files), MUTATIONS[index % 3], chance)
+        while not _damage(chance.choice(files), (folder, s.whole), MUTATIONS[index % 4], chance):
+            pass
         return s.restart(folder)
+
+
+def _damage(path: Path, folders: tuple[Path, ...], kind: str, chance: random.Random) -> bool:
+    """Change a file, and return whether it has changed; the content of another comes from one of the folders."""
+    if kind in MUTATIONS[:3]:
+        return mutate(path, kind, chance)
+    others = [other for folder in folders for other in folder.rglob(f"*{path.suffix}")]
+    content = chance.choice([other.read_bytes() for other in others] or [b""])
+    changed = path.read_bytes() != content
+    path.write_bytes(content)
+    return changed
 
 
 def _mutated_archive(scratch: Path, chance: random.Random, index: int) -> str:
     whole, path = scratch / "net.safetensors", scratch / "damaged.safetensors"
     shutil.copy(whole, path)
-    mutate(path, MUTATIONS[index % 3], chance)
+    while not mutate(path, MUTATIONS[index % 3], chance):
+        pass
     dense = networks.build("mlp-7-linear", seed=0, **OPTIONS)
     try:
         found = isometry.load(path, dense)
@@ -269,8 +223,10 @@ def _mutated_archive(scratch: Path, chance: random.Random, index: int) -> str:
     return SAME if same else WRONG
 
 
-COLUMNS = {"kind": "fault", "tried": "tried", "survived": "survived", "same_table": "same result",
-           "refused": "refused by file name", "wrong": "wrong result", "crashed": "other error"}  # fmt: skip
+COLUMNS = {
+    "kind": "fault", "tried": "tried", "survived": "survived", "same_table": "same result", "refused": "refused by file name",
+    "wrong": "wrong result", "crashed": "other error",
+}  # fmt: skip
 
 
 def tables(table: pd.DataFrame) -> str:
@@ -281,9 +237,7 @@ def tables(table: pd.DataFrame) -> str:
 def short(table: pd.DataFrame) -> str:
     """Return the counts of every group of faults as markdown."""
     groups = table.groupby("part", sort=False)[["tried", "survived", "wrong"]].sum().reset_index()
-    return script.format_columns(
-        groups, {"part": "faults", "tried": "tried", "survived": "survived", "wrong": "wrong result"}
-    )
+    return script.format_columns(groups, {str(name): COLUMNS.get(str(name), "faults") for name in groups})
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:
