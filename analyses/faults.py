@@ -63,11 +63,11 @@ def kills(quick: bool) -> list[Row]:
     """Return what came of real signals to running sweeps, at random times."""
     chance = random.Random(0)
     with subject(8) as s:
-        moments = [chance.uniform(0, 1.1 * s.seconds) for _ in range(2 if quick else 40)]
+        moments = [chance.uniform(0, s.seconds) for _ in range(2 if quick else 40)]
         kill = {"SIGKILL of everything": signal.SIGKILL, "SIGINT": signal.SIGINT}
         rows = [row(kind, Counter(_killed(s, sent, moment) for moment in moments)) for kind, sent in kill.items()]
         rows.append(row("two runs on one folder", Counter(_two_runs(s, chance) for _ in moments)))
-        few = 1 if quick else 8
+        few = 1 if quick else 6
         for worker, kind in ((False, "SIGKILL of the main process only"), (True, "SIGKILL of a worker")):
             rows.append(row(kind, Counter(_killed_pool(s, chance, worker=worker) for _ in range(few))))
     return rows
