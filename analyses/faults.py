@@ -165,7 +165,7 @@ def mutations(quick: bool) -> list[Row]:
             ),
             row(
                 "file changed: checkpoint or log",
-                Counter(_mutated(s, interrupted, "*.*l*", chance, i) for i in range(count)),
+                Counter(_mutated(s, interrupted, "[a-z]*.*", chance, i) for i in range(count)),
             ),
         ]
         result = isometry.prune(networks.build("mlp-7-linear", seed=0, **OPTIONS), L1(), 0.5, progress=False)
