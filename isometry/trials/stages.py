@@ -184,7 +184,8 @@ class FineTuning(Stage):
         model = self.parent.load(runs, dataset.classes).to(device)
         rows = []
         if trial.repair is not None:
-            model = _repair(trial, model, dataset)
+            dense = DenseTraining(trial).load(runs, dataset.classes).to(device)
+            model = _repair(trial, model, dense, dataset)
             rows = [measure_row(trial, model, dataset, "repaired", 0, False)]
         if trial.finetune is None:
             return rows
@@ -231,9 +232,9 @@ def _train(model: nn.Module, dataset: Data, recipe: Recipe, seed: int, folder: P
     return last is not None and last.diverged
 
 
-def _repair(trial: Trial, model: nn.Module, dataset: Data) -> nn.Module:
+def _repair(trial: Trial, model: nn.Module, dense: nn.Module, dataset: Data) -> nn.Module:
     if trial.repair != SCRATCH:
-        return repair_by_name(str(trial.repair))(model, data=dataset, seed=trial.seed)
+        return repair_by_name(str(trial.repair))(model, data=dataset, reference=dense, seed=trial.seed)
     widths = [m.out_features for m in model.modules() if isinstance(m, nn.Linear)][:-1]
     options = {**trial.options, "widths": tuple(widths)}
     fresh = networks.build(trial.network, dataset.classes, seed=trial.seed + 1000, **options)
