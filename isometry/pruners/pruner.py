@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -16,7 +15,7 @@ from tqdm.auto import tqdm
 
 from isometry.data import Data, Split
 from isometry.errors import InvalidValueError
-from isometry.files import write
+from isometry.files import read_records, write_records
 from isometry.networks import placed
 from isometry.networks.modules import evaluating, feeding_layers, is_transposed
 from isometry.pruners.stage import Stage
@@ -123,14 +122,14 @@ class PruningContext:
         """
         hidden = None if self.progress is None else not self.progress
         path = self.checkpoint_path(f"{stage}.jsonl")
-        rows = [json.loads(line) for line in path.read_text().splitlines()] if path and path.exists() else []
+        rows = read_records(path) if path else []
         with tqdm(total=steps, unit="step", desc=stage, disable=hidden) as bar:
             for epoch in epochs:
                 rows = [row for row in rows if row["number"] < epoch.number]
                 rows.append({"stage": stage, **asdict(epoch), **log()})
                 if path:
                     path.parent.mkdir(parents=True, exist_ok=True)
-                    write(path, "".join(json.dumps(row) + "\n" for row in rows))
+                    write_records(path, rows)
                 bar.update(epoch.steps - bar.n)
                 bar.set_postfix(loss=f"{epoch.loss:.3f}", accuracy=f"{epoch.accuracy:.3f}")
         self.records += rows
