@@ -178,6 +178,23 @@ def test_repairs_and_conversions_stay_there(cuda: torch.device, digits: Data) ->
     isometry.plots.importances(bounded)
 
 
+def test_reconstruction_is_the_same_there(cuda: torch.device, digits: Data) -> None:
+    here = residual()
+    pruned = isometry.prune(here, isometry.L1(), 0.5, layers="layer*.conv1", inputs=images()).model
+    masked = copy.deepcopy(here)
+    with torch.no_grad():
+        masked.conv1.weight *= masked.conv1.weight.abs() > 0.1
+    trained = copy.deepcopy(pruned)
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            parameter.mul_(1.01)
+    for net in (pruned, masked, trained):
+        expected = isometry.repair(net, reference=here, data=digits, samples=64)
+        found = isometry.repair(copy.deepcopy(net).to(cuda), reference=here, data=digits, samples=64)
+        assert all(parameter.is_cuda for parameter in found.parameters())
+        torch.testing.assert_close(found.cpu()(images()), expected(images()), rtol=1e-3, atol=1e-4)
+
+
 def test_the_oracle_recovers_there(cuda: torch.device, digits: Data) -> None:
     net = isometry.networks.build("mlp-7-linear", input_shape=(1, 8, 8), seed=0).to(cuda)
     pruned = isometry.prune(net, isometry.L1(), 0.5)

@@ -59,12 +59,16 @@ def measure(
             (x, y), such as a DataLoader. None draws 64 standard normal inputs of the shape that the model's first
             layer takes, and the report says so.
         method: "exact": all r = min(outputs, inputs) singular values, by r products per sample (fewer through a
-            bottleneck before the output). "krylov": the mean within a certified bracket, and bounds of the ends, by
-            Golub-Kahan from random probes, some tens of products per sample. "auto": exact up to r = 128; beyond,
+            bottleneck before the output). "krylov": the mean, estimated from two or more random probes per sample, and bounds
+            of the ends, by Golub-Kahan, some tens of products per sample. What a probe says is bracketed for certain, the
+            sample's mean is not: `interval` allows for samples, probes and brackets. "auto": exact up to r = 128; beyond,
             whichever is expected to give the shorter interval for the same products.
         layers: also report on the map from layers to the output: True for the network's blocks, a depth, or name
             patterns. Exact only.
-        rtol: sample until the half-width of the 95 % interval is below this share of the mean, or inputs run out.
+        rtol: sample until the half-width of the 95 % interval is below this share of the mean, or inputs run out. Samples are
+            taken in random order: those of a tensor, a list of batches, or a data set by index; a generator's order is
+            taken to be random, and the report says so. The interval is looked at after 32 samples and then after numbers
+            fixed in advance, so that it holds although sampling stops early.
         budget: approximate limit on the number of products; samples and probes are allocated for the shortest
             interval.
         output: the part of the model's output to differentiate: key, index, attribute or function; None takes the
@@ -86,7 +90,8 @@ def measure(
         TypeError: inputs are not floating point, or the output is not.
 
     Source: the estimand is that of Wang & Fu, ICLR 2023 (mean JSV over samples and values, of logits with respect to
-    inputs); the bracket is Gauss and Gauss-Radau quadrature (Golub & Meurant 2010).
+    inputs); the brackets are Gauss and Gauss-Radau quadrature (Golub & Meurant 2010); the intervals are described in
+    `isometry.spectra.intervals`.
     """
     options = Options(method, layers, rtol, budget, dtype, seed)
     return measure_with(options, model, inputs, output=output, at=at, wrt=wrt, progress=progress)

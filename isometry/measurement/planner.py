@@ -21,11 +21,12 @@ _BYTES = 2**29
 _FORWARD = 2.0  # products that a forward pass with its graph costs
 _PROBES = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 _LENGTHS = (1.0, 1.5, 2.0, 3.0, 4.0)
-_PILOT_SAMPLES, _PILOT_PROBES = 8, 2
+_PILOT_SAMPLES = 8
+_PILOT_PROBES = (2, 4)  # at least and at most
 _PILOT_LOOK = 32  # samples of a pilot without a budget: those before the first look at the interval
-_PILOT_PRICE = 4 * 12  # products per sample, approximately: two probes of 12 steps
+_PROBE_PRICE = 24  # products of a probe, approximately
 _FEWEST_EXACT = 8  # exact samples that make an interval
-_VARIANCE_FLOOR = 0.3  # of the variance seen between samples, at least so much is theirs and not their probes'
+_VARIANCE_FLOOR = 0.05  # of the variance seen between samples, at least so much is theirs and not their probes'
 _BRACKET_SHARE = 0.08  # of a tolerance, for the half-width of brackets
 
 
@@ -149,7 +150,7 @@ class Planner:
         tolerance = self.options.bracket or _TOLERANCE
         if self.options.rtol is not None:
             tolerance = min(tolerance, _BRACKET_SHARE * self.options.rtol)
-        pilot = Krylov(self.subject, self.generator, _PILOT_PROBES, tolerance)
+        pilot = Krylov(self.subject, self.generator, self._pilot_probes, tolerance)
         return Plan(pilot, is_pilot=self.options.sampled)
 
     def after(self, plan: Plan, estimated: EstimatedBatch, tally: Tally) -> Plan:
@@ -158,7 +159,7 @@ class Planner:
             return plan
         assert tally.brackets is not None
         assert estimated.run is not None
-        probe_variance = float(tally.brackets.probe_variance.nanmean()) * _PILOT_PROBES
+        probe_variance = float(tally.brackets.probe_variance.nanmean()) * self._pilot_probes
         variance = float(tally.sample_means.var())
         run, budget = estimated.run, self.options.budget
         half, earlier = (
@@ -168,14 +169,14 @@ class Planner:
         slope = min(max(math.log2(earlier / half), 0.5), 4.0) if half > 0 else 1.0
         allocation = allocate(
             # Few samples cannot tell a small variance between them from none.
-            sample_variance=max(variance - probe_variance / _PILOT_PROBES, _VARIANCE_FLOOR * variance),
+            sample_variance=max(variance - probe_variance / self._pilot_probes, _VARIANCE_FLOOR * variance),
             probe_variance=probe_variance,
             exact_price=exact_estimator(self.subject).price,
             probe_price=run.products,
             budget=None if budget is None else budget - tally.products,
             allowed=self._candidates(tally),
             available=self.available if budget is not None else None,
-            pilot=(len(tally), _PILOT_PROBES),
+            pilot=(len(tally), self._pilot_probes),
             bracket=0.0 if budget is None else half,
             slope=slope,
         )
@@ -197,10 +198,18 @@ class Planner:
 
     @property
     def _pilot_samples(self) -> int:
-        """The number of samples before a decision: the first look's; of a budget, at most an eighth."""
+        """The number of samples before a decision: the first look's; of a budget, as many as a quarter buys."""
         if self.options.budget is None:
             return _PILOT_LOOK
-        return min(_PILOT_SAMPLES, max(2, self.options.budget // (8 * _PILOT_PRICE)))
+        return min(_PILOT_SAMPLES, max(2, self.options.budget // (4 * 2 * _PROBE_PRICE)))
+
+    @property
+    def _pilot_probes(self) -> int:
+        """Probes per sample of the pilot: more where they cost little of the budget, to tell samples and probes apart."""
+        least, most = _PILOT_PROBES
+        if self.options.budget is None:
+            return least
+        return min(most, max(least, self.options.budget // (5 * _PILOT_SAMPLES * _PROBE_PRICE)))
 
     def next_part(self, plan: Plan, tally: Tally) -> tuple[Plan, int]:
         """Return the plan and how many samples to measure next: within memory, budget and the next look at the interval."""

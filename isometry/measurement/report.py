@@ -73,7 +73,11 @@ class Report:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % confidence interval of the mean JSV over inputs like these; (nan, nan) for one sample."""
+        """95 % confidence interval of the mean JSV over inputs like these; (nan, nan) for one sample.
+
+        It allows for the samples drawn, for their skewness, and for the probes and brackets of a krylov measurement. The
+        bracket of a sample alone holds for its probes, not for its mean.
+        """
         return self.estimate.interval
 
     @property

@@ -10,9 +10,19 @@ from torch import nn
 
 from isometry.repairs.orthogonalization import orthogonalize
 from isometry.repairs.recalibration import recalibrate
+from isometry.repairs.reconstruction import repair
 from isometry.repairs.recovery import recover
 
-__all__ = ["REPAIRS", "Orthogonalization", "Recalibration", "Recovery", "Repair", "best_repair", "repair_by_name"]
+__all__ = [
+    "REPAIRS",
+    "Orthogonalization",
+    "Recalibration",
+    "Reconstruction",
+    "Recovery",
+    "Repair",
+    "best_repair",
+    "repair_by_name",
+]
 
 RELU_GAIN = math.sqrt(2)
 """The gain with which the reference code of Wang & Fu, ICLR 2023, orthogonalizes ReLU networks."""
@@ -90,7 +100,36 @@ class Recalibration:
         return recalibrate(model, data, seed=seed)
 
 
-REPAIRS: dict[str, Repair] = {repair.name: repair for repair in (Recovery(), Orthogonalization(), Recalibration())}
+@dataclass(frozen=True)
+class Reconstruction:
+    """Layers solved for again so that they give what they gave in the dense network: `repair`.
+
+    Attributes:
+        samples, ridge, downstream, outputs, match_sums: see `repair`, whose defaults these are.
+    """
+
+    name: ClassVar[str] = "reconstruct"
+    samples: int = 1024
+    ridge: float = 1e-3
+    downstream: bool = True
+    outputs: bool = False
+    match_sums: bool = True
+
+    def __call__(
+        self, model: nn.Module, *, data: Any = None, reference: nn.Module | None = None, seed: int = 0
+    ) -> nn.Module:
+        """Return a copy that gives what the dense network does, as far as its widths allow; see `repair`."""
+        if reference is None:
+            raise ValueError(
+                "repair() got no reference; it takes the network before pruning, e.g. "
+                "repair_by_name('reconstruct')(pruned, reference=dense, data=x)."
+            )
+        return repair(model, reference=reference, data=data, seed=seed, progress=False, **vars(self))
+
+
+REPAIRS: dict[str, Repair] = {
+    repair.name: repair for repair in (Recovery(), Orthogonalization(), Recalibration(), Reconstruction())
+}
 """{name: repair}. A new entry makes a repair known to trials, comparisons and analyses."""
 
 

@@ -196,7 +196,8 @@ class FineTuning(Stage):
         dense, plan = self.parent.load(runs, dataset.classes)
         model, rows = dense.to(device), []
         if trial.repair is not None:
-            model = _repair(trial, model, dataset)
+            dense = DenseTraining(trial).load(runs, dataset.classes).to(device)
+            model = _repair(trial, model, dense, dataset)
             rows = [measure_row(trial, model, dataset, "repaired", 0, False)]
         if trial.finetune is not None:
             rows += _finetune(trial, model, dataset, folder)
@@ -277,9 +278,9 @@ def _train(model: nn.Module, dataset: Data, recipe: Recipe, seed: int, folder: P
     return last is not None and last.diverged
 
 
-def _repair(trial: Trial, model: nn.Module, dataset: Data) -> nn.Module:
+def _repair(trial: Trial, model: nn.Module, dense: nn.Module, dataset: Data) -> nn.Module:
     if trial.repair != SCRATCH:
-        return repair_by_name(str(trial.repair))(model, data=dataset, seed=trial.seed)
+        return repair_by_name(str(trial.repair))(model, data=dataset, reference=dense, seed=trial.seed)
     widths = [m.out_features for m in model.modules() if isinstance(m, nn.Linear)][:-1]
     options = {**trial.options, "widths": tuple(widths)}
     fresh = networks.build(trial.network, dataset.classes, seed=trial.seed + 1000, **options)

@@ -41,3 +41,8 @@ def test_every_setting_that_changes_a_dense_row_is_in_its_folder() -> None:
     plain, low = plan_stages(trial())[0], plan_stages(trial(autocast=True))[0]
     assert plain.folder != low.folder  # evaluation runs in bfloat16
     assert plain.folder == plan_stages(trial(pruner=L1(scope="global"), ratio=0.9))[0].folder
+
+
+def test_a_reconstructed_trial_is_compared_with_its_dense_network(tmp_path: Path) -> None:
+    loss = run([trial(repair="reconstruct", finetune=None)], tmp_path, jobs=1).set_index("phase")["loss"]
+    assert loss["dense"] < loss["repaired"] < loss["pruned"]

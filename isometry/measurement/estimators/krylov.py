@@ -52,8 +52,8 @@ class Krylov(Estimator):
         return self.count * 2 * self.steps * self.subject.columns
 
     def within(self, products: float) -> Krylov:
-        """Return the estimator with fewer steps where `products` per sample do not suffice for them; at least 2 steps."""
-        return replace(self, most_steps=max(2, min(self.most_steps, int(products / (2 * self.count)))))
+        """Return the estimator with fewer steps where `products` per sample do not suffice for them and for the check of J against Jᵀ; at least 2 steps."""
+        return replace(self, most_steps=max(2, min(self.most_steps, int((products - 2) / (2 * self.count)))))
 
     def estimate(self, batch: Batch) -> EstimatedBatch:
         """Bracket the mean of every sample's singular values."""
