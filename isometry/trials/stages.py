@@ -193,10 +193,10 @@ class FineTuning(Stage):
         if self.parent.diverged(runs):
             return [{"phase": "finetune", "epoch": 1, "diverged": True}]
         dataset = trial.load_data()
-        dense, plan = self.parent.load(runs, dataset.classes)
-        model, rows = dense.to(device), []
+        pruned, plan = self.parent.load(runs, dataset.classes)
+        model, rows = pruned.to(device), []
         if trial.repair is not None:
-            dense = DenseTraining(trial).load(runs, dataset.classes).to(device)
+            dense = DenseTraining(trial).load(runs, dataset.classes).model.to(device)
             model = _repair(trial, model, dense, dataset)
             rows = [measure_row(trial, model, dataset, "repaired", 0, False)]
         if trial.finetune is not None:
