@@ -1,6 +1,6 @@
 """Do the 95 % intervals of a measurement hold the truth in 95 % of all cases, whatever the network and the stopping rule?
 
-FINDINGS
+FINDING
 
 "outside below" counts intervals that lie below the truth; an honest two-sided interval has 2.5 % on either side. Populations: per-sample
 means of a trained ReLU MLP on digits and of ResNet-20 on CIFAR-10 images (drawn without replacement from 1,797 and 2,000 images; measured once and
@@ -37,15 +37,15 @@ COUNTS = (2, 4, 8, 16, 32, 64)
 
 
 class Scaled(nn.Module):
-    """exp(sigma x_0) W (x_1, ..., x_n), x_0 being no differentiated input: a linear map whose size varies between samples."""
+    """exp(sigma x_c) W (x_1, ..., x_n), x_c having no derivative in the first factor: a map whose size varies between samples."""
 
-    def __init__(self, weight: Tensor, sigma: float) -> None:
+    def __init__(self, weight: Tensor, sigma: float, column: int = 0) -> None:
         super().__init__()
-        self.weight, self.sigma = nn.Parameter(weight), sigma
+        self.weight, self.sigma, self.column = nn.Parameter(weight), sigma, column
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, 1 + n] -> [B, m]."""
-        return torch.exp(self.sigma * x[:, :1].detach()) * (x[:, 1:] @ self.weight.T)
+        return torch.exp(self.sigma * x[:, self.column, None].detach()) * (x[:, 1:] @ self.weight.T)
 
 
 class Cubic(nn.Module):
@@ -153,6 +153,17 @@ def run(p: Population, options: dict[str, Any], count: int, seed: int) -> Estima
     return isometry.measure(p.network, p.draw(count, seed), seed=seed, progress=False, **options).estimate
 
 
+def compared(p: Population, options: dict[str, Any], count: int, seed: int) -> Estimate:
+    """Return the difference of two networks of equal mean JSV, plus that mean: sizes by one column of the input or another."""
+    assert isinstance(p.network, Scaled)
+    other = Scaled(p.network.weight.detach(), p.network.sigma, column=1)
+    row = isometry.compare(
+        {"one": p.network, "other": other}, p.draw(count, seed), seed=seed, progress=False, **options
+    ).iloc[1]
+    ends = (row["difference_low"] + p.truth, row["difference_high"] + p.truth)
+    return Estimate(row["difference"] + p.truth, math.nan, ends, count)
+
+
 def subsample(means: Tensor, count: int, seed: int) -> Estimate:
     """Return the mean JSV of some of many samples whose means are known: what an exact measurement of them finds."""
     return mean_with_error(means[torch.randperm(len(means), generator=torch.Generator().manual_seed(seed))[:count]])
@@ -175,7 +186,10 @@ def rows_of(kind: str, quick: bool) -> list[Row]:
             settings = [(f"rtol = {rtol:g}", {"rtol": rtol}, p.reach) for rtol in rtols]
         elif kind == "budget" and not p.exact:
             settings = [(f"budget = {budget}", {"budget": budget}, p.reach) for budget in (600, 3000)]
-        rows += [counted(name, p, label, seeds, partial(run, p, options, n)) for label, options, n in settings]
+        elif kind == "compare" and name.startswith(("lognormal", "one large")):
+            settings = [(f"compare, n = {n}", {"method": "exact" if p.exact else "krylov"}, n) for n in (8, 32)]
+        found = compared if kind == "compare" else run
+        rows += [counted(name, p, label, seeds, partial(found, p, options, n)) for label, options, n in settings]
     return rows
 
 
@@ -225,5 +239,5 @@ def draw(table: pd.DataFrame, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    kinds = {kind: partial(rows_of, kind) for kind in ("exact", "krylov", "rtol", "budget")}
+    kinds = {kind: partial(rows_of, kind) for kind in ("exact", "krylov", "rtol", "budget", "compare")}
     script.run_measurement("coverage", __doc__, kinds, draw, tables)
