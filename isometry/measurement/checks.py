@@ -16,9 +16,8 @@ from isometry.measurement.function import NetworkFunction
 from isometry.measurement.jacobian import AdjointError, NonFiniteError
 from isometry.networks.modules import hooked
 
-__all__ = ["check_independence", "check_per_sample", "describe_nonfinite", "readable_errors"]
+__all__ = ["check_per_sample", "describe_nonfinite", "readable_errors", "rounding", "trace_modules"]
 
-_LARGE = 1000  # entries of an input
 # Operations whose derivative torch defines to be zero everywhere.
 _FLAT = ("SignBackward", "SgnBackward", "RoundBackward", "FloorBackward", "CeilBackward", "TruncBackward")
 
@@ -94,56 +93,8 @@ def check_per_sample(function: NetworkFunction, pair: Batch, outputs: Tensor) ->
         )
 
 
-@torch.no_grad()
-def check_independence(function: NetworkFunction, batch: Batch, outputs: Tensor) -> None:
-    """Refuse a network whose outputs for some samples change when the rest of their batch is taken away.
-
-    Two samples do not show every coupling: a gate may open by the sum of a batch, an expert may be full. Looked at are up
-    to 8 samples together and up to 8 alone (4 of large inputs, where a pass of one sample takes long).
-
-    Args:
-        function: whose outputs these are.
-        batch: at least 3 samples, else nothing is checked.
-        outputs: [B, ...], at the batch as a whole.
-
-    Raises:
-        ValueError: the message names the first module whose output changes.
-    """
-    if len(batch) < 3:
-        return
-    few = torch.linspace(0, len(batch) - 1, max(1, min(8, len(batch) // 2))).long()
-    alone = few if batch.differentiated[0].numel() <= _LARGE else few[:: max(1, len(few) // 4)]
-    for samples in [few, *alone.split(1)]:
-        part = batch.select(samples)
-        try:
-            apart = function.outputs(part)
-        except (RuntimeError, ValueError, IndexError, TypeError, KeyError, AssertionError):
-            continue  # it takes no batch of that size, so that there is nothing to compare
-        if _differ(outputs, apart, samples, len(batch)):
-            raise InvalidValueError(
-                f"found that {_first_changed(function, batch, part, samples)} mixes the samples of a batch: outputs of "
-                f"{len(samples)} of {len(batch)} samples change when the others are left out, so there is no per-sample "
-                "Jacobian. Make it independent of the batch, or measure sample by sample: measure(model, x.split(1))."
-            )
-
-
-def _first_changed(function: NetworkFunction, batch: Batch, part: Batch, samples: Tensor) -> str:
-    """Return the first module whose output for `samples` of a batch is another one in the part that holds only them."""
-    for (_, name, together), (_, _, apart) in zip(_trace(function, batch), _trace(function, part), strict=False):
-        if _differ(together, apart, samples, len(batch)):
-            return f"{name or 'the model'} ({type(function.model.get_submodule(name)).__name__})"
-    return "an operation outside its submodules"
-
-
-def _differ(together: Tensor, apart: Tensor, samples: Tensor, count: int) -> bool:
-    """Whether a tensor for `samples` of a batch of `count` is not what it is for them apart."""
-    if not together.ndim or len(together) != count or len(apart) != len(samples) or together[0].shape != apart[0].shape:
-        return False
-    gap = (together[samples.to(together.device)] - apart).abs().max()
-    return bool(gap > _rounding(together) * together.abs().max())
-
-
-def _rounding(outputs: Tensor) -> float:
+def rounding(outputs: Tensor) -> float:
+    """Return the difference, as a share of the largest output, that rounding in other batches explains."""
     return 2e-2 if outputs.dtype in (torch.float16, torch.bfloat16) else 1e-3
 
 
@@ -165,7 +116,7 @@ def _depends_on_batch(function: NetworkFunction, pair: Batch, value: Tensor, out
                 alone = function.bound_to(pair.part(sample, sample + 1))(value[sample : sample + 1].clone())[0]
         except (RuntimeError, ValueError, IndexError, TypeError, KeyError, AssertionError):
             return False  # it takes no single sample, so that there is nothing to compare
-        if bool((alone - outputs[sample]).abs().max() > _rounding(outputs) * outputs.abs().max()):
+        if bool((alone - outputs[sample]).abs().max() > rounding(outputs) * outputs.abs().max()):
             return True
     return False
 
@@ -231,7 +182,7 @@ def _culprit(function: NetworkFunction, pair: Batch, other: Batch) -> str:
     swapped = torch.tensor([1, 0])
     for shared in (0, 1):
         one, two = (batch.select(swapped) if shared else batch for batch in (pair, other))
-        changed = _trace(function, two)
+        changed = trace_modules(function, two)
 
         def differs(index: int, tensor: Tensor, changed: list[Any] = changed, shared: int = shared) -> bool:
             if index >= len(changed) or tensor.shape != changed[index][2].shape:
@@ -250,7 +201,7 @@ def _first(
     bad_input: Callable[[int, Tensor], bool],
 ) -> str | None:
     """Return the module whose output is the first bad tensor, or the operation before the one whose input is."""
-    for index, (is_output, name, tensor) in enumerate(_trace(function, batch)):
+    for index, (is_output, name, tensor) in enumerate(trace_modules(function, batch)):
         if (bad if is_output else bad_input)(index, tensor):
             module = f"{name or 'the model'} ({type(function.model.get_submodule(name)).__name__})"
             return module if is_output else f"an operation of {name.rpartition('.')[0] or 'the model'} before {module}"
@@ -258,7 +209,7 @@ def _first(
 
 
 @torch.no_grad()
-def _trace(function: NetworkFunction, batch: Batch) -> list[tuple[bool, str, Tensor]]:
+def trace_modules(function: NetworkFunction, batch: Batch) -> list[tuple[bool, str, Tensor]]:
     """Return (whether it is an output, module, tensor) for all inputs and outputs of modules, in order of the pass."""
     passed: list[tuple[bool, str, Tensor]] = []
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from isometry.errors import InvalidValueError
+from isometry.errors import InvalidValueError, join_names
 from isometry.measurement.batch import Batch
 from isometry.measurement.function import NetworkFunction
 from isometry.measurement.operators import operator_statistics
@@ -45,7 +45,7 @@ def select_layers(model: nn.Module, layers: bool | int | str | Sequence[str]) ->
         selected = [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
     if not selected:
         raise InvalidValueError(
-            f"got layers={layers!r}, which matches no module; the model's are {', '.join(names) or 'none'}. E.g. layers=True "
+            f"got layers={layers!r}, which matches no module; the model's are {join_names(names) or 'none'}. E.g. layers=True "
             "for its blocks, layers=1 for the outermost, layers='*conv*' for a pattern."
         )
     return selected
@@ -136,7 +136,7 @@ def find_layers(function: NetworkFunction, pair: Batch, names: Sequence[str]) ->
     between = _on_the_way(outputs, start, captured)
     if outputs.requires_grad and not between:
         raise InvalidValueError(
-            f"got layers= with {', '.join(names)}, none of which has an output between the input and the output. Choose "
+            f"got layers= with {join_names(names)}, none of which has an output between the input and the output. Choose "
             "others, e.g. layers=True."
         )
     return LayerOutputs(tuple(between), widths, input_sizes), [name for name in names if name not in between]

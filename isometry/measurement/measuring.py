@@ -15,11 +15,12 @@ from tqdm.auto import tqdm
 
 from isometry.errors import InvalidTypeError, InvalidValueError, is_out_of_memory, signed
 from isometry.measurement.batch import Batch
-from isometry.measurement.checks import check_independence, readable_errors
+from isometry.measurement.checks import readable_errors
 from isometry.measurement.estimators import BottleneckBypassedError, EstimatedBatch, Exact
 from isometry.measurement.function import NetworkFunction
+from isometry.measurement.independence import check_independence
 from isometry.measurement.inputs import Inputs, read_inputs, takes_several_inputs
-from isometry.measurement.options import Options
+from isometry.measurement.options import Options, check_model
 from isometry.measurement.planner import Plan, Planner
 from isometry.measurement.preparation import Subject, prepare, sample_shape
 from isometry.measurement.report import Report
@@ -110,8 +111,7 @@ def measure_with(
     """Measure with options that have been checked; see `measure`. Threads take turns, as settings of torch are global."""
     start = time.perf_counter()
     model = unwrap(model)
-    _check_model(model)
-    _check_start(model, at)
+    check_model(model, at)
     if torch.is_inference_mode_enabled():
         raise InvalidValueError(
             "was called in torch.inference_mode(), in which nothing can be differentiated. Call it outside; "
@@ -228,34 +228,3 @@ def _repeat(planner: Planner, plan: Plan, pilot: Iterable[Batch], tally: Tally) 
             plan, part, _ = _estimate(plan, batch.part(start, start + size), tally)
             start += len(part)
     return plan
-
-
-def _check_model(model: Any) -> None:
-    if not isinstance(model, nn.Module):
-        raise InvalidTypeError(
-            f"got a {type(model).__name__} for a model; it takes a torch.nn.Module, e.g. "
-            "measure(isometry.networks.build('lenet-5-relu'))."
-        )
-    if isinstance(model, torch.jit.ScriptModule):
-        raise InvalidTypeError(
-            "got a TorchScript module, whose parts cannot be looked into. Pass the module it was scripted or traced from, "
-            "e.g. measure(model, inputs)."
-        )
-    for name, module in model.named_modules():
-        if getattr(module, "has_uninitialized_params", bool)():
-            raise InvalidValueError(
-                f"got a model whose {name or 'parameters'} are not initialized yet; run it once first: model(inputs)."
-            )
-        kind = type(module)
-        if kind.__module__.startswith("torch.") and "quantized" in kind.__module__:
-            raise InvalidValueError(
-                f"cannot differentiate {name or 'the model'} ({kind.__name__}), which is quantized. Measure the floating "
-                "point model it was made from."
-            )
-
-
-def _check_start(model: nn.Module, at: str | None) -> None:
-    names = [name for name, _ in model.named_modules()]
-    if at is not None and at not in names:
-        known = ", ".join(name for name in names if name)
-        raise InvalidValueError(f"got at={at!r}; the model's modules are {known}. E.g. at={known.split(', ')[0]!r}.")
