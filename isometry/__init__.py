@@ -14,8 +14,8 @@ Pruning moves the singular values of a network's input-output Jacobian (JSVs) aw
     recovered = isometry.recover(pruned.model)                    # linear MLPs: every JSV becomes 1
     isometry.compare({"dense": model, "L1": pruned.model, "recovered": recovered}, data.test)
 
-Repairs of any pruned network are `repair` (least squares on the dense network's features), `recalibrate` (BatchNorm
-statistics) and `orthogonalize`; `convert` and `fold` go
+In a training loop of your own, `Pruning` does step by step what `prune` does. Repairs of any pruned network are `repair`
+(least squares on the dense network's features), `recalibrate` (BatchNorm statistics) and `orthogonalize`; `convert` and `fold` go
 between ordinary and bounded BatchNorm, `save` and `load` between a pruned network and its file.
 Every verb leaves its argument alone and returns a new thing; `train` trains in place. Spectra of explicit matrices are
 in `isometry.spectra`, channel surgery in `isometry.surgery`, experiments as data in `isometry.trials`, pictures in
@@ -31,7 +31,7 @@ from isometry import data, networks, spectra
 from isometry.measurement import compare, measure
 from isometry.measurement.report import Report
 from isometry.networks import convert, fold
-from isometry.pruners import L1, TPP, GReg, GReg2, Polarization, Pruner, Random, RecedingBN, Slimming, prune
+from isometry.pruners import L1, TPP, GReg, GReg2, Polarization, Pruner, Pruning, Random, RecedingBN, Slimming, prune
 from isometry.repairs import orthogonalize, recalibrate, recover, repair
 from isometry.surgery import Plan, load, save
 from isometry.training import train
@@ -50,6 +50,7 @@ __all__ = [
     "Plan",
     "Polarization",
     "Pruner",
+    "Pruning",
     "Random",
     "RecedingBN",
     "Recipe",

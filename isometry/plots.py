@@ -62,6 +62,9 @@ def spectrum(
 ) -> Axes:
     """Draw the density of the JSVs, one step line per network, with the isometry line at 1.
 
+    Of a krylov measurement only quadrature nodes are known, which are no sample of the JSVs: they are drawn as points, each as
+    high as its weight, averaged over samples and probes.
+
     The axis is logarithmic where the values span more than a factor of 30. Bars of one standard error over samples
     are drawn where a bin holds enough to see them.
 
@@ -86,6 +89,9 @@ def spectrum(
     edges = np.geomspace(low, top, bins + 1) if logarithmic else np.linspace(0, top, bins + 1)
     for name, report in reports.items():
         mean = entry.mean_jsv if isinstance(entry := named[name], Report) else report.mean
+        if not report.complete:
+            _draw_nodes(ax, report, name, mean)
+            continue
         share, error = (part.numpy() for part in report.histogram(torch.from_numpy(edges)))
         width = np.diff(np.log10(edges)) if logarithmic else np.diff(edges)
         ax.stairs(share / width, edges, color=color(name), label=f"{name}, mean {mean:.3g}", linewidth=1.6)
@@ -99,7 +105,8 @@ def spectrum(
         name = f"{type(law).__name__}, mean {law.mean_jsv:.3g}, KS distance {gap:.3f}"
         ax.plot(s, density, color="black", linewidth=1.2, label=name)
         # A density may diverge at an edge: the histogram sets the scale.
-        ax.set_ylim(top=1.25 * max(float(patch.get_data().values.max()) for patch in ax.patches))  # type: ignore[attr-defined]
+        if ax.patches:
+            ax.set_ylim(top=1.25 * max(float(patch.get_data().values.max()) for patch in ax.patches))  # type: ignore[attr-defined]
     ax.axvline(1, color="#d62728", linewidth=1, linestyle=":", label="isometry")
     if logarithmic:
         ax.set_xscale("log")
@@ -108,6 +115,14 @@ def spectrum(
     ax.set_ylim(bottom=0)
     ax.legend(frameon=False, fontsize="small")
     return ax
+
+
+def _draw_nodes(ax: Axes, nodes: Spectrum, name: str, mean: float) -> None:
+    """Draw quadrature nodes against the share of the spectrum that each stands for."""
+    weighted = nodes.weights > 1e-6
+    shares = nodes.weights[weighted] * nodes.values.shape[1]
+    label = f"{name}, mean {mean:.3g}, nodes (not the JSVs)"
+    ax.plot(nodes.values[weighted], shares, ".", color=color(name), markersize=3, alpha=0.5, label=label)
 
 
 def trajectory(table: pd.DataFrame, ax: Axes | None = None, *, y: str = "mean_jsv", by: str = "method") -> Axes:
@@ -240,10 +255,11 @@ def layers(table: Report | pd.DataFrame | Mapping[str, Report], ax: Axes | None 
         rows = entry.layers if isinstance(entry, Report) else entry
         if rows is None:
             raise ValueError("plots.layers() got a report without layers; measure it with layers=True.")
-        _require(rows, "layers", "layer", "mean_jsv", "sem")
+        _require(rows, "layers", "layer", "mean_jsv", "interval_low", "interval_high")
         names = list(rows["layer"])
+        reach = [rows["mean_jsv"] - rows["interval_low"], rows["interval_high"] - rows["mean_jsv"]]
         ax.errorbar(
-            range(len(rows)), rows["mean_jsv"], 1.96 * rows["sem"].fillna(0), marker="o", markersize=3, capsize=2,
+            range(len(rows)), rows["mean_jsv"], [side.fillna(0).clip(lower=0) for side in reach], marker="o", markersize=3, capsize=2,
             color=color(name), label=name, linewidth=1.3,
         )  # fmt: skip
     ax.set_xticks(range(len(names)), names, rotation=90, fontsize="x-small")

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from isometry.data.location import find_file, find_folder, read_bytes
+from isometry.data.location import check_content, find_file, find_folder, read_bytes
 
 __all__ = ["CIFAR_SETS", "IMAGENET", "load_cifar_set"]
 
@@ -30,6 +30,7 @@ class _CifarSet:
         classes: number of classes.
         mean, std: of the pixels of every channel, in [0, 1].
         counts: images of the training part and of the test part.
+        sha256: {file: digest of its unpacked content}; files that are missing are not known.
     """
 
     url: str
@@ -41,6 +42,7 @@ class _CifarSet:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     counts: tuple[int, int] = (50000, 10000)
+    sha256: Mapping[str, str] = field(default_factory=dict)
 
 
 CIFAR_SETS = {
@@ -53,6 +55,14 @@ CIFAR_SETS = {
         10,
         (0.4914, 0.4822, 0.4465),
         (0.2470, 0.2435, 0.2616),
+        sha256={
+            "data_batch_1.bin": "cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5",
+            "data_batch_2.bin": "a591ca11fa1708a91ee40f54b3da4784ccd871ecf2137de63f51ada8b3fa57ed",
+            "data_batch_3.bin": "bbe8596564c0f86427f876058170b84dac6670ddf06d79402899d93ceea26f67",
+            "data_batch_4.bin": "014e562d6e23c72197cc727519169a60359f5eccd8945ad5a09d710285ff4e48",
+            "data_batch_5.bin": "755304fc0b379caeae8c14f0dac912fbc7d6cd469eb67a1029a08a39453a9add",
+            "test_batch.bin": "8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b",
+        },
     ),
     "cifar100": _CifarSet(
         "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
@@ -81,16 +91,27 @@ def load_cifar_set(
         normalization: (mean, standard deviation) of every channel; None means the set's own.
 
     Raises:
-        ValueError: a file is truncated or corrupt.
+        ValueError: a file is truncated or corrupt, or two are equal, the training and the test part for instance.
         FileNotFoundError: `root` does not contain the set.
     """
     source = CIFAR_SETS[name]
     folder = find_folder(name, root, source.files[0][0]) or _download(name, source)
     mean, std = (torch.tensor(part).view(3, 1, 1) for part in normalization or (source.mean, source.std))
-    parts = []
+    parts: list[Part] = []
+    seen: dict[str, str] = {}
     for files, count in zip(source.files, source.counts, strict=True):
         width, per_file = source.labels + 3072, count // len(files)
-        records = np.concatenate([_records(find_file(name, folder, file), width, per_file) for file in files])
+        paths = [find_file(name, folder, file) for file in files]
+        contents = [_records(path, width, per_file) for path in paths]
+        for file, path, content in zip(files, paths, contents, strict=True):
+            digest = check_content(path, content.data, source.sha256.get(file))
+            if digest in seen:
+                raise ValueError(
+                    f"{path} has the same content as {seen[digest]}: one of them is a copy under another name. Delete both "
+                    "and download the set again."
+                )
+            seen[digest] = file
+        records = np.concatenate(contents)
         pixels = torch.from_numpy(records[:, source.labels :].reshape(-1, 3, 32, 32))
         inputs = pixels.float().div_(255).sub_(mean).div_(std)
         labels = torch.from_numpy(records[:, source.labels - 1].astype(np.int64))

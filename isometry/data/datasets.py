@@ -79,7 +79,7 @@ def load(
         name: one of `names()`.
         root: the folder that contains the files, or a subfolder of the set's name with them; defaults to
             $ISOMETRY_DATA, then to the user's cache, to which the files are downloaded once and checked against their
-            MD5.
+            MD5. Where the SHA-256 of the unpacked files is known (mnist, cifar10), it is checked every time.
         validation: how many training images become the validation part (the same ones in every call). Defaults to 180
             of digits, a tenth, and 5,000 of the others; 0 leaves the published training part whole.
         normalization: (mean, standard deviation) of each channel of CIFAR's pixels in [0, 1], where pretrained weights
@@ -91,7 +91,7 @@ def load(
         `Data` with `train`, `validation` and `test`.
 
     Raises:
-        ValueError: unknown name; a file that is truncated, corrupt or of another kind; a `validation` that is too large.
+        ValueError: unknown name; a file that is truncated, corrupt, of another kind or not the published one; a `validation` that is too large.
         FileNotFoundError: `root` does not contain the set.
     """
     if name not in _VALIDATION:

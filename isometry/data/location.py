@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import lzma
 import os
 import zlib
 from pathlib import Path
 
-__all__ = ["find_file", "find_folder", "read_bytes"]
+__all__ = ["check_content", "find_file", "find_folder", "read_bytes"]
 
 
 def find_folder(name: str, root: str | os.PathLike[str] | None, probe: str) -> Path | None:
@@ -80,3 +81,20 @@ def read_bytes(path: Path) -> bytes:
             f"{path} is truncated or corrupt: expected a whole {path.suffix} file, found {path.stat().st_size} bytes "
             f"that do not decompress ({error}). Delete it and load the set again."
         ) from error
+
+
+def check_content(path: Path, content: bytes | memoryview, sha256: str | None) -> str:
+    """Return the SHA-256 digest of a file's decompressed content; raise a ValueError where it is not the published one.
+
+    Args:
+        path: the file.
+        content: what `read_bytes` returned.
+        sha256: of the published content, None where it is not known.
+    """
+    found = hashlib.sha256(content).hexdigest()
+    if sha256 is not None and found != sha256:
+        raise ValueError(
+            f"{path} is not the published file: expected the SHA-256 {sha256[:16]}... of its content, found {found[:16]}.... "
+            "Delete it and download the set again; for a data set of your own, build isometry.data.Data from tensors."
+        )
+    return found

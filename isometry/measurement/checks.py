@@ -16,7 +16,7 @@ from isometry.measurement.function import NetworkFunction
 from isometry.measurement.jacobian import AdjointError, NonFiniteError
 from isometry.networks.modules import hooked
 
-__all__ = ["check_per_sample", "describe_nonfinite", "readable_errors"]
+__all__ = ["check_per_sample", "describe_nonfinite", "readable_errors", "rounding", "trace_modules"]
 
 # Operations whose derivative torch defines to be zero everywhere.
 _FLAT = ("SignBackward", "SgnBackward", "RoundBackward", "FloorBackward", "CeilBackward", "TruncBackward")
@@ -93,6 +93,11 @@ def check_per_sample(function: NetworkFunction, pair: Batch, outputs: Tensor) ->
         )
 
 
+def rounding(outputs: Tensor) -> float:
+    """Return the difference, as a share of the largest output, that rounding in other batches explains."""
+    return 2e-2 if outputs.dtype in (torch.float16, torch.bfloat16) else 1e-3
+
+
 def _gradient(outputs: Tensor, inputs: Tensor, sample: int) -> Tensor | None:
     """Return the gradient of a random sum of one sample's outputs at the inputs; None where no reverse mode exists."""
     cotangent = torch.zeros_like(outputs)
@@ -111,8 +116,7 @@ def _depends_on_batch(function: NetworkFunction, pair: Batch, value: Tensor, out
                 alone = function.bound_to(pair.part(sample, sample + 1))(value[sample : sample + 1].clone())[0]
         except (RuntimeError, ValueError, IndexError, TypeError, KeyError, AssertionError):
             return False  # it takes no single sample, so that there is nothing to compare
-        rounding = 2e-2 if outputs.dtype in (torch.float16, torch.bfloat16) else 1e-3
-        if bool((alone - outputs[sample]).abs().max() > rounding * outputs.abs().max()):
+        if bool((alone - outputs[sample]).abs().max() > rounding(outputs) * outputs.abs().max()):
             return True
     return False
 
@@ -178,7 +182,7 @@ def _culprit(function: NetworkFunction, pair: Batch, other: Batch) -> str:
     swapped = torch.tensor([1, 0])
     for shared in (0, 1):
         one, two = (batch.select(swapped) if shared else batch for batch in (pair, other))
-        changed = _trace(function, two)
+        changed = trace_modules(function, two)
 
         def differs(index: int, tensor: Tensor, changed: list[Any] = changed, shared: int = shared) -> bool:
             if index >= len(changed) or tensor.shape != changed[index][2].shape:
@@ -197,7 +201,7 @@ def _first(
     bad_input: Callable[[int, Tensor], bool],
 ) -> str | None:
     """Return the module whose output is the first bad tensor, or the operation before the one whose input is."""
-    for index, (is_output, name, tensor) in enumerate(_trace(function, batch)):
+    for index, (is_output, name, tensor) in enumerate(trace_modules(function, batch)):
         if (bad if is_output else bad_input)(index, tensor):
             module = f"{name or 'the model'} ({type(function.model.get_submodule(name)).__name__})"
             return module if is_output else f"an operation of {name.rpartition('.')[0] or 'the model'} before {module}"
@@ -205,7 +209,7 @@ def _first(
 
 
 @torch.no_grad()
-def _trace(function: NetworkFunction, batch: Batch) -> list[tuple[bool, str, Tensor]]:
+def trace_modules(function: NetworkFunction, batch: Batch) -> list[tuple[bool, str, Tensor]]:
     """Return (whether it is an output, module, tensor) for all inputs and outputs of modules, in order of the pass."""
     passed: list[tuple[bool, str, Tensor]] = []
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from isometry.data import Data
 from isometry.errors import InvalidValueError, signed
-from isometry.measurement.measuring import measure
+from isometry.measurement.measuring import measure_with
+from isometry.measurement.options import Options
 from isometry.measurement.report import Report
 from isometry.networks import example_inputs
 from isometry.networks.modules import unwrap
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["compare"]
+
+_BRACKET = 0.002  # half-width of brackets, as a share of the mean: they would blur differences
 
 
 @signed("compare")
@@ -57,12 +61,16 @@ def compare(
         inputs = example_inputs(next(iter(networks.values())), 64, seed=seed)
     elif isinstance(inputs, Iterable) and not isinstance(inputs, Tensor | Data | Mapping | tuple | list):
         inputs = list(inputs)  # read once: a shuffling loader would give every network other inputs
+    names = [field.name for field in fields(Options) if field.name in options]
+    how = Options(**{name: options.pop(name) for name in names}, seed=seed, bracket=_BRACKET)
+    everything = _with_repaired(networks) if oracle else dict(networks)
+    confidence = 1 - 0.05 / max(1, len(everything) - 1)
     rows: list[dict[str, Any]] = []
     first: tuple[str, Report] | None = None
-    for name, model in (_with_repaired(networks) if oracle else dict(networks)).items():
-        report = measure(model, inputs, seed=seed, **options)
+    for name, model in everything.items():
+        report = measure_with(how, model, inputs, **options)
         first = first or (name, report)
-        difference = _difference(name, report, *first)
+        difference = _difference(name, report, *first, confidence)
         low, high = difference.interval
         ends = {"difference": difference.value, "difference_low": low, "difference_high": high}
         rows.append({"network": name, **report.statistics(), **ends})
@@ -83,18 +91,23 @@ def _with_repaired(networks: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
     return everything
 
 
-def _difference(name: str, report: Report, first_name: str, first: Report) -> Estimate:
+def _difference(name: str, report: Report, first_name: str, first: Report, confidence: float) -> Estimate:
     """Return the difference of two reports' mean JSVs, paired sample by sample."""
     means, first_means = report.sample_means, first.sample_means
+    if report.outputs != first.outputs:
+        raise InvalidValueError(
+            f"got {name} with {report.outputs} outputs and {first_name} with {first.outputs}; mean JSVs of different "
+            "numbers of outputs are not comparable. Compare networks of the same task, e.g. compare({'dense': a, 'pruned': b}, x)."
+        )
     if len(means) != len(first_means):
         raise InvalidValueError(
             f"got {len(means)} samples for {name} and {len(first_means)} for {first_name}: with rtol= or budget= networks "
             "stop at different samples, which cannot be paired. Leave them out."
         )
     if report is first:
-        return mean_with_error(means - first_means)
+        return mean_with_error(means - first_means, confidence=confidence)
     (low, high), (first_low, first_high) = _bounds(report), _bounds(first)
-    return mean_with_error(means - first_means, low - first_high, high - first_low)
+    return mean_with_error(means - first_means, low - first_high, high - first_low, confidence=confidence)
 
 
 def _bounds(report: Report) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from isometry.data import Data, Split
 from isometry.errors import InvalidTypeError, InvalidValueError
@@ -27,11 +28,13 @@ class Inputs:
         batches: an iterator of batches, read once.
         total: the number of samples; None where only the end tells.
         description: what they are, in words.
+        is_stream: whether they come in an order of their own, which may not be random.
     """
 
     batches: Iterator[Batch]
     total: int | None
     description: str
+    is_stream: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,8 @@ def read_inputs(
         key: which of several inputs is differentiated.
         whole: whether a tuple or dict is one batch of all of the model's inputs, rather than (x, y).
         integers: whether integer inputs are accepted (the Jacobian starts later in the network).
-        shuffle: whether to take a tensor's samples in random order, as perhaps only some of them will be used.
+        shuffle: whether to take samples in random order, as perhaps only some of them will be used: those of a tensor,
+            of a list of batches, and of a map-style data set, by index.
         seed: of drawing and shuffling.
         count: how many inputs to draw where None were passed.
 
@@ -145,12 +149,40 @@ def read_inputs(
             f"got a dict of inputs, {', '.join(map(repr, inputs))}; say which of them is differentiated, e.g. "
             f"measure(model, inputs, wrt={next(iter(inputs), 'x')!r})."
         )
+    if shuffle and (drawn := _in_random_order(inputs, seed)) is not None:
+        loader, total = drawn
+        return Inputs(map(reader.read, loader), total, "inputs of a data set, drawn at random")
     if isinstance(inputs, Iterable) and not isinstance(inputs, str):
-        return Inputs(map(reader.read, inputs), None, "inputs of an iterable")
+        return Inputs(map(reader.read, inputs), None, "inputs of an iterable", is_stream=True)
     raise InvalidTypeError(
         f"got inputs of type {type(inputs).__name__}; it takes a tensor [B, ...] or an iterable of batches, e.g. "
         "measure(model, torch.randn(64, 784))."
     )
+
+
+def _in_random_order(inputs: Any, seed: int) -> tuple[Iterable[Any], int | None] | None:
+    """Return (batches, number of samples) in random order of whatever can be read by index; None for a stream."""
+    generator = torch.Generator().manual_seed(seed)
+    if isinstance(inputs, list | tuple) and inputs and all(isinstance(_first(batch), Tensor) for batch in inputs):
+        tensors = [_first(batch) for batch in inputs]
+        if all(tensor.ndim and tensor.shape[1:] == tensors[0].shape[1:] for tensor in tensors):
+            samples = torch.cat(tensors)
+            return samples[torch.randperm(len(samples), generator=generator).to(samples.device)].split(64), len(samples)
+    dataset: Any = inputs
+    options: dict[str, Any] = {"batch_size": 64}
+    if isinstance(inputs, DataLoader):
+        if inputs.batch_size is None:  # a batch sampler of the user's, or no batches at all
+            return None
+        dataset = inputs.dataset
+        options = {"batch_size": inputs.batch_size, "collate_fn": inputs.collate_fn, "num_workers": inputs.num_workers}
+    if not isinstance(dataset, Dataset) or isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+        return None
+    order = torch.randperm(len(dataset), generator=generator).tolist()
+    return DataLoader(dataset, sampler=order, **options), len(dataset)
+
+
+def _first(batch: Any) -> Any:
+    return batch[0] if isinstance(batch, list | tuple) and batch else batch
 
 
 def _is_pair(inputs: Any) -> bool:

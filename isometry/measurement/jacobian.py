@@ -195,13 +195,15 @@ class Jacobian(Operator):
         pulled = self.rmatvec(u.reshape(self.batch, 1, -1)).view(self.inputs.shape)
         self.products += 2 if self.forward == "linearize" else 1
 
-        def sums(x: Tensor) -> Tensor:
-            return x.reshape(self.batch, -1).sum(1)
+        def sums(x: Tensor) -> Tensor:  # in float64, as squares of small numbers vanish in float32
+            return x.reshape(self.batch, -1).double().sum(1)
 
-        gap = (sums(u * pushed).to(self.device) - sums(pulled * v)).abs()
+        gap = (sums(u.double() * pushed.double()).to(self.device) - sums(pulled.double() * v.double())).abs()
         # Either side is a sum of terms of random sign; its size is the norm of the terms, not their sum.
-        size = (sums(pushed.square()).sqrt().to(self.device) + sums(pulled.square()).sqrt()).clamp_min(1e-30)
-        gap = torch.maximum(gap, sums((pushed - again).square()).sqrt().to(self.device))
+        size = (
+            sums(pushed.double().square()).sqrt().to(self.device) + sums(pulled.double().square()).sqrt()
+        ).clamp_min(1e-300)
+        gap = torch.maximum(gap, sums((pushed - again).double().square()).sqrt().to(self.device))
         allowed = 2e-2 if self.forward == "differences" else 1e4 * torch.finfo(self.dtype).eps
         if bool((gap > allowed * size).any()):
             raise AdjointError(float((gap / size).max()))

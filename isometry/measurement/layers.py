@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -12,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from isometry.errors import InvalidValueError
+from isometry.errors import InvalidValueError, join_names
 from isometry.measurement.batch import Batch
 from isometry.measurement.function import NetworkFunction
 from isometry.measurement.operators import operator_statistics
 from isometry.networks.modules import clone_output, hooked
-from isometry.spectra import Spectrum
+from isometry.spectra import Spectrum, mean_with_error
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,7 +45,7 @@ def select_layers(model: nn.Module, layers: bool | int | str | Sequence[str]) ->
         selected = [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
     if not selected:
         raise InvalidValueError(
-            f"got layers={layers!r}, which matches no module; the model's are {', '.join(names) or 'none'}. E.g. layers=True "
+            f"got layers={layers!r}, which matches no module; the model's are {join_names(names) or 'none'}. E.g. layers=True "
             "for its blocks, layers=1 for the outermost, layers='*conv*' for a pattern."
         )
     return selected
@@ -137,7 +136,7 @@ def find_layers(function: NetworkFunction, pair: Batch, names: Sequence[str]) ->
     between = _on_the_way(outputs, start, captured)
     if outputs.requires_grad and not between:
         raise InvalidValueError(
-            f"got layers= with {', '.join(names)}, none of which has an output between the input and the output. Choose "
+            f"got layers= with {join_names(names)}, none of which has an output between the input and the output. Choose "
             "others, e.g. layers=True."
         )
     return LayerOutputs(tuple(between), widths, input_sizes), [name for name in names if name not in between]
@@ -162,7 +161,7 @@ def _on_the_way(outputs: Tensor, start: Tensor, captured: Mapping[str, Tensor]) 
 def layer_table(model: nn.Module, layers: LayerOutputs, spectra: Mapping[str, Sequence[Spectrum]]) -> pd.DataFrame:
     """Return one row per layer, from input to output.
 
-    Columns: `layer`, `kind`, `width` (entries of its output); `mean_jsv`, `sem`, `std_jsv`, `condition_number` of the
+    Columns: `layer`, `kind`, `width` (entries of its output); `mean_jsv`, `sem`, `interval_low`, `interval_high`, `std_jsv`, `condition_number` of the
     map from the layer's output to the network's output; `operator_mean`, `operator_min`, `operator_max` and
     `distance` (root mean square of s - 1) of the layer's own linear map where it is one layer, and how that is known
     in `operator`: "exact", "krylov" (the mean is the middle of a bracket, min and max are bounds) or "".
@@ -172,14 +171,16 @@ def layer_table(model: nn.Module, layers: LayerOutputs, spectra: Mapping[str, Se
     rows = []
     for name, parts in spectra.items():
         spectrum = Spectrum.pool(parts)
-        means = spectrum.sample_means
+        estimate = mean_with_error(spectrum.sample_means)
         module = model.get_submodule(name)
         row = {
             "layer": name,
             "kind": type(module).__name__,
             "width": layers.widths[name],
             "mean_jsv": spectrum.mean,
-            "sem": float(means.std()) / math.sqrt(len(means)) if len(means) > 1 else math.nan,
+            "sem": estimate.sem,
+            "interval_low": estimate.interval[0],
+            "interval_high": estimate.interval[1],
             "std_jsv": spectrum.std,
             "condition_number": spectrum.condition_number,
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -17,17 +18,19 @@ from isometry.measurement.batch import Batch
 from isometry.measurement.checks import readable_errors
 from isometry.measurement.estimators import BottleneckBypassedError, EstimatedBatch, Exact
 from isometry.measurement.function import NetworkFunction
+from isometry.measurement.independence import check_independence
 from isometry.measurement.inputs import Inputs, read_inputs, takes_several_inputs
-from isometry.measurement.options import Options
+from isometry.measurement.options import Options, check_model
 from isometry.measurement.planner import Plan, Planner
 from isometry.measurement.preparation import Subject, prepare, sample_shape
 from isometry.measurement.report import Report
 from isometry.measurement.tally import Tally
 from isometry.networks.modules import state_preserved, unwrap
 
-__all__ = ["measure"]
+__all__ = ["measure", "measure_with"]
 
 _DRAWN, _DRAWN_TO_SAMPLE = 64, 1024
+_TURN = threading.RLock()
 
 
 @signed("measure")
@@ -57,12 +60,16 @@ def measure(
             (x, y), such as a DataLoader. None draws 64 standard normal inputs of the shape that the model's first
             layer takes, and the report says so.
         method: "exact": all r = min(outputs, inputs) singular values, by r products per sample (fewer through a
-            bottleneck before the output). "krylov": the mean within a certified bracket, and bounds of the ends, by
-            Golub-Kahan from random probes, some tens of products per sample. "auto": exact up to r = 128; beyond,
+            bottleneck before the output). "krylov": the mean, estimated from two or more random probes per sample, and bounds
+            of the ends, by Golub-Kahan, some tens of products per sample. What a probe says is bracketed for certain, the
+            sample's mean is not: `interval` allows for samples, probes and brackets. "auto": exact up to r = 128; beyond,
             whichever is expected to give the shorter interval for the same products.
         layers: also report on the map from layers to the output: True for the network's blocks, a depth, or name
             patterns. Exact only.
-        rtol: sample until the half-width of the 95 % interval is below this share of the mean, or inputs run out.
+        rtol: sample until the half-width of the 95 % interval is below this share of the mean, or inputs run out. Samples are
+            taken in random order: those of a tensor, a list of batches, or a data set by index; a generator's order is
+            taken to be random, and the report says so. The interval is looked at after 32 samples and then after numbers
+            fixed in advance, so that it holds although sampling stops early.
         budget: approximate limit on the number of products; samples and probes are allocated for the shortest
             interval.
         output: the part of the model's output to differentiate: key, index, attribute or function; None takes the
@@ -84,13 +91,27 @@ def measure(
         TypeError: inputs are not floating point, or the output is not.
 
     Source: the estimand is that of Wang & Fu, ICLR 2023 (mean JSV over samples and values, of logits with respect to
-    inputs); the bracket is Gauss and Gauss-Radau quadrature (Golub & Meurant 2010).
+    inputs); the brackets are Gauss and Gauss-Radau quadrature (Golub & Meurant 2010); the intervals are described in
+    `isometry.spectra.intervals`.
     """
-    start = time.perf_counter()
     options = Options(method, layers, rtol, budget, dtype, seed)
+    return measure_with(options, model, inputs, output=output, at=at, wrt=wrt, progress=progress)
+
+
+def measure_with(
+    options: Options,
+    model: nn.Module,
+    inputs: Any = None,
+    *,
+    output: str | int | Callable[[Any], Tensor] | None = None,
+    at: str | None = None,
+    wrt: str | int | None = None,
+    progress: bool | None = None,
+) -> Report:
+    """Measure with options that have been checked; see `measure`. Threads take turns, as settings of torch are global."""
+    start = time.perf_counter()
     model = unwrap(model)
-    _check_model(model)
-    _check_start(model, at)
+    check_model(model, at)
     if torch.is_inference_mode_enabled():
         raise InvalidValueError(
             "was called in torch.inference_mode(), in which nothing can be differentiated. Call it outside; "
@@ -101,7 +122,7 @@ def measure(
             f"got wrt={wrt!r} with a tensor; with wrt= the inputs are a tuple or dict of all of the model's, e.g. "
             "measure(model, (inputs, condition), wrt=0)."
         )
-    with state_preserved(model):
+    with _TURN, state_preserved(model):
         function = NetworkFunction(model, output, at)
         read = read_inputs(
             model,
@@ -110,7 +131,7 @@ def measure(
             whole=wrt is not None or (at is not None and takes_several_inputs(model)),
             integers=at is not None,
             shuffle=options.sampled,
-            seed=seed,
+            seed=options.seed,
             count=_DRAWN_TO_SAMPLE if options.sampled else _DRAWN,
         )
         with function.differentiable():
@@ -129,26 +150,31 @@ def _run(
             "got no inputs: the iterable is empty. Pass at least one batch, e.g. measure(model, x)."
         )
     subject = prepare(function, first, options)
-    tally = Tally(options, subject.notes)
+    tally = Tally(options, subject.notes, inputs.is_stream and options.sampled)
     planner = Planner(subject, options, inputs.total, torch.Generator().manual_seed(options.seed))
     plan, pilot, enough = planner.first(), list[Batch](), False
     with tqdm(total=inputs.total, unit="sample", desc="measure", disable=hidden, delay=2) as bar:
         for batch in _alike(subject, itertools.chain([first], batches)):
             start = 0
             while start < len(batch) and not enough:
-                part = batch.part(start, start + planner.part_size(plan, tally))
-                plan, part, estimated = _estimate(plan, part, tally)
-                if plan.is_pilot:
+                plan, size = planner.next_part(plan, tally)
+                plan, part, estimated = _estimate(plan, batch.part(start, start + size), tally)
+                if len(tally) == len(part) and estimated.outputs is not None:
+                    check_independence(subject.fast, part, estimated.outputs)
+                enough = tally.is_enough(plan.estimator.price)
+                if plan.is_pilot and not enough:
                     pilot.append(part)
                     plan = planner.after(plan, estimated, tally)
-                if plan.repeats_pilot:
-                    plan = _repeat(planner, plan, pilot, tally)
+                    if plan.repeats_pilot:
+                        plan = _repeat(planner, plan, pilot, tally)
+                        enough = tally.is_enough(plan.estimator.price)
                 start += len(part)
                 bar.update(len(part))
-                enough = tally.is_enough(plan.estimator.price)
             if enough:
                 break
     tally.note_ending(enough)
+    if tally.suspect is not None:
+        check_independence(subject.fast, *tally.suspect)
     return tally, subject, plan.estimator.method
 
 
@@ -187,7 +213,7 @@ def _estimate(plan: Plan, part: Batch, tally: Tally) -> tuple[Plan, Batch, Estim
             tally.limit = len(part) // 2
             part = part.part(0, tally.limit)
         else:
-            tally.add(estimated)
+            tally.add(estimated, part)
             return plan, part, estimated
 
 
@@ -198,38 +224,7 @@ def _repeat(planner: Planner, plan: Plan, pilot: Iterable[Batch], tally: Tally) 
     for batch in pilot:
         start = 0
         while start < len(batch) and not tally.is_enough(plan.estimator.price):
-            part = batch.part(start, start + planner.part_size(plan, tally))
-            plan, part, _ = _estimate(plan, part, tally)
+            plan, size = planner.next_part(plan, tally)
+            plan, part, _ = _estimate(plan, batch.part(start, start + size), tally)
             start += len(part)
     return plan
-
-
-def _check_model(model: Any) -> None:
-    if not isinstance(model, nn.Module):
-        raise InvalidTypeError(
-            f"got a {type(model).__name__} for a model; it takes a torch.nn.Module, e.g. "
-            "measure(isometry.networks.build('lenet-5-relu'))."
-        )
-    if isinstance(model, torch.jit.ScriptModule):
-        raise InvalidTypeError(
-            "got a TorchScript module, whose parts cannot be looked into. Pass the module it was scripted or traced from, "
-            "e.g. measure(model, inputs)."
-        )
-    for name, module in model.named_modules():
-        if getattr(module, "has_uninitialized_params", bool)():
-            raise InvalidValueError(
-                f"got a model whose {name or 'parameters'} are not initialized yet; run it once first: model(inputs)."
-            )
-        kind = type(module)
-        if kind.__module__.startswith("torch.") and "quantized" in kind.__module__:
-            raise InvalidValueError(
-                f"cannot differentiate {name or 'the model'} ({kind.__name__}), which is quantized. Measure the floating "
-                "point model it was made from."
-            )
-
-
-def _check_start(model: nn.Module, at: str | None) -> None:
-    names = [name for name, _ in model.named_modules()]
-    if at is not None and at not in names:
-        known = ", ".join(name for name in names if name)
-        raise InvalidValueError(f"got at={at!r}; the model's modules are {known}. E.g. at={known.split(', ')[0]!r}.")

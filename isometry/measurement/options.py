@@ -1,4 +1,4 @@
-"""The options of a measurement, checked."""
+"""The options of a measurement and the network that it is of, checked."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from numbers import Integral, Real
 from typing import Any
 
 import torch
+from torch import nn
 
-from isometry.errors import InvalidValueError
+from isometry.errors import InvalidTypeError, InvalidValueError, join_names
 
-__all__ = ["Options"]
+__all__ = ["Options", "check_model"]
 
 _METHODS = ("auto", "exact", "krylov")
 
@@ -19,6 +20,9 @@ _METHODS = ("auto", "exact", "krylov")
 @dataclass(frozen=True)
 class Options:
     """How to measure; see `isometry.measure` for the meaning of each.
+
+    Attributes:
+        bracket: half-width of a stochastic estimate's bracket, as a share of the mean; None takes the planner's default.
 
     Raises:
         ValueError: an option that is not accepted.
@@ -30,6 +34,7 @@ class Options:
     budget: int | None = None
     dtype: torch.dtype | None = None
     seed: int = 0
+    bracket: float | None = None
 
     def __post_init__(self) -> None:
         if self.method not in _METHODS:
@@ -62,3 +67,32 @@ class Options:
     def sampled(self) -> bool:
         """Whether perhaps only some of the inputs will be measured, as a tolerance or a budget is given."""
         return self.rtol is not None or self.budget is not None
+
+
+def check_model(model: Any, at: str | None = None) -> None:
+    """Refuse what is no network, cannot be differentiated, or has no module `at`."""
+    if not isinstance(model, nn.Module):
+        raise InvalidTypeError(
+            f"got a {type(model).__name__} for a model; it takes a torch.nn.Module, e.g. "
+            "measure(isometry.networks.build('lenet-5-relu'))."
+        )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InvalidTypeError(
+            "got a TorchScript module, whose parts cannot be looked into. Pass the module it was scripted or traced from, "
+            "e.g. measure(model, inputs)."
+        )
+    for name, module in model.named_modules():
+        if getattr(module, "has_uninitialized_params", bool)():
+            raise InvalidValueError(
+                f"got a model whose {name or 'parameters'} are not initialized yet; run it once first: model(inputs)."
+            )
+        kind = type(module)
+        if kind.__module__.startswith("torch.") and "quantized" in kind.__module__:
+            raise InvalidValueError(
+                f"cannot differentiate {name or 'the model'} ({kind.__name__}), which is quantized. Measure the floating "
+                "point model it was made from."
+            )
+    names = [name for name, _ in model.named_modules()]
+    if at is not None and at not in names:
+        known = [name for name in names if name]
+        raise InvalidValueError(f"got at={at!r}; the model's modules are {join_names(known)}. E.g. at={known[0]!r}.")

@@ -16,14 +16,18 @@ from isometry.spectra import student_quantile
 __all__ = ["Allocation", "Plan", "Planner", "allocate"]
 
 _EXACT_UP_TO = 128
-_TOLERANCE = 0.03  # half-width of a sample's bracket
+_TOLERANCE = 0.028  # half-width of a sample's bracket
 _BYTES = 2**29
-_BETWEEN_LOOKS = 16  # samples between two looks at the interval, where a tolerance is to be reached
 _FORWARD = 2.0  # products that a forward pass with its graph costs
-_PROBES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+_PROBES = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 _LENGTHS = (1.0, 1.5, 2.0, 3.0, 4.0)
-_PILOT_SAMPLES, _PILOT_PROBES = 8, 2
-_PILOT_PRICE = 4 * 24  # products per sample, approximately: two probes of 24 steps; a pilot may spend half of a budget
+_PILOT_SAMPLES = 8
+_PILOT_PROBES = (2, 4)  # at least and at most
+_PILOT_LOOK = 32  # samples of a pilot without a budget: those before the first look at the interval
+_PROBE_PRICE = 24  # products of a probe, approximately
+_FEWEST_EXACT = 8  # exact samples that make an interval
+_VARIANCE_FLOOR = 0.05  # of the variance seen between samples, at least so much is theirs and not their probes'
+_BRACKET_SHARE = 0.08  # of a tolerance, for the half-width of brackets
 
 
 @dataclass(frozen=True)
@@ -113,13 +117,11 @@ class Plan:
     Attributes:
         estimator: what measures them.
         is_pilot: whether their results decide how to go on.
-        candidates: the methods that the decision may choose from.
         repeats_pilot: whether the pilot's samples are to be measured again.
     """
 
     estimator: Estimator
     is_pilot: bool = False
-    candidates: tuple[str, ...] = ("exact", "krylov")
     repeats_pilot: bool = False
 
 
@@ -145,57 +147,84 @@ class Planner:
         method = self.options.method
         if method == "exact" or (method == "auto" and (exact.price <= _EXACT_UP_TO or self.subject.layers is not None)):
             return Plan(exact)
-        pilot = Krylov(self.subject, self.generator, _PILOT_PROBES, self._tolerance)
-        candidates = ("exact", "krylov") if method == "auto" else ("krylov",)
-        return Plan(pilot, is_pilot=self.options.sampled, candidates=candidates)
+        tolerance = self.options.bracket or _TOLERANCE
+        if self.options.rtol is not None:
+            tolerance = min(tolerance, _BRACKET_SHARE * self.options.rtol)
+        pilot = Krylov(self.subject, self.generator, self._pilot_probes, tolerance)
+        return Plan(pilot, is_pilot=self.options.sampled)
 
     def after(self, plan: Plan, estimated: EstimatedBatch, tally: Tally) -> Plan:
-        """Return the plan to go on with after a batch: what the pilot's results suggest, else the same."""
-        if not plan.is_pilot:
+        """Return the plan to go on with after a batch: what the pilot's results suggest once it is complete, else the same."""
+        if not plan.is_pilot or len(tally) < max(2, self._pilot_samples):
             return plan
-        if len(tally) < 2:
-            return replace(plan, candidates=("krylov",))
         assert tally.brackets is not None
         assert estimated.run is not None
-        probe_variance = float(tally.brackets.probe_variance.nanmean()) * _PILOT_PROBES
-        probe_variance = probe_variance if math.isfinite(probe_variance) else 0.0
-        run = estimated.run
+        probe_variance = float(tally.brackets.probe_variance.nanmean()) * self._pilot_probes
+        variance = float(tally.sample_means.var())
+        run, budget = estimated.run, self.options.budget
         half, earlier = (
             float((upper - lower).mean()) / 2
             for lower, upper in (run.bracket(), run.first(run.alpha.shape[-1] // 2).bracket())
         )
         slope = min(max(math.log2(earlier / half), 0.5), 4.0) if half > 0 else 1.0
-        budget = self.options.budget
         allocation = allocate(
-            sample_variance=max(float(tally.sample_means.var()) - probe_variance / _PILOT_PROBES, 0.0),
+            # Few samples cannot tell a small variance between them from none.
+            sample_variance=max(variance - probe_variance / self._pilot_probes, _VARIANCE_FLOOR * variance),
             probe_variance=probe_variance,
             exact_price=exact_estimator(self.subject).price,
             probe_price=run.products,
             budget=None if budget is None else budget - tally.products,
-            allowed=plan.candidates,
+            allowed=self._candidates(tally),
             available=self.available if budget is not None else None,
-            pilot=(len(tally), _PILOT_PROBES),
+            pilot=(len(tally), self._pilot_probes),
             bracket=0.0 if budget is None else half,
             slope=slope,
         )
         if allocation.method == "exact":
             return Plan(exact_estimator(self.subject), repeats_pilot=True)
-        tolerance = self._tolerance * allocation.length**-slope
+        assert isinstance(plan.estimator, Krylov)
+        tolerance = plan.estimator.tolerance * allocation.length**-slope
         return Plan(Krylov(self.subject, self.generator, allocation.probes, tolerance, allocation.price))
 
-    def part_size(self, plan: Plan, tally: Tally) -> int:
-        """Return the number of samples to measure next: as many as are quick, fit into memory and the budget allows."""
-        estimator, budget = plan.estimator, self.options.budget
-        most = estimator.at_once if self.options.rtol is None else min(estimator.at_once, _BETWEEN_LOOKS)
-        if plan.is_pilot:
-            most = _PILOT_SAMPLES
-        if plan.is_pilot and budget is not None:
-            most = min(most, max(2, budget // (2 * _PILOT_PRICE)))
-        elif budget is not None:
-            most = min(most, max(1, (budget - tally.products) // estimator.price))
-        return max(1, min(most, tally.limit, _BYTES // (4 * estimator.entries)))
+    def _candidates(self, tally: Tally) -> tuple[str, ...]:
+        """Return the methods to choose from: exact only where it gives enough samples for an interval."""
+        if self.options.method == "krylov":
+            return ("krylov",)
+        if self.options.budget is None:
+            return ("exact", "krylov")
+        affordable = (self.options.budget - tally.products) / exact_estimator(self.subject).price
+        fewest = _FEWEST_EXACT if self.available is None else min(_FEWEST_EXACT, self.available)
+        return ("exact", "krylov") if affordable >= fewest else ("krylov",)
 
     @property
-    def _tolerance(self) -> float:
-        rtol = self.options.rtol
-        return _TOLERANCE if rtol is None else min(_TOLERANCE, 0.15 * rtol)
+    def _pilot_samples(self) -> int:
+        """The number of samples before a decision: the first look's; of a budget, as many as a quarter buys."""
+        if self.options.budget is None:
+            return _PILOT_LOOK
+        return min(_PILOT_SAMPLES, max(2, self.options.budget // (4 * 2 * _PROBE_PRICE)))
+
+    @property
+    def _pilot_probes(self) -> int:
+        """Probes per sample of the pilot: more where they cost little of the budget, to tell samples and probes apart."""
+        least, most = _PILOT_PROBES
+        if self.options.budget is None:
+            return least
+        return min(most, max(least, self.options.budget // (5 * _PILOT_SAMPLES * _PROBE_PRICE)))
+
+    def next_part(self, plan: Plan, tally: Tally) -> tuple[Plan, int]:
+        """Return the plan and how many samples to measure next: within memory, budget and the next look at the interval."""
+        estimator, budget = plan.estimator, self.options.budget
+        most = [estimator.at_once, tally.limit, _BYTES // (4 * estimator.entries)]
+        if plan.is_pilot or not self.options.sampled:
+            most.append(_PILOT_SAMPLES if isinstance(estimator, Krylov) else estimator.at_once)
+        if plan.is_pilot:
+            most.append(self._pilot_samples - len(tally))
+        if tally.until_look is not None:
+            most.append(tally.until_look)
+        if budget is None:
+            return plan, max(1, min(most))
+        remaining = budget - tally.products
+        if not plan.is_pilot:
+            most.append(remaining // estimator.price)
+        count = max(1, min(most))
+        return replace(plan, estimator=estimator.within(remaining / (2 if plan.is_pilot else 1) / count)), count

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from isometry.errors import InvalidTypeError, InvalidValueError, is_out_of_memory
+from isometry.errors import InvalidTypeError, InvalidValueError, is_out_of_memory, join_names
 from isometry.measurement.batch import Batch
 from isometry.measurement.checks import check_per_sample, describe_nonfinite
 from isometry.measurement.folding import fold_network
@@ -117,7 +117,7 @@ def prepare(function: NetworkFunction, batch: Batch, options: Options) -> Subjec
     if options.layers is not False:
         layers, unconnected = find_layers(function, pair, select_layers(function.model, options.layers))
         if unconnected:
-            notes.append(f"without {', '.join(unconnected)}: not between the input and the output")
+            notes.append(f"without {join_names(unconnected)}: not between the input and the output")
     folded = fold_network(function, pair, frozenset(layers.names if layers else ()))
     if folded is not None:
         notes.append("on an equivalent copy: BatchNorm folded where possible, channels last")

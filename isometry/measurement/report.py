@@ -4,34 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from isometry.measurement import serialization
 from isometry.measurement.brackets import Brackets
+from isometry.measurement.cost import Cost
 from isometry.spectra import Estimate, Spectrum, mean_with_error
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Cost", "Report"]
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a measurement cost.
-
-    Attributes:
-        forwards: forward passes of one sample each.
-        products: products of one sample's J or Jᵀ with a vector; Jᵀu is about one backward pass of one sample.
-        seconds: wall-clock time.
-    """
-
-    forwards: int
-    products: int
-    seconds: float
+__all__ = ["Report"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +35,7 @@ class Report:
         layers: a table with one row per layer, or None.
         notes: how it was done: routes of differentiation, folding, bottlenecks, why sampling ended.
         brackets: the quadrature bounds of a krylov measurement, else None.
+        outputs: the number of outputs per sample.
     """
 
     spectrum: Spectrum
@@ -57,6 +45,7 @@ class Report:
     layers: pd.DataFrame | None = None
     notes: tuple[str, ...] = ()
     brackets: Brackets | None = None
+    outputs: int | None = None
 
     @property
     def sample_means(self) -> Tensor:
@@ -84,7 +73,11 @@ class Report:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % confidence interval of the mean JSV over inputs like these; (nan, nan) for one sample."""
+        """95 % confidence interval of the mean JSV over inputs like these; (nan, nan) for one sample.
+
+        It allows for the samples drawn, for their skewness, and for the probes and brackets of a krylov measurement. The
+        bracket of a sample alone holds for its probes, not for its mean.
+        """
         return self.estimate.interval
 
     @property
@@ -123,19 +116,67 @@ class Report:
         """The mean of (s - 1)² over the pool; 0 exactly at dynamical isometry."""
         return self.spectrum.isometry_gap
 
+    @property
+    def median_condition_number(self) -> float:
+        """The median over samples of largest over smallest JSV; a `Bound` (>=) from a krylov measurement."""
+        return self.spectrum.median_condition_number
+
+    @property
+    def singular_samples(self) -> int:
+        """The number of samples with a JSV of 0, to within the precision; 0 from a krylov measurement, which cannot tell."""
+        return self.spectrum.singular_samples
+
+    @property
+    def estimates(self) -> dict[str, Estimate]:
+        """{statistic: its value with its 95 % interval over samples}.
+
+        The mean JSV, isometry gap and condition number are means over samples; the standard deviation's interval is that of
+        its jackknife pseudo-values. The condition number's is (nan, nan) where a sample is singular, or only bounds are known.
+        """
+        conditions = self.spectrum.condition_numbers
+        known = self.spectrum.complete and bool(torch.isfinite(conditions).all())
+        unknown = Estimate(self.condition_number, math.nan, (math.nan, math.nan), len(self.spectrum))
+        return {
+            "mean_jsv": self.estimate,
+            "std_jsv": self._jackknifed_std(),
+            "condition_number": mean_with_error(conditions) if known else unknown,
+            "isometry_gap": mean_with_error(self.spectrum.isometry_gaps),
+        }
+
+    def _jackknifed_std(self) -> Estimate:
+        count = len(self.spectrum)
+        first, second = self.spectrum.moments(1), self.spectrum.moments(2)
+        if count < 2:
+            return Estimate(self.std_jsv, math.nan, (math.nan, math.nan), count)
+        without = [(moment.sum() - moment) / (count - 1) for moment in (first, second)]
+        others = (without[1] - without[0].square()).clamp_min(0).sqrt()
+        pseudo = mean_with_error(count * self.std_jsv - (count - 1) * others)
+        return replace(pseudo, value=self.std_jsv)
+
     def statistics(self) -> dict[str, Any]:
-        """Return the numbers of the report by name."""
-        low, high = self.interval
+        """Return the numbers of the report by name.
+
+        Columns that end in `_is` say what a number is: "=", or the bound ">=" or "<=" of a stochastic measurement.
+        """
+        estimates = self.estimates
+        ends = {
+            f"{name}_{end}": estimates[name].interval[index]
+            for name in ("std_jsv", "condition_number", "isometry_gap")
+            for index, end in enumerate(("low", "high"))
+        }
+        bounds = {"max_jsv": self.max_jsv, "min_jsv": self.min_jsv, "condition_number": self.condition_number}
         return {
             "mean_jsv": self.mean_jsv,
             "sem": self.sem,
-            "interval_low": low,
-            "interval_high": high,
+            "interval_low": self.interval[0],
+            "interval_high": self.interval[1],
             "std_jsv": self.std_jsv,
-            "max_jsv": self.max_jsv,
-            "min_jsv": self.min_jsv,
-            "condition_number": self.condition_number,
+            **{name: float(value) for name, value in bounds.items()},
             "isometry_gap": self.isometry_gap,
+            "condition_number_median": float(self.median_condition_number),
+            "singular_samples": self.singular_samples,
+            **ends,
+            **{f"{name}_is": getattr(value, "side", "=") for name, value in bounds.items()},
             "samples": len(self.spectrum),
             "jsvs": self.spectrum.values.shape[1],
             "method": self.method,
@@ -144,81 +185,48 @@ class Report:
     def to_frame(self) -> pd.DataFrame:
         """Return the statistics as a table of one row, ready for `pandas.concat`.
 
-        Bounds are plain numbers there: of a "krylov" report the largest is a lower, the smallest an upper bound.
+        Bounds are plain numbers there, with their signs in columns that end in `_is`.
         """
         import pandas as pd
 
         return pd.DataFrame([self.statistics()])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything, in types that JSON knows."""
-        brackets = self.brackets
-        return {
-            "values": self.spectrum.values.tolist(),
-            "weights": self.spectrum.weights.tolist(),
-            "complete": self.spectrum.complete,
-            "method": self.method,
-            "cost": asdict(self.cost),
-            "inputs": self.inputs,
-            "layers": None if self.layers is None else self.layers.to_dict("list"),
-            "notes": list(self.notes),
-            "brackets": brackets
-            and {
-                "lower": brackets.lower.tolist(),
-                "upper": brackets.upper.tolist(),
-                "probe_variance": brackets.probe_variance.tolist(),
-                "largest_residual": brackets.largest_residual,
-            },
-        }
+        """Return everything, in types that standard JSON knows; see `serialization.to_dict`."""
+        return serialization.to_dict(self)
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Report:
-        """Return the report that `to_dict` described."""
-        import pandas as pd
+        """Return the report that `to_dict` described.
 
-        def numbers(values: Any) -> Tensor:
-            return torch.tensor(values, dtype=torch.float64)
-
-        layers, brackets = content["layers"], content["brackets"]
-        return cls(
-            Spectrum(numbers(content["values"]), numbers(content["weights"]), content["complete"]),
-            content["method"],
-            Cost(**content["cost"]),
-            content["inputs"],
-            None if layers is None else pd.DataFrame(layers),
-            tuple(content["notes"]),
-            brackets
-            and Brackets(
-                numbers(brackets["lower"]),
-                numbers(brackets["upper"]),
-                numbers(brackets["probe_variance"]),
-                brackets["largest_residual"],
-            ),
-        )
+        Raises:
+            ValueError: the content is not that of a report.
+        """
+        return cls(**serialization.from_dict(content))
 
     def _lines(self) -> list[tuple[str, str]]:
-        low, high = self.interval
-        error = f"95 % interval [{low:.4g}, {high:.4g}]" if not math.isnan(low) else "one sample: error unknown"
-        rows = [("mean JSV", f"{self.mean_jsv:.4g}   {error}")]
+        count, values = self.spectrum.values.shape
+        kind = "values" if self.spectrum.complete else "nodes"
+        estimates = {name: _with_interval(estimate) for name, estimate in self.estimates.items()}
+        rows = [
+            ("mean JSV", estimates["mean_jsv"] if count > 1 else f"{self.mean_jsv:.4g}   one sample: error unknown")
+        ]
         if self.brackets is not None:
             parts = (f"{name} {value:.2g}" for name, value in self.components.items())
             rows.append(("its errors", f"{', '.join(parts)} (two standard errors, one half-width)"))
-        count, values = self.spectrum.values.shape
-        rows += [
-            ("std", f"{self.std_jsv:.4g}"),
-            ("smallest, largest", f"{self.min_jsv:.4g}, {self.max_jsv:.4g}"),
-            ("condition number", f"{self.condition_number:.4g}"),
-            ("isometry gap", f"{self.isometry_gap:.4g}"),
-            (
-                "spectrum",
-                f"{count} samples x {values} {'values' if self.spectrum.complete else 'nodes'}, {self.method}",
-            ),
+        conditions = f"{self.median_condition_number:.4g} (median), {self.condition_number:.4g} (mean)"
+        rows += [("std", estimates["std_jsv"]), ("smallest, largest", f"{self.min_jsv:.4g}, {self.max_jsv:.4g}")]
+        if self.brackets is not None:
+            rows.append(("largest within", f"{self.brackets.largest_residual:.2g} of a singular value"))
+        return [
+            *rows,
+            ("condition number", conditions),
+            ("isometry gap", estimates["isometry_gap"]),
+            ("spectrum", f"{count} samples x {values} {kind}, {self.method}"),
             ("inputs", self.inputs),
             ("cost", f"{self.cost.products} products, {self.cost.forwards} forwards, {self.cost.seconds:.2g} s"),
+            *(("note", note) for note in self.notes),
         ]
-        if self.brackets is not None:
-            rows.insert(4, ("largest within", f"{self.brackets.largest_residual:.2g} of a singular value"))
-        return rows + [("note", note) for note in self.notes]
 
     def __str__(self) -> str:
         return "\n".join(f"{name:<18} {text}" for name, text in self._lines())
@@ -231,3 +239,8 @@ class Report:
             for name, text in self._lines()
         )
         return f"<table>{rows}</table>"
+
+
+def _with_interval(estimate: Estimate) -> str:
+    low, high = estimate.interval
+    return f"{estimate.value:.4g}" + ("" if math.isnan(low) else f"   95 % interval [{low:.4g}, {high:.4g}]")

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from isometry.measurement.batch import Batch
 from isometry.measurement.brackets import Brackets
+from isometry.measurement.cost import Cost
 from isometry.measurement.estimators import EstimatedBatch
 from isometry.measurement.layers import layer_table
 from isometry.measurement.options import Options
 from isometry.measurement.preparation import FORWARDS, PRODUCTS, Subject
-from isometry.measurement.report import Cost, Report
-from isometry.spectra import Estimate, Spectrum, mean_with_error
+from isometry.measurement.report import Report
+from isometry.spectra import Estimate, Spectrum, mean_with_error, skewness
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["Tally"]
 
-_FEWEST = 8  # samples before an interval is trusted to end a measurement
+_FIRST_LOOK = 32  # samples before an interval is trusted to end a measurement
+_MARGIN = 1.1
+_FEW, _SKEWED = 16, 1.0
 
 
 class Tally:
@@ -29,22 +35,34 @@ class Tally:
     Args:
         options: of the measurement.
         notes: how it is done, in words.
+        is_stream: whether the samples come in an order that may not be random.
 
     Attributes:
         forwards, products: spent so far; see `Cost`.
         limit: the number of samples that fit into memory together, as far as known.
+        suspect: the batch with the largest mean JSV of a sample, and the network's outputs there; None where that is the
+            first one.
     """
 
-    def __init__(self, options: Options, notes: tuple[str, ...] = ()) -> None:
+    def __init__(self, options: Options, notes: tuple[str, ...] = (), is_stream: bool = False) -> None:
         self.options = options
+        self.is_stream = is_stream
+        self._look = _FIRST_LOOK
         self.notes = list(notes)
         self.forwards, self.products = FORWARDS, PRODUCTS
         self.limit = 2**20
         self._estimates: list[EstimatedBatch] = []
+        self._largest = 0.0
+        self.suspect: tuple[Batch, Tensor] | None = None
 
-    def add(self, estimated: EstimatedBatch) -> None:
+    def add(self, estimated: EstimatedBatch, batch: Batch) -> None:
         """Take in the results of a batch."""
-        self._estimates.append(estimated)
+        largest = float(estimated.spectrum.sample_means.max())
+        if estimated.outputs is not None and largest > self._largest and self._estimates:
+            self._largest, self.suspect = largest, (batch, estimated.outputs)
+        elif not self._estimates:
+            self._largest = largest  # the first batch is checked when it is measured
+        self._estimates.append(replace(estimated, outputs=None))
         self.forwards += estimated.forwards
         self.products += estimated.products
         routes = ", ".join(sorted(estimated.routes))
@@ -52,7 +70,7 @@ class Tally:
 
     def restart(self) -> None:
         """Forget the results, but not what they cost."""
-        self._estimates = []
+        self._estimates, self._look = [], _FIRST_LOOK
 
     def note(self, text: str) -> None:
         """Add a note, once."""
@@ -84,13 +102,42 @@ class Tally:
             return mean_with_error(brackets.middle, brackets.lower, brackets.upper)
         return mean_with_error(self.sample_means)
 
+    @property
+    def until_look(self) -> int | None:
+        """The number of samples until the interval is looked at again; None where no tolerance is given."""
+        return None if self.options.rtol is None else max(1, self._look - len(self))
+
     def is_enough(self, price: int) -> bool:
-        """Whether the tolerance is reached, or another sample at `price` products would exceed the budget."""
+        """Whether the tolerance is reached, or another sample at `price` products would exceed the budget.
+
+        Looking at the interval after every sample would stop where it happens to be short. It is looked at after 32
+        samples, and then after as many as the last look says will be needed, with a tenth more: sizes that are fixed
+        before the samples are seen (Stein's two stages, repeated).
+        """
         if not self._estimates:
             return False
-        if self.options.budget is not None and self.products + price > self.options.budget:
+        budget, rtol = self.options.budget, self.options.rtol
+        if budget is not None and self.products + price > budget:
             return True
-        return self.options.rtol is not None and len(self) >= _FEWEST and self.half_width <= self.options.rtol
+        if rtol is None or len(self) < self._look:
+            return False
+        width, drifts = self.half_width, self._drifts()
+        if width <= rtol and not drifts:
+            return True
+        needed = _MARGIN * len(self) * (width / rtol) ** 2 if width > rtol else 2 * len(self)
+        self._look = max(len(self) + 1, math.ceil(min(needed, 2.0**40)))
+        if drifts:
+            self.note(f"no end at {len(self)} samples: the later half of the stream differs from the first")
+        return False
+
+    def _drifts(self) -> bool:
+        """Whether the two halves of a stream differ by more than chance, at 3 standard errors."""
+        if not self.is_stream:
+            return False
+        means = self.sample_means
+        first, second = means[: len(means) // 2], means[len(means) // 2 :]
+        error = math.sqrt(float(first.var()) / len(first) + float(second.var()) / len(second))
+        return abs(float(first.mean() - second.mean())) > 3 * error
 
     @property
     def half_width(self) -> float:
@@ -100,8 +147,11 @@ class Tally:
         return (high - low) / 2 / abs(estimate.value) if estimate.value else 0.0
 
     def note_ending(self, enough: bool) -> None:
-        """Note why sampling ended: `enough`, or because the inputs ran out."""
+        """Note why sampling ended, `enough` or because the inputs ran out, and what to think of the numbers."""
+        self._note_doubts()
         rtol, budget = self.options.rtol, self.options.budget
+        if enough and self.is_stream:
+            self.note("the inputs came as a stream, whose order is taken to be random; shuffle it if it is sorted")
         if rtol is None:
             if budget is not None and enough:
                 self.note(f"budget of {budget} products spent after {len(self)} samples")
@@ -113,16 +163,36 @@ class Tally:
             why = "the budget was spent" if enough else "the inputs ran out"
             self.note(f"rtol={rtol:g} NOT reached: {why} after {reached}")
 
+    def _note_doubts(self) -> None:
+        """Note small skewed samples, singular samples and underflow."""
+        means = self.sample_means
+        if 2 < len(means) < _FEW and abs(skewness(means)) > _SKEWED:
+            self.note(f"{len(means)} samples that are skewed: the interval may be too short; pass more")
+        spectrum = self._spectrum()
+        if not float(spectrum.max) > 0:
+            self.note(
+                "every JSV is 0: the network is constant, or its derivatives underflow; dtype=torch.float64 tells"
+            )
+        elif singular := spectrum.singular_samples:
+            self.note(
+                f"{singular} of {len(self)} samples have JSVs below {spectrum.resolution:.2g} of their largest, which count as "
+                "0; dtype=torch.float64 resolves smaller ones"
+            )
+
+    def _spectrum(self) -> Spectrum:
+        return Spectrum.pool(estimated.spectrum for estimated in self._estimates)
+
     def report(self, subject: Subject, method: str, description: str, seconds: float) -> Report:
         """Return the report of what was found, at inputs so described."""
         return Report(
-            Spectrum.pool(estimated.spectrum for estimated in self._estimates),
+            self._spectrum(),
             method,
             Cost(self.forwards, self.products, seconds),
             f"{len(self)} {description}",
             self._layers(subject),
             tuple(self.notes),
             self.brackets,
+            subject.rows,
         )
 
     def _layers(self, subject: Subject) -> pd.DataFrame | None:

@@ -102,8 +102,8 @@ def build(
         seed: seed of the initialization; None draws from torch's global generator.
         weights: a safetensors file with the network's parameters and buffers by name; BatchNorm counters may be
             missing from it. Or the name of pretrained weights, "cifar10" for resnet-20 and resnet-56; their file is
-            looked for in $ISOMETRY_DATA/weights, and `networks.PRETRAINED[name, weights].normalization` is that of
-            their inputs.
+            looked for in $ISOMETRY_DATA/weights and must be the published one, and
+            `networks.PRETRAINED[name, weights].normalization` is that of their inputs.
         options: of the network, with the papers' values as defaults: `input_shape` for all of them, `widths` for the
             MLPs and conv-4, `norm` ("batch" or "bounded") for conv-4, the CIFAR ResNets and the VGGs.
 

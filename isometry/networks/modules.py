@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -90,16 +92,32 @@ def _buffers_preserved(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _random_preserved(devices: list[torch.device]) -> Iterator[None]:
+    """Put back the states of torch's, NumPy's and Python's global generators."""
+    state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        random.setstate(state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
+
+
+@contextlib.contextmanager
 def state_preserved(model: nn.Module) -> Iterator[nn.Module]:
     """Lend `model` in eval mode with parameters that take no gradient, and put everything back afterwards.
 
-    Every module's own mode, every `requires_grad`, the values of the buffers and the global random state come out as
-    they went in, whatever happens meanwhile (an interrupt included).
+    Every module's own mode, every `requires_grad`, the values of the buffers and the global random states (torch's,
+    NumPy's and Python's) come out as they went in, whatever happens meanwhile (an interrupt included).
     """
     tensors = (*model.parameters(), *model.buffers())
     devices = list({tensor.device for tensor in tensors if tensor.device.type == "cuda"})
-    random = torch.random.fork_rng(devices=devices)
-    with _buffers_preserved(model), random, evaluating(model), requires_grad_preserved(model, False):
+    with (
+        _buffers_preserved(model),
+        _random_preserved(devices),
+        evaluating(model),
+        requires_grad_preserved(model, False),
+    ):
         yield model
 
 

@@ -9,6 +9,8 @@ from isometry.pruners.random import Random
 from isometry.pruners.receding import RecedingBN, receding_penalty
 from isometry.pruners.result import Pruned
 from isometry.pruners.slimming import Slimming
+from isometry.pruners.stage import Stage
+from isometry.pruners.stepwise import Pruning
 from isometry.pruners.tpp import TPP
 
 __all__ = [
@@ -20,10 +22,12 @@ __all__ = [
     "Polarization",
     "Pruned",
     "Pruner",
+    "Pruning",
     "PruningContext",
     "Random",
     "RecedingBN",
     "Slimming",
+    "Stage",
     "prune",
     "receding_penalty",
 ]

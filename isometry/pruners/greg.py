@@ -9,6 +9,7 @@ import torch
 
 from isometry.pruners.growing import Growing, GrowingPenalty
 from isometry.pruners.pruner import PruningContext
+from isometry.pruners.stage import Stage
 from isometry.surgery import Selection
 
 __all__ = ["ContrastingPenalty", "GReg", "GReg2"]
@@ -45,13 +46,13 @@ class GReg2(GReg):
     pick_delta: float = 1e-5
     pick: float = 1e-2
 
-    def train_before_selection(self, context: PruningContext) -> None:
-        """Train with the penalty on all units."""
+    def stage_before_selection(self, context: PruningContext) -> Stage | None:
+        """Return the training with the penalty on all units."""
         everything = [(group, tuple(range(group.units))) for group in context.groups]
         first = replace(
             self, delta=self.pick_delta, ceiling=self.pick, stabilize=0, magnitude_ratio=None, zero_out=None
         )
-        first.grow(context, GrowingPenalty(first, context, everything), "before_selection")
+        return first.stage("before_selection", GrowingPenalty(first, context, everything))
 
     def penalty(self, context: PruningContext, selection: Selection) -> GrowingPenalty:
         """Return the penalty that grows on from `pick`, and falls on the kept units."""

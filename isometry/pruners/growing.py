@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from isometry.networks.bounded import BOUNDED
 from isometry.networks.modules import UNIT_LAYERS, is_transposed
 from isometry.pruners.pruner import Pruner, PruningContext
+from isometry.pruners.stage import Stage
 from isometry.surgery import Selection, UnitGroup
-from isometry.training import train
+from isometry.training import Recipe
 
 __all__ = ["Growing", "GrowingPenalty"]
 
@@ -59,36 +60,23 @@ class Growing(Pruner):
         """Return the penalty that drives the selected units to zero."""
         return GrowingPenalty(self, context, selection)
 
-    def train_after_selection(self, context: PruningContext, selection: Selection) -> None:
-        """Train until the selected units have been driven to zero."""
-        if any(units for _, units in selection):
-            self.grow(context, self.penalty(context, selection), "after_selection")
+    def stage_after_selection(self, context: PruningContext, selection: Selection) -> Stage | None:
+        """Return the training that drives the selected units to zero; None where none are selected."""
+        if not any(units for _, units in selection):
+            return None
+        return self.stage("after_selection", self.penalty(context, selection))
 
-    def grow(self, context: PruningContext, penalty: GrowingPenalty, stage: str) -> None:
-        """Train with a penalty until it is finished; `stage` names the training in history and checkpoint."""
-        longest = penalty.growth + self.stabilize
-        batches = math.ceil(len(context.training_split.inputs) / self.batch_size)
-        epochs = train(
-            context.model,
-            context.training_data,  # type: ignore[arg-type]
-            lr=self.lr,
-            epochs=math.ceil(longest / batches),
-            batch_size=self.batch_size,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            schedule=None,
-            penalty=penalty,
-            autocast=context.autocast,
-            seed=context.seed,
-            checkpoint=context.checkpoint_path(stage),
-        )
-        context.run_training(epochs, stage, longest, penalty.log)
+    def stage(self, name: str, penalty: GrowingPenalty) -> Stage:
+        """Return the training with a penalty that grows and is finished `stabilize` steps later."""
+        recipe = Recipe(self.lr, 1, self.batch_size, self.momentum, self.weight_decay, schedule=None)
+        return Stage(name, recipe, penalty.growth + self.stabilize, penalty, penalty.log, penalty.end)
 
 
 class GrowingPenalty:
     """The penalty of `Growing` on a model's selected units, as `train` takes it.
 
-    It acts on the gradients: + strength x w for every selected weight w, the gradient of (strength / 2) ||w||².
+    It acts on the gradients: + strength x w for every selected weight w, the gradient of (strength / 2) ||w||². The
+    strengths are updated there, once per step, and not in `loss`, which a loop that accumulates gradients calls often.
     """
 
     def __init__(self, pruner: Growing, context: PruningContext, selection: Selection) -> None:
@@ -126,10 +114,15 @@ class GrowingPenalty:
         """How many steps the growth takes at most."""
         return math.ceil(self.pruner.ceiling / self.pruner.delta - 1e-9) * self.pruner.interval
 
+    def end(self) -> int:
+        """Return how many steps growing and stabilizing take, at most as long as the growth goes on.
+
+        The step that ends the growth is a step at full strength, also where none is to follow.
+        """
+        return (self.growth if self.growth_end is None else self.growth_end) + max(self.pruner.stabilize, 1)
+
     def loss(self, step: int) -> Tensor | None:
-        """Return None: the penalty acts on the gradients; the strengths are updated here."""
-        if self.growth_end is None and step % self.pruner.interval == 0:
-            self._grow(step)
+        """Return None: the penalty acts on the gradients."""
         return None
 
     def strength_at(self, step: int) -> float:
@@ -153,7 +146,11 @@ class GrowingPenalty:
 
     @torch.no_grad()
     def gradients(self, step: int) -> None:
-        """Add the penalty's gradient to every selected weight."""
+        """Update the strengths, and add the penalty's gradient to every selected weight."""
+        for layer in self.layers:
+            layer.follow()
+        if self.growth_end is None and step % self.pruner.interval == 0:
+            self._grow(step)
         for layer, strength in zip(self.layers, self.strengths, strict=True):
             for tensor, selected in layer.penalized:
                 if tensor.grad is not None:
@@ -171,7 +168,7 @@ class GrowingPenalty:
 
     def finished(self, step: int) -> bool:
         """Return whether growing and stabilizing are over."""
-        return self.growth_end is not None and step >= self.growth_end + self.pruner.stabilize
+        return self.growth_end is not None and step >= self.end()
 
     def log(self) -> dict[str, float | str]:
         """Return the phase, the largest strength and the smallest magnitude ratio, for the history."""
@@ -238,6 +235,14 @@ class PenalizedLayer:
         bias = [(layer.bias, flags)] if isinstance(layer.bias, Tensor) else []
         self.penalized = [weight, *(bias if biases else []), *norm_parameters]
         self.zeroed = [weight, *bias, *norm_parameters]
+
+    def follow(self) -> None:
+        """Move the indices and flags to the device and precision that the network has been moved to."""
+        weight, flags = self.penalized[0]
+        if (weight.device, weight.dtype) != (flags.device, flags.dtype):
+            self.penalized = [(tensor, selected.to(tensor)) for tensor, selected in self.penalized]
+            self.zeroed = [(tensor, selected.to(tensor)) for tensor, selected in self.zeroed]
+            self.selected, self.kept = self.selected.to(weight.device), self.kept.to(weight.device)
 
     @torch.no_grad()
     def magnitude_ratio(self) -> float:

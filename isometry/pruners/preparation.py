@@ -1,4 +1,7 @@
-"""Preparation: a network made ready to be pruned, and the steps from there to the smaller one."""
+"""Preparation: a network made ready to be pruned, and the steps from there to the smaller one.
+
+`prune` takes them at once and trains in between; `Pruning` takes them while the user trains.
+"""
 
 from __future__ import annotations
 
@@ -102,6 +105,11 @@ class Preparation:
         cut(self.graph, [(group, units) for group, units in selection if units], self.inputs)
         return self.graph.model.eval()
 
+    def remove_from_copy(self, selection: Selection) -> nn.Module:
+        """Return a copy of `context.model` without the selected units, in eval mode."""
+        model = self.context.model
+        return remove(model, to_plan([(group, units) for group, units in selection if units]), self.inputs).eval()
+
     def describe(self, selection: Selection, pruned: nn.Module) -> Pruned:
         """Return the result: the pruned network with its plan, history and sizes, and why layers were left alone."""
         from pandas import DataFrame  # takes long to import
@@ -144,17 +152,26 @@ def prepare(
     seed: int = 0,
     progress: bool | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
+    own_loop: bool = False,
+    steps_per_epoch: int | None = None,
 ) -> Preparation:
     """Check the arguments, trace a copy of the network and find out what can be removed; see `prune` for all of them.
 
-    What cannot be requested is refused here, before any training.
+    What cannot be requested is refused here, before any training. With `own_loop` the user trains, as with `Pruning`:
+    no data are needed, and `steps_per_epoch` is how many of the user's steps are an epoch.
     """
     data = data if data is None or isinstance(data, Data) else Split(*data)
     split = data.train if isinstance(data, Data) else data
-    _check_arguments(pruner, ratio, flops, round_to, split, inputs)
+    _check_arguments(pruner, ratio, flops, round_to, inputs)
+    if pruner.needs_data and split is None and not own_loop:
+        name = type(pruner).__name__
+        raise ValueError(
+            f"{name} trains before it removes and got no data. Pass some, e.g. "
+            f"prune(model, isometry.{name}(), 0.8, data=isometry.data.load('digits'))."
+        )
     check_supported(model)
     if inputs is None:
-        call = "prune(model, pruner, ratio, inputs=inputs)"
+        call = f"{'Pruning' if own_loop else 'prune'}(model, pruner, ratio, inputs=inputs)"
         inputs = split.inputs[:2] if split is not None else example_inputs(model, 2, call=call)
     inputs = placed(inputs, model)
     graph = trace(copy.deepcopy(model), inputs)
@@ -170,28 +187,30 @@ def prepare(
     if not ratios:
         raise InvalidValueError(f"found nothing that can be cut exactly: {join_names(list(uncuttable.values()))}.")
     groups = [group for group in graph.groups if group.root in ratios]
-    context = PruningContext(graph.model, groups, data, seed, progress, checkpoint, autocast)
+    context = PruningContext(
+        graph.model,
+        groups,
+        data,
+        seed,
+        progress,
+        checkpoint,
+        autocast,
+        inputs=inputs,
+        steps_per_epoch=steps_per_epoch,
+    )
     preparation = Preparation(model, pruner, graph, ratios, uncuttable, inputs, context, flops, round_to)
     if pruner.trains:
         preparation.select()
     return preparation
 
 
-def _check_arguments(
-    pruner: object, ratio: object, flops: float | None, round_to: int, split: Split | None, inputs: object
-) -> None:
+def _check_arguments(pruner: object, ratio: object, flops: float | None, round_to: int, inputs: object) -> None:
     if not isinstance(pruner, Pruner):
         raise InvalidTypeError(f"got {pruner!r} as pruner; it takes a Pruner, e.g. prune(model, isometry.L1(), 0.8).")
     if (ratio is None) == (flops is None) or (flops is not None and not 0 < flops < 1) or round_to < 1:
         raise InvalidValueError(
             f"got ratio={ratio}, flops={flops}, round_to={round_to}; it takes either a ratio in [0, 1) or a "
             "fraction of FLOPs removed in (0, 1), and a positive round_to, e.g. prune(model, isometry.L1(), flops=0.5)."
-        )
-    if pruner.trains and split is None:
-        name = type(pruner).__name__
-        raise ValueError(
-            f"{name} trains before it removes and got no data. Pass some, e.g. "
-            f"prune(model, isometry.{name}(), 0.8, data=isometry.data.load('digits'))."
         )
     if inputs is not None and not isinstance(inputs, Tensor):
         raise InvalidTypeError(

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,11 +14,13 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from isometry.data import Data, Split
-from isometry.files import write
+from isometry.errors import InvalidValueError
+from isometry.files import read_records, write_records
 from isometry.networks import placed
 from isometry.networks.modules import evaluating, feeding_layers, is_transposed
+from isometry.pruners.stage import Stage
 from isometry.surgery import Member, Selection, UnitGroup
-from isometry.training import Epoch
+from isometry.training import Epoch, Recipe, train
 
 __all__ = ["DivergedError", "Pruner", "PruningContext", "average_scores", "magnitude"]
 
@@ -30,17 +31,19 @@ class DivergedError(ArithmeticError):
 
 @dataclass
 class PruningContext:
-    """One call of `prune`, as a pruner sees it: the copy that it may train, and what there is to train it with.
+    """One pruning, as a pruner sees it: the copy that may be trained, and what there is to train it with.
 
     Attributes:
         model: a copy of the user's network, to be trained in place.
         groups: the groups of `model` that are to lose units.
-        training_data: what to train on; None where the caller passed none.
+        training_data: what to train on; None where the caller passed none, or trains in a loop of their own.
         seed: of everything random.
         progress: False silences the progress bar, None shows it in terminals and notebooks.
         checkpoint: file that lets an interrupted training go on, or None.
         autocast: whether to train in bfloat16.
         records: rows of the history.
+        inputs: [B, ...], a batch that the model accepts; None where none is known.
+        steps_per_epoch: of a loop of the caller's, where there is no training data; None where it was not passed.
     """
 
     model: nn.Module
@@ -51,6 +54,8 @@ class PruningContext:
     checkpoint: str | os.PathLike[str] | None
     autocast: bool = False
     records: list[dict[str, Any]] = field(default_factory=list)
+    inputs: Tensor | None = None
+    steps_per_epoch: int | None = None
 
     @property
     def training_split(self) -> Split:
@@ -60,13 +65,42 @@ class PruningContext:
 
     @cached_property
     def normalized_layers(self) -> dict[str, str]:
-        """{BatchNorm: the layer whose output it normalizes directly}, from one forward pass of training data."""
-        if self.training_data is None:
+        """{BatchNorm: the layer whose output it normalizes directly}, from one forward pass of `inputs`."""
+        if self.inputs is None:
             return {}
-        x = placed(self.training_split.inputs[:2], self.model)
+        x = placed(self.inputs, self.model)
         with evaluating(self.model), torch.no_grad():
             pairs, _ = feeding_layers(self.model, lambda: self.model(x))
         return {norm: layer for layer, norm in pairs}
+
+    def epoch_length(self, recipe: Recipe) -> int:
+        """Return the number of steps of an epoch: of the training data, or as the caller said of their own loop."""
+        if self.training_data is not None:
+            length = -(-len(self.training_split.inputs) // recipe.batch_size)
+        elif self.steps_per_epoch is not None:
+            length = self.steps_per_epoch
+        else:
+            raise InvalidValueError(
+                "got no steps_per_epoch; this pruner counts its training in epochs, and only your loop knows how many "
+                "steps one has. Pass it, e.g. Pruning(model, isometry.Slimming(epochs=40), 0.5, "
+                "steps_per_epoch=len(loader))."
+            )
+        return min(length, recipe.epoch_steps or length)
+
+    def run_stage(self, stage: Stage) -> None:
+        """Train the model on the data until the stage is finished, as its recipe says."""
+        recipe = replace(
+            stage.recipe, epochs=-(-stage.steps // self.epoch_length(stage.recipe)), autocast=self.autocast
+        )
+        epochs = train(
+            self.model,
+            self.training_data,  # type: ignore[arg-type]
+            **recipe.arguments(),
+            penalty=stage.penalty,
+            seed=self.seed,
+            checkpoint=self.checkpoint_path(stage.name),
+        )
+        self.run_training(epochs, stage.name, stage.steps, stage.log)
 
     def checkpoint_path(self, stage: str) -> Path | None:
         """Return the checkpoint file of one of a pruner's trainings, None where none was requested."""
@@ -88,14 +122,14 @@ class PruningContext:
         """
         hidden = None if self.progress is None else not self.progress
         path = self.checkpoint_path(f"{stage}.jsonl")
-        rows = [json.loads(line) for line in path.read_text().splitlines()] if path and path.exists() else []
+        rows = read_records(path) if path else []
         with tqdm(total=steps, unit="step", desc=stage, disable=hidden) as bar:
             for epoch in epochs:
                 rows = [row for row in rows if row["number"] < epoch.number]
                 rows.append({"stage": stage, **asdict(epoch), **log()})
                 if path:
                     path.parent.mkdir(parents=True, exist_ok=True)
-                    write(path, "".join(json.dumps(row) + "\n" for row in rows))
+                    write_records(path, rows)
                 bar.update(epoch.steps - bar.n)
                 bar.set_postfix(loss=f"{epoch.loss:.3f}", accuracy=f"{epoch.accuracy:.3f}")
         self.records += rows
@@ -110,8 +144,10 @@ class PruningContext:
 class Pruner:
     """The pruner interface: an importance for every unit and, optionally, training before or after the selection.
 
-    A pruner is a frozen dataclass of hyperparameters. Write a new one by overriding `importance`, or
-    `train_before_selection` and `train_after_selection` where the network is trained first, with `trains = True`.
+    A pruner is a frozen dataclass of hyperparameters. Write a new one by overriding `importance` and, where the network
+    is trained first, `stage_before_selection` or `stage_after_selection`, with `trains = True`: then it works in
+    `prune` and in the user's own loop, with `Pruning`. A pruner that has to train by itself overrides
+    `train_before_selection` or `train_after_selection` instead; it works in `prune` only.
 
     Attributes:
         scope: "layer" removes the same fraction of every layer, "global" ranks the units of all layers together.
@@ -134,15 +170,32 @@ class Pruner:
         """Return `model` with the layers that this pruner needs, its outputs unchanged; by default `model` itself."""
         return model
 
+    def stage_before_selection(self, context: PruningContext) -> Stage | None:
+        """Return the training of `context.model` before units are selected, None where there is none."""
+        return None
+
     def train_before_selection(self, context: PruningContext) -> None:
-        """Train `context.model` in place before units are selected; by default nothing."""
+        """Train `context.model` in place before units are selected; by default `stage_before_selection`."""
+        if stage := self.stage_before_selection(context):
+            context.run_stage(stage)
 
     def importance(self, context: PruningContext, group: UnitGroup) -> Tensor:
         """Return a score for every unit of `group`: [units]; the lowest are removed. By default `magnitude`."""
         return magnitude(context.model, group)
 
+    def stage_after_selection(self, context: PruningContext, selection: Selection) -> Stage | None:
+        """Return the training of `context.model` after the selection, before removal, None where there is none."""
+        return None
+
     def train_after_selection(self, context: PruningContext, selection: Selection) -> None:
-        """Train `context.model` in place after the selection, before removal; by default nothing."""
+        """Train `context.model` in place after the selection, before removal; by default `stage_after_selection`."""
+        if stage := self.stage_after_selection(context, selection):
+            context.run_stage(stage)
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether this pruner, with these hyperparameters, trains."""
+        return self.trains
 
     @property
     def trains_before_selection(self) -> bool:

@@ -24,7 +24,8 @@ class Pruned:
     Attributes:
         model: the physically smaller network, in eval mode.
         plan: the units that were removed, in the indices of the original network.
-        history: what the pruner logged while it trained, one row per epoch; empty for one-shot pruners.
+        history: what the pruner logged while it trained, one row per epoch; empty for one-shot pruners
+            and for a `Pruning`, whose epochs are the user's.
         before, after: `Size` of the original network and of `model`.
         left_alone: {layer: why none of its units were removed}.
         inexact: layers that normalize over channels (LayerNorm, GroupNorm) some of which were removed: their statistics
@@ -46,6 +47,38 @@ class Pruned:
         A floor or rounding may keep it below the requested one; a global ranking counts coupled layers once.
         """
         return self.plan.ratio
+
+    def then(self, later: Pruned) -> Pruned:
+        """Return this pruning followed by `later`, a pruning of this one's network, as one of the original network.
+
+        Five rounds of pruning and training are saved as one: `isometry.save(first.then(second), path)` writes a plan in
+        the original indices, which `isometry.load(path, model)` replays on the dense network.
+
+        Args:
+            later: what pruning `self.model`, trained since or not, returned.
+
+        Raises:
+            TypeError: `later` is no `Pruned`.
+            ValueError: it is a pruning of another network: a layer has another number of units than this one keeps.
+        """
+        if not isinstance(later, Pruned):
+            raise TypeError(
+                f"Pruned.then() got {type(later).__name__}; it takes what pruning this one's network returned, e.g. "
+                "first.then(isometry.prune(first.model, isometry.L1(), 0.5))."
+            )
+        from pandas import DataFrame, concat  # takes long to import
+
+        plan = self.plan.then(later.plan)
+        histories = [history for history in (self.history, later.history) if not history.empty]
+        return Pruned(
+            later.model,
+            plan,
+            concat(histories, ignore_index=True) if histories else DataFrame(),
+            self.before,
+            later.after,
+            {layer: reason for layer, reason in later.left_alone.items() if not plan.removed.get(layer)},
+            tuple(sorted({*self.inexact, *later.inexact})),
+        )
 
     def __str__(self) -> str:
         layers: dict[str, list[str]] = {}

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from isometry.errors import join_names
 from isometry.networks.bounded import BOUNDED
 from isometry.pruners.pruner import Pruner, PruningContext, average_scores
+from isometry.pruners.stage import Stage
 from isometry.surgery import UnitGroup
-from isometry.training import train
 from isometry.training.recipe import Recipe, Regularizer, Schedule, Steps
 
 __all__ = ["Sparsifying", "scales"]
@@ -60,6 +60,11 @@ class Sparsifying(Pruner):
         return scale.abs()
 
     @property
+    def needs_data(self) -> bool:
+        """Whether there are epochs to train."""
+        return self.epochs != 0
+
+    @property
     def trains_before_selection(self) -> bool:
         """Whether there are epochs to train."""
         return self.epochs != 0
@@ -68,20 +73,12 @@ class Sparsifying(Pruner):
         """Return this pruner with 0 epochs."""
         return replace(self, epochs=0)
 
-    def train_before_selection(self, context: PruningContext) -> None:
-        """Train with the regularizer."""
+    def stage_before_selection(self, context: PruningContext) -> Stage | None:
+        """Return the training with the regularizer."""
         if not self.epochs:
-            return
-        recipe = replace(self.recipe(), autocast=context.autocast)
-        epochs = train(
-            context.model,
-            context.training_data,  # type: ignore[arg-type]
-            **recipe.arguments(),
-            seed=context.seed,
-            checkpoint=context.checkpoint_path("before_selection"),
-        )
-        batches = self.epoch_steps or -(-len(context.training_split.inputs) // self.batch_size)
-        context.run_training(epochs, "before_selection", self.epochs * batches)
+            return None
+        recipe = self.recipe()
+        return Stage("before_selection", recipe, self.epochs * context.epoch_length(recipe))
 
     def importance(self, context: PruningContext, group: UnitGroup) -> Tensor:
         """Return the score of every unit, the mean over the group's BatchNorms that have it: [units] float64."""

@@ -49,8 +49,7 @@ class GramPenalty(GrowingPenalty):
         if not self.pruner.gram:
             return
         for layer, strength in zip(self.layers, self.strengths, strict=True):
-            if strength:
-                assert layer.weight.grad is not None
+            if strength and layer.weight.grad is not None:
                 weight = layer.weight.movedim(layer.dim, 0)
                 # Any order of a row's entries will do: the one in memory needs no copy.
                 order = sorted(range(1, weight.ndim), key=weight.stride, reverse=True)

@@ -2,13 +2,15 @@
 
 from isometry.spectra import laws, orthogonal
 from isometry.spectra.convolution import Convolution, circular
-from isometry.spectra.estimate import Bound, Estimate, mean_with_error, student_quantile
-from isometry.spectra.exact import exact, singular_values
+from isometry.spectra.estimate import Bound, Estimate, mean_with_error
+from isometry.spectra.exact import RESOLUTION, exact, singular_values
 from isometry.spectra.golub_kahan import Bidiagonal, bidiagonalize, probes
+from isometry.spectra.intervals import confidence_interval, skewness, student_quantile
 from isometry.spectra.operator import Matrices, Operator
 from isometry.spectra.spectrum import Spectrum
 
 __all__ = [
+    "RESOLUTION",
     "Bidiagonal",
     "Bound",
     "Convolution",
@@ -18,11 +20,13 @@ __all__ = [
     "Spectrum",
     "bidiagonalize",
     "circular",
+    "confidence_interval",
     "exact",
     "laws",
     "mean_with_error",
     "orthogonal",
     "probes",
     "singular_values",
+    "skewness",
     "student_quantile",
 ]

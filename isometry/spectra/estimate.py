@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-__all__ = ["Bound", "Estimate", "mean_with_error", "student_quantile"]
+from isometry.spectra.intervals import choose_rule, confidence_interval
+
+__all__ = ["Bound", "Estimate", "mean_with_error"]
 
 
 class Bound(float):
@@ -41,41 +43,45 @@ class Estimate:
     Attributes:
         value: the estimate.
         sem: its standard error over the averaged units; nan for one unit.
-        interval: 95 % confidence interval, (low, high).
+        interval: confidence interval, (low, high); 95 % unless asked otherwise.
         units: how many independent units were averaged.
+        rule: how the interval was found, "student", "cox" or "hall"; see `intervals.choose_rule`.
     """
 
     value: float
     sem: float
     interval: tuple[float, float]
     units: int
+    rule: str = "student"
 
     def __str__(self) -> str:
         return f"{self.value:.4g} [{self.interval[0]:.4g}, {self.interval[1]:.4g}]"
 
 
-def student_quantile(count: int) -> float:
-    """Return the 97.5 % quantile of Student's t distribution for the mean of `count` units, at least 2."""
-    from scipy import special  # takes a fifth of a second to import
+def mean_with_error(
+    units: Tensor, low: Tensor | None = None, high: Tensor | None = None, *, confidence: float = 0.95
+) -> Estimate:
+    """Return the mean of independent `units` [B] with its standard error and confidence interval.
 
-    return float(special.stdtrit(count - 1, 0.975))
-
-
-def mean_with_error(units: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Estimate:
-    """Return the mean of independent `units` [B] with its standard error and Student's 95 % interval.
+    The interval is Student's, or one that allows for skewness, chosen by `intervals.choose_rule`.
 
     Args:
         units: [B], one number per unit.
         low: [B], lower bounds of the units' true values, where `units` are estimates inside brackets.
         high: [B], upper bounds likewise. The interval then reaches from the lower end of the interval of `low` to the
             upper end of that of `high`.
+        confidence: of the interval.
     """
     count = len(units)
     value = float(units.mean())
     if count < 2:
         return Estimate(value, math.nan, (math.nan, math.nan), count)
-    quantile = student_quantile(count)
-    ends = [units if end is None else end for end in (low, high)]
-    sems = [float(end.std()) / math.sqrt(count) for end in ends]
-    interval = (float(ends[0].mean()) - quantile * sems[0], float(ends[1].mean()) + quantile * sems[1])
-    return Estimate(value, float(units.std()) / math.sqrt(count), interval, count)
+    rule = choose_rule(units)
+    low, high = units if low is None else low, units if high is None else high
+    if rule == "cox" and not bool((low > 0).all()):
+        rule = "student"
+    interval = (
+        confidence_interval(low, confidence=confidence, rule=rule)[0],
+        confidence_interval(high, confidence=confidence, rule=rule)[1],
+    )
+    return Estimate(value, float(units.std()) / math.sqrt(count), interval, count, rule)

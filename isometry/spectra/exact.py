@@ -8,7 +8,10 @@ from torch import Tensor
 from isometry.spectra.operator import Operator
 from isometry.spectra.spectrum import Spectrum
 
-__all__ = ["exact", "singular_values"]
+__all__ = ["RESOLUTION", "exact", "singular_values"]
+
+RESOLUTION = {torch.float64: 2e-15, torch.float32: 1.2e-7, torch.bfloat16: 4e-3, torch.float16: 5e-4}
+"""Rounding errors of a matrix's entries and of its decomposition, as a share of the largest singular value."""
 
 _BLOCK = 2**19  # entries of a float64 block: 4 MiB
 
@@ -45,4 +48,5 @@ def exact(operator: Operator, max_bytes: int = 2**28) -> Spectrum:
     matrices = operator.dense()
     per_sample = 8 * matrices.shape[-1] * matrices.shape[-2]
     chunks = matrices.split(max(1, max_bytes // max(per_sample, 1)))
-    return Spectrum.of(torch.cat([singular_values(chunk) for chunk in chunks]))
+    values = torch.cat([singular_values(chunk) for chunk in chunks])
+    return Spectrum.of(values, RESOLUTION[matrices.dtype])

@@ -43,12 +43,18 @@ class Bidiagonal:
         residual: [B, P] float64, the next beta; 0 where the vectors span an invariant subspace, so that the result is
             exact.
         products: the number of products with J or Jᵀ per starting vector.
+        start: [B, P, r], the starting vectors; None where they were not kept.
+        basis: [B, P, k, r], the columns of V; likewise.
+        resolution: size of rounding errors, as a share of the largest value.
     """
 
     alpha: Tensor
     beta: Tensor
     residual: Tensor
     products: int
+    start: Tensor | None = None
+    basis: Tensor | None = None
+    resolution: float = 0.0
 
     def _matrix(self) -> Tensor:
         matrix = torch.diag_embed(self.alpha)
@@ -77,13 +83,37 @@ class Bidiagonal:
             lower = (values * vh[..., :, 0].square()[..., : values.shape[-1]]).sum(-1)
         return torch.where(self.residual > 0, lower, upper), upper
 
+    def correction(self) -> Tensor:
+        """Return what to add to every probe's vᵀ (AᵀA)^½ v, [B, P], to take out of it the chance of hitting large values.
+
+        A probe's quadratic form with a matrix F of small rank, its trace known, is a control variate: r vᵀ F v has the mean
+        tr F. Here F = Y (Theta - c) Yᵀ with the Ritz vectors Y and values Theta of another probe of the same sample, c being
+        that probe's own estimate. It is independent of v, so that the corrected estimate has the same mean, and its
+        variance is that of what Y does not see. At isometry Theta = c, and nothing changes. 0 where there is one probe.
+
+        Source: the low-rank part of Hutch++ (Meyer, Musco, Musco & Woodruff, SOSA 2021), taken from the runs themselves.
+        """
+        assert self.start is not None
+        assert self.basis is not None
+        if self.alpha.shape[1] < 2:
+            return torch.zeros_like(self.residual)
+        _, values, vh = torch.linalg.svd(self._matrix())
+        center = (values * vh[..., :, 0].square()).sum(-1, keepdim=True)
+        vectors = vh.to(self.basis) @ self.basis
+        weights = torch.where(vectors.norm(dim=-1) > 0.5, values - center, 0.0)  # runs that ended early have no more
+        weights, vectors = weights.roll(-1, 1), vectors.roll(-1, 1)
+        overlaps = (vectors @ self.start.unsqueeze(-1)).squeeze(-1).double().square()
+        return (weights * (1 / self.start.shape[-1] - overlaps)).sum(-1)
+
     def first(self, steps: int) -> Bidiagonal:
         """Return the result after the first `steps` steps, at least one."""
         steps = max(steps, 1)
         if steps >= self.alpha.shape[-1]:
             return self
         residual = self.beta[..., steps - 1]
-        return Bidiagonal(self.alpha[..., :steps], self.beta[..., : steps - 1], residual, 2 * steps)
+        return Bidiagonal(
+            self.alpha[..., :steps], self.beta[..., : steps - 1], residual, 2 * steps, resolution=self.resolution
+        )
 
     def largest(self) -> tuple[Tensor, Tensor]:
         """Return the largest Ritz value [B, P], a lower bound of the largest singular value, and its residual.
@@ -97,11 +127,14 @@ class Bidiagonal:
         """Return the Gauss nodes of every sample's probes as an incomplete `Spectrum` [B, P k]."""
         values, weights = self.nodes()
         count = values.shape[1]
-        return Spectrum(values.flatten(1), (weights / weights.sum(-1, keepdim=True) / count).flatten(1), complete=False)
+        shares = weights / weights.sum(-1, keepdim=True) / count
+        return Spectrum(values.flatten(1), shares.flatten(1), complete=False, resolution=self.resolution)
 
 
 @torch.no_grad()
-def bidiagonalize(operator: Operator, start: Tensor, *, steps: int, rtol: float = 0.0) -> Bidiagonal:
+def bidiagonalize(
+    operator: Operator, start: Tensor, *, steps: int, rtol: float = 0.0, keep_basis: bool = False
+) -> Bidiagonal:
     """Run Golub-Kahan from `start`, in the space of the smaller side, with two-pass reorthogonalization.
 
     Args:
@@ -110,6 +143,7 @@ def bidiagonalize(operator: Operator, start: Tensor, *, steps: int, rtol: float 
         steps: the largest number of steps, of two products each.
         rtol: stop when the half-width of every sample's bracket, averaged over its probes, is at most `rtol` times its
             middle; 0 runs all steps.
+        keep_basis: whether the result holds the starting vectors and the basis, for `Bidiagonal.correction`.
 
     Returns:
         `Bidiagonal`; for starting vectors with an invariant subspace, entries after it are 0.
@@ -123,15 +157,16 @@ def bidiagonalize(operator: Operator, start: Tensor, *, steps: int, rtol: float 
     scale = alpha.clone()
     vs, us, alphas = [v], [u], [alpha]
     betas: list[Tensor] = []
-    products = 1
+    products, look = 1, _MIN_STEPS
     for step in range(1, steps + 1):
         v = _orthogonalized(backward(u) - alpha.to(v).unsqueeze(-1) * v, vs)
         v, beta = _normalized(v, scale, floor)
         products += 1
-        result = Bidiagonal(torch.stack(alphas, -1), _stacked(betas, alpha), beta, products)
+        result = Bidiagonal(torch.stack(alphas, -1), _stacked(betas, alpha), beta, products, resolution=floor)
         if step == steps or not bool((beta > 0).any()):
             break
-        if rtol and step >= _MIN_STEPS:
+        if rtol and step >= look:
+            look = step + max(1, step // 8)  # looking costs a decomposition of every run's matrix
             lower, upper = (end.mean(1) for end in result.bracket())
             if bool((upper - lower <= rtol * (upper + lower)).all()):
                 break
@@ -143,6 +178,8 @@ def bidiagonalize(operator: Operator, start: Tensor, *, steps: int, rtol: float 
         us.append(u)
         alphas.append(alpha)
         betas.append(beta)
+    if keep_basis:
+        result.start, result.basis = start, torch.stack(vs, -2)
     return result
 
 

@@ -26,11 +26,14 @@ class Spectrum:
         weights: [B, k] float64, at least 0, each row sums to 1.
         complete: whether `values` are all the singular values. Otherwise the smallest node is an upper bound of the
             smallest singular value and the largest node a lower bound of the largest, and `min` and `max` are `Bound`s.
+            Nodes are no sample of the spectrum: statistics other than moments and bounds describe the nodes.
+        resolution: size below which a value is a rounding error, as a share of the sample's largest.
     """
 
     values: Tensor
     weights: Tensor
     complete: bool = True
+    resolution: float = 0.0
     _moments: dict[float, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -43,10 +46,17 @@ class Spectrum:
             raise ValueError("Spectrum() got singular values that are NaN or infinite; all of them must be finite.")
 
     @classmethod
-    def of(cls, values: Tensor) -> Spectrum:
-        """Return the complete spectrum with `values` [B, k] (or [k]), each of weight 1/k."""
+    def of(cls, values: Tensor, resolution: float = 0.0) -> Spectrum:
+        """Return the complete spectrum with `values` [B, k] (or [k]), each of weight 1/k.
+
+        Args:
+            values: singular values.
+            resolution: those below `resolution` times the sample's largest become 0, being rounding errors.
+        """
         values = torch.atleast_2d(values).double()
-        return cls(values, torch.full_like(values, 1 / values.shape[-1]))
+        if resolution:
+            values = torch.where(values < resolution * values.amax(1, keepdim=True), 0.0, values)
+        return cls(values, torch.full_like(values, 1 / values.shape[-1]), resolution=resolution)
 
     @classmethod
     def pool(cls, spectra: Iterable[Spectrum]) -> Spectrum:
@@ -61,7 +71,8 @@ class Spectrum:
 
         values = torch.cat([widen(part.values, part.values[:, -1:]) for part in parts])
         weights = torch.cat([widen(part.weights, 0.0) for part in parts])
-        return cls(values, weights, all(part.complete for part in parts))
+        resolution = max(part.resolution for part in parts)
+        return cls(values, weights, all(part.complete for part in parts), resolution)
 
     def __len__(self) -> int:
         """The number of samples B."""
@@ -99,9 +110,11 @@ class Spectrum:
         return float(((self.values - 1).square() * self.weights).sum(1).mean())
 
     def _ends(self) -> tuple[Tensor, Tensor]:
+        """Return the smallest and the largest value [B] of every sample; of nodes, no smaller than can be told from 0."""
         weighted = self.weights > 0
+        high = torch.where(weighted, self.values, -math.inf).amax(1)
         low = torch.where(weighted, self.values, math.inf).amin(1)
-        return low, torch.where(weighted, self.values, -math.inf).amax(1)
+        return (low if self.complete else torch.maximum(low, self.resolution * high)), high
 
     @property
     def min(self) -> float:
@@ -123,9 +136,28 @@ class Spectrum:
 
     @property
     def condition_number(self) -> float:
-        """The mean over samples of max / min; a `Bound` (>=) where the values are quadrature nodes."""
+        """The mean over samples of max / min; infinite as soon as one sample is singular.
+
+        A `Bound` (>=) where the values are quadrature nodes.
+        """
         value = float(self.condition_numbers.mean())
         return value if self.complete else Bound(value, ">=")
+
+    @property
+    def median_condition_number(self) -> float:
+        """The (lower) median over samples of max / min; a `Bound` (>=) where the values are quadrature nodes."""
+        value = float(self.condition_numbers.median())
+        return value if self.complete else Bound(value, ">=")
+
+    @property
+    def singular_samples(self) -> int:
+        """The number of samples whose smallest singular value is 0 (to within `resolution`); 0 where only nodes are known."""
+        return int((self._ends()[0] == 0).sum()) if self.complete else 0
+
+    @property
+    def isometry_gaps(self) -> Tensor:
+        """[B]: the mean of (s - 1)² of every sample."""
+        return ((self.values - 1).square() * self.weights).sum(1)
 
     def quantile(self, q: float) -> float:
         """Return the q-quantile of the pool: the smallest value at or below which its share is at least q in [0, 1]."""
@@ -142,6 +174,8 @@ class Spectrum:
     def histogram(self, edges: Tensor) -> tuple[Tensor, Tensor]:
         """Return each bin's share of the pool, with its standard error over samples.
 
+        Of quadrature nodes, the shares of the nodes: those of the spectrum are not known, and the errors are nan.
+
         Args:
             edges: [b + 1], increasing. A value on an edge belongs to the bin above it, the last edge to the last bin.
 
@@ -153,4 +187,5 @@ class Spectrum:
         inside = (bins >= 0) & (bins < len(edges) - 1)
         share = self.values.new_zeros(len(self), len(edges) - 1)
         share.scatter_add_(1, bins.clamp(0, len(edges) - 2), torch.where(inside, self.weights, 0.0))
-        return share.mean(0), share.std(0) / math.sqrt(len(self)) if len(self) > 1 else share[0] * math.nan
+        known = self.complete and len(self) > 1
+        return share.mean(0), share.std(0) / math.sqrt(len(self)) if known else share[0] * math.nan

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import nn
 
 from isometry.errors import join_names
 
 __all__ = ["Applied", "Plan"]
+
+_JSON = """It takes what Plan.to_json() returned, e.g. Plan.from_json('{"removed": {"net.0": [1, 3]}, "widths": {"net.0": 100}}')."""
 
 
 @dataclass(frozen=True)
@@ -78,15 +79,36 @@ class Plan:
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
-        """Return the plan that `to_json` wrote."""
-        fields: Mapping[str, Any] = json.loads(text)
-        return cls({layer: tuple(units) for layer, units in fields["removed"].items()}, dict(fields["widths"]))
+        """Return the plan that `to_json` wrote.
+
+        Raises:
+            ValueError: the text is something else.
+        """
+        try:
+            fields = json.loads(text)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"Plan.from_json() got a text that is no JSON ({error}). {_JSON}") from error
+        if not isinstance(fields, dict) or set(fields) != {"removed", "widths"}:
+            keys = join_names(sorted(fields)) if isinstance(fields, dict) else type(fields).__name__
+            raise ValueError(f"Plan.from_json() got {keys or 'an empty object'}. {_JSON}")
+        removed, widths = fields["removed"], fields["widths"]
+        if not (
+            isinstance(removed, dict) and all(isinstance(u, list) and all(map(_whole, u)) for u in removed.values())
+        ):
+            raise ValueError(f"Plan.from_json() got removed units that are no lists of whole numbers by layer. {_JSON}")
+        if not (isinstance(widths, dict) and all(map(_whole, widths.values()))):
+            raise ValueError(f"Plan.from_json() got widths that are no whole numbers by layer. {_JSON}")
+        return cls({layer: tuple(units) for layer, units in removed.items()}, widths)
 
     def __str__(self) -> str:
         lines = [
             f"{layer}: {len(units)} of {self.widths[layer]} units removed" for layer, units in self.removed.items()
         ]
         return "\n".join(lines) or "nothing removed"
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 class Applied(Protocol):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import warnings
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -14,12 +16,14 @@ from torch import Tensor, nn
 
 from isometry.data import Split
 from isometry.errors import InvalidValueError
-from isometry.files import read_tensors, write_tensors
+from isometry.files import read_tensors, remove_leftovers, write_tensors
 from isometry.training.optimizer import with_layout_of
 from isometry.training.random_state import RandomState
 from isometry.training.recipe import Penalty, Recipe
 
-__all__ = ["Checkpoint", "TrainingState", "describe_training"]
+__all__ = ["Checkpoint", "TrainingState", "checkpoint_files", "describe_training", "remove_damaged"]
+
+_WAY_OUT = "Delete it or name another: train(..., checkpoint='other.safetensors')."
 
 _SAMPLED = 4096  # inputs that the fingerprint of the data covers
 
@@ -76,7 +80,7 @@ class TrainingState:
 
 
 class Checkpoint:
-    """A file that keeps the state of one training.
+    """A file that keeps the state of one training, and beside it the one before, `<name>.previous`.
 
     Args:
         path: the file; its folder is made where absent.
@@ -87,35 +91,94 @@ class Checkpoint:
         self.path, self.identity = path, identity
 
     def save(self, state: TrainingState) -> None:
-        """Replace the file by one with the present state."""
+        """Replace the file by one with the present state; what it was becomes the previous one."""
         metadata = {"training": self.identity, "done": str(state.epochs), "step": str(state.steps)}
+        if self.path.exists():
+            os.replace(*checkpoint_files(self.path))
         write_tensors(self.path, state.tensors(), metadata)
 
     def resume(self, state: TrainingState) -> None:
-        """Set `state` to that of the file; leave it as it is where there is no file.
+        """Set `state` to that of the file, or of the previous one where the file is damaged or missing.
+
+        Leaves `state` as it is where there is neither.
 
         Raises:
-            InvalidValueError: the file cannot be read, or is of another training; the message names the settings that
+            InvalidValueError: no file can be read, or they are of another training; the message names the settings that
                 differ.
         """
-        if not self.path.exists():
+        if self.path.parent.is_dir():
+            remove_leftovers(self.path.parent)
+        errors: list[str] = []
+        for path in checkpoint_files(self.path):
+            try:
+                tensors, metadata = _read(path)
+            except FileNotFoundError:
+                continue
+            except ValueError as error:
+                errors.append(str(error))
+                continue
+            self._check(path, metadata)
+            try:
+                state.restore(tensors)
+            except (RuntimeError, KeyError, IndexError, ValueError) as error:
+                raise InvalidValueError(
+                    f"found the checkpoint {path}, which does not fit the model ({error}). {_WAY_OUT}"
+                ) from error
+            state.epochs, state.steps = int(metadata["done"]), int(metadata["step"])
+            if errors:
+                text = f"train() goes on from {path}, after epoch {state.epochs}, because {errors[0]}."
+                warnings.warn(text, stacklevel=2)
+                self.path.unlink()  # or the next save would put it in the place of the one that is whole
             return
-        try:
-            tensors, metadata = read_tensors(self.path)
-        except ValueError as error:
-            raise InvalidValueError(
-                f"found a checkpoint that cannot be read: {error}. Delete it or name another: "
-                "train(..., checkpoint='other.safetensors')."
-            ) from error
-        if metadata.get("training") != self.identity:
-            theirs, ours = json.loads(metadata.get("training", "{}")), json.loads(self.identity)
+        if errors:
+            raise InvalidValueError(f"found a checkpoint that cannot be read: {'; '.join(errors)}. {_WAY_OUT}")
+
+    def _check(self, path: Path, metadata: dict[str, str]) -> None:
+        """Raise an error that names `path` unless it is of this training, and no further than that goes."""
+        theirs, ours = json.loads(metadata["training"]), json.loads(self.identity)
+        if metadata["training"] != self.identity:
             different = sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key))
             raise InvalidValueError(
-                f"found the checkpoint {self.path} of another training: it differs in {', '.join(different)}. Delete it or "
-                "name another: train(..., checkpoint='other.safetensors')."
+                f"found the checkpoint {path} of another training: it differs in {', '.join(different)}. {_WAY_OUT}"
             )
-        state.restore(tensors)
-        state.epochs, state.steps = int(metadata["done"]), int(metadata["step"])
+        if int(metadata["done"]) > ours["epochs"]:
+            raise InvalidValueError(
+                f"found the checkpoint {path} after epoch {metadata['done']} of a training of {ours['epochs']}. {_WAY_OUT}"
+            )
+
+
+def checkpoint_files(path: Path) -> tuple[Path, Path]:
+    """Return the two files of a checkpoint, the newer one first."""
+    return path, path.with_name(path.name + ".previous")
+
+
+def remove_damaged(path: Path) -> int:
+    """Delete those of a checkpoint's two files that cannot be read, with a warning; return the epochs done in what is left."""
+    done = 0
+    for file in checkpoint_files(path):
+        try:
+            done = max(done, int(_read(file)[1]["done"]))
+        except FileNotFoundError:
+            continue
+        except ValueError as error:
+            warnings.warn(f"{error}. It is deleted, and what it held is computed again.", stacklevel=2)
+            file.unlink()
+    return done
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors and the header of a checkpoint; raise a ValueError that names the file where it is none."""
+    tensors, metadata = read_tensors(path)
+    try:
+        json.loads(metadata["training"])
+        whole = int(metadata["done"]) >= 0 and int(metadata["step"]) >= 0
+    except (KeyError, ValueError):
+        whole = False
+    if not whole:
+        raise ValueError(
+            f"{path} is no checkpoint of a training: its header lacks the training, its epochs or its steps"
+        )
+    return tensors, metadata
 
 
 def describe_training(

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import math
 import os
-import time
+import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import Any
 
 import joblib
 import pandas as pd
-import torch
 from tqdm.auto import tqdm
 
-from isometry.files import check_writable, software, write
-from isometry.trials.stage import Stage
+from isometry.files import check_writable
+from isometry.trials.execution import Job, Outcome, execute, record_failure, was_started
+from isometry.trials.record import find, warn_of_damage, warn_of_versions
+from isometry.trials.stage import ROWS_FILE, Stage
 from isometry.trials.stages import plan_stages, remove_checkpoints
 from isometry.trials.trial import Trial
 
 __all__ = ["run"]
+
+_START_ATTEMPTS = 3  # how often workers may die before they start anything
 
 
 def run(
@@ -31,12 +35,18 @@ def run(
     jobs: int | None = None,
     device: str = "cpu",
     progress: bool | None = None,
+    keep: str | None = None,
 ) -> pd.DataFrame:
     """Run trials, each of their stages once, and return all rows.
 
     Stages that trials share (the dense network, the pruned network before repair) are computed once. Every stage writes
     its state after each epoch and its result when done: an interrupted run continues where it stopped, and finished
-    stages are read from disk. A trial that diverges is recorded as such and does not stop the others.
+    stages are read from disk, which may be read-only then. Files that do not fit their digests are computed again, with a
+    warning. Two runs may share a folder: each waits for the stages that the other computes.
+
+    A trial that diverges or fails is recorded as such and does not stop the others. One that fails has a row with its
+    phase and the `error` instead of the rows that are missing; the traceback is in error.txt in its stage's folder, a
+    warning at the end names both, and the next call tries again. A stage whose worker process was killed is run once more.
 
     Args:
         trials: what to run.
@@ -44,37 +54,115 @@ def run(
         jobs: number of processes, one thread each; None means the number of cores, 1 on a GPU.
         device: where networks live, "cpu" or "cuda".
         progress: False silences the progress bar, None shows it in terminals and notebooks.
+        keep: "weights" also keeps the fine-tuned network of every trial, model.safetensors in the folder of its last stage,
+            for `isometry.load`; None keeps no more than later stages need.
 
     Returns:
         One row per (trial, phase, epoch). Phases: "dense", "sparse" (trained with a regularizer on its scales, before
         removal), "pruned" and "repaired" (epoch 0), "finetune" (from epoch 1). Columns: the trial's settings, `accuracy`
-        and `loss` on the test part, JSV statistics over 64 training images, `diverged`, `parameters`.
+        and `loss` on the test part, JSV statistics over 64 training images, `diverged`, `parameters`; `error` where trials
+        failed.
 
     Raises:
-        ValueError: no trials.
+        ValueError: no trials, or another `keep`.
         OSError: the folder cannot be written.
     """
     if not trials:
         raise ValueError(
             "run() got no trials; it takes at least one, e.g. run([Trial('digits', 'mlp-7-linear', Recipe(0.01, 9))], 'runs')."
         )
-    folder = Path(folder)
-    check_writable(folder)
+    if keep not in (None, "weights"):
+        raise ValueError(
+            f"run() got keep={keep!r}; it takes None or 'weights', e.g. run(trials, 'runs', keep='weights')."
+        )
+    folder, weights = Path(folder), keep == "weights"
     chains = [plan_stages(trial) for trial in trials]
     stages = {stage.folder: stage for chain in chains for stage in chain}
+    found = {name: find(stage, folder, weights=weights) for name, stage in stages.items()}
+    waiting = {name: stage for name, stage in stages.items() if found[name].record is None}
+    warn_of_damage(finding.damage for finding in found.values() if finding.damage is not None)
+    records = [finding.record for finding in found.values() if finding.record is not None]
+    warn_of_versions(records, folder, computing=bool(waiting))
+    for name in stages.keys() - waiting.keys():
+        with contextlib.suppress(OSError):  # left over where a run was killed just after it had finished the stage
+            remove_checkpoints(folder / name)
+    if waiting:
+        check_writable(folder)
     jobs = jobs or (os.cpu_count() if device == "cpu" else 1) or 1
-    workers = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")
-    with tqdm(
-        total=len(stages), unit="stage", desc="trials", disable=None if progress is None else not progress
-    ) as bar:
-        for ready in _generations(stages):
-            slowest_first = sorted(ready, key=lambda stage: -stage.duration)
-            for name in workers(joblib.delayed(_execute)(stage, folder, device) for stage in slowest_first):
-                bar.update()
-                bar.set_postfix_str(name)
+    work = {name: Job(stage, folder, device, weights, os.getpid()) for name, stage in waiting.items()}
+    errors: dict[str, str] = {}
+    hidden = None if progress is None else not progress
+    with tqdm(total=len(stages), initial=len(records), unit="stage", desc="trials", disable=hidden) as bar:
+        for outcome in _execute_all(work, jobs, errors):
+            bar.update()
+            bar.set_postfix_str(outcome.folder)
+            for text, category in outcome.notes:
+                warnings.warn(text, category, stacklevel=2)
     names = Counter(trial.key for trial in {chain[-1].folder: chain[-1].trial for chain in chains}.values())
-    tables = [_table(chain, folder, unique=names[chain[-1].trial.key] == 1) for chain in chains]
+    tables = [_table(chain, folder, errors, unique=names[chain[-1].trial.key] == 1) for chain in chains]
+    _warn_of_failures(trials, chains, errors)
     return pd.concat(tables, ignore_index=True)
+
+
+def _warn_of_failures(trials: Sequence[Trial], chains: Sequence[list[Stage]], errors: Mapping[str, str]) -> None:
+    failed = [trial for trial, chain in zip(trials, chains, strict=True) if any(s.folder in errors for s in chain)]
+    if failed:
+        texts = list(dict.fromkeys(errors.values()))
+        warnings.warn(
+            f"run() finished {len(trials) - len(failed)} of {len(trials)} trials. Failed: {'; '.join(texts[:5])}"
+            f"{f' and {len(texts) - 5} more' if len(texts) > 5 else ''}. Call it again to try them again.",
+            stacklevel=3,
+        )
+
+
+def _execute_all(work: Mapping[str, Job], jobs: int, errors: dict[str, str]) -> Iterator[Outcome]:
+    """Yield the outcomes of all stages as they end; put those that failed, or whose parent did, into `errors`."""
+    for ready in _generations({name: job.stage for name, job in work.items()}):
+        possible = []
+        for stage in ready:
+            if stage.parent is not None and stage.parent.folder in errors:
+                errors[stage.folder] = errors[stage.parent.folder]
+                yield Outcome(stage.folder)
+            else:
+                possible.append(work[stage.folder])
+        for outcome in _execute_parallel(sorted(possible, key=lambda job: -job.stage.duration), jobs):
+            if outcome.error is not None:
+                errors[outcome.folder] = outcome.error
+            yield outcome
+
+
+def _execute_parallel(work: Sequence[Job], jobs: int) -> Iterator[Outcome]:
+    """Yield the outcomes of stages that need not wait for each other.
+
+    Where a worker was killed, the stages under way run once more, each alone, so that one that takes its worker along again
+    (for want of memory, for instance) is known; it has failed.
+    """
+    waiting = {job.stage.folder: job for job in work}
+    idle = 0
+    while waiting:
+        try:
+            yield from _run_workers(waiting, jobs)
+        except BrokenExecutor:
+            started = [job for job in waiting.values() if was_started(job)]
+            idle = 0 if started else idle + 1
+            if idle > _START_ATTEMPTS:
+                raise
+            for job in started:
+                alone = {job.stage.folder: job}
+                try:
+                    yield from _run_workers(alone, max(jobs, 2))  # with 1, it would be in this process
+                except BrokenExecutor as error:
+                    text = "its worker process was killed twice, by the system for want of memory perhaps"
+                    yield Outcome(job.stage.folder, record_failure(job, text, f"{text}\n{error}"))
+                del waiting[job.stage.folder]
+
+
+def _run_workers(waiting: dict[str, Job], jobs: int) -> Iterator[Outcome]:
+    """Yield the outcomes of stages, which are removed from `waiting`."""
+    workers = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", backend="loky")
+    for outcome in workers(joblib.delayed(execute)(job) for job in list(waiting.values())):
+        del waiting[outcome.folder]
+        yield outcome
 
 
 def _generations(stages: dict[str, Stage]) -> Iterator[list[Stage]]:
@@ -87,32 +175,20 @@ def _generations(stages: dict[str, Stage]) -> Iterator[list[Stage]]:
             del waiting[stage.folder]
 
 
-def _execute(stage: Stage, runs: Path, device: str) -> str:
-    """Execute one stage unless it is done; return its folder's name."""
-    torch.set_num_threads(1)
-    folder = runs / stage.folder
-    done = folder / "done.json"
-    if done.exists():
-        return stage.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    write(folder / "settings.json", json.dumps(stage.settings, indent=1))
-    start = time.perf_counter()
-    rows = stage.execute(runs, device)
-    write(folder / "rows.csv", pd.DataFrame(rows).to_csv(index=False))
-    remove_checkpoints(folder)
-    write(done, json.dumps({"seconds": round(time.perf_counter() - start, 1), **software()}))
-    return stage.folder
-
-
-def _table(chain: list[Stage], runs: Path, *, unique: bool) -> pd.DataFrame:
+def _table(chain: list[Stage], runs: Path, errors: Mapping[str, str], *, unique: bool) -> pd.DataFrame:
     """Return the rows of one trial, its settings first.
 
     Args:
         chain: the stages of the trial.
         runs: the folder of all stages.
+        errors: {folder: why that stage failed}.
         unique: whether no other trial has its key; the digest of its settings is added where one has.
     """
-    rows = pd.concat([pd.read_csv(runs / stage.folder / "rows.csv") for stage in chain], ignore_index=True)
+    parts = [pd.read_csv(runs / stage.folder / ROWS_FILE) for stage in chain if stage.folder not in errors]
+    if failed := next((stage for stage in chain if stage.folder in errors), None):
+        row = {"phase": failed.phase, "epoch": 0, "diverged": False, "error": errors[failed.folder]}
+        parts.append(pd.DataFrame([row]))
+    rows = pd.concat(parts, ignore_index=True)
     trial = chain[-1].trial
     columns: dict[str, Any] = {
         "trial": trial.key if unique else f"{trial.key}-{chain[-1].folder[-8:]}",

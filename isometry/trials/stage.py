@@ -8,18 +8,18 @@ import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 from torch import nn
 
-from isometry.surgery import load
+from isometry.surgery import Loaded, load
 from isometry.trials.rows import Row
 from isometry.trials.trial import Trial
 
-__all__ = ["MODEL_FILE", "Stage"]
+__all__ = ["MODEL_FILE", "ROWS_FILE", "Stage"]
 
-MODEL_FILE = "model.safetensors"
+MODEL_FILE, ROWS_FILE = "model.safetensors", "rows.csv"
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,13 @@ class Stage(ABC):
 
     Attributes:
         trial: a trial that it belongs to.
+        phase: the name of its rows in the table.
+        keeps_network: whether it always saves its network.
     """
 
     trial: Trial
+    phase: ClassVar[str]
+    keeps_network: ClassVar[bool] = True
 
     @property
     @abstractmethod
@@ -53,12 +57,13 @@ class Stage(ABC):
         return self.parent.architecture(classes)
 
     @abstractmethod
-    def execute(self, runs: Path, device: str) -> list[Row]:
+    def execute(self, runs: Path, device: str, *, weights: bool = False) -> list[Row]:
         """Do the work, save the network in the stage's folder and return its rows of the table.
 
         Args:
             runs: the folder of all stages.
             device: where networks live, "cpu" or "cuda".
+            weights: whether a stage that does not always save its network does so, too.
         """
 
     @functools.cached_property
@@ -80,8 +85,8 @@ class Stage(ABC):
 
     def diverged(self, runs: Path) -> bool:
         """Whether this stage, which is done, ended in numbers that are not finite."""
-        return bool(pd.read_csv(runs / self.folder / "rows.csv")["diverged"].any())
+        return bool(pd.read_csv(runs / self.folder / ROWS_FILE)["diverged"].any())
 
-    def load(self, runs: Path, classes: int) -> nn.Module:
-        """Return the network that this stage saved."""
-        return load(runs / self.folder / MODEL_FILE, self.architecture(classes)).model
+    def load(self, runs: Path, classes: int) -> Loaded:
+        """Return the network that this stage saved, and its plan."""
+        return load(runs / self.folder / MODEL_FILE, self.architecture(classes))

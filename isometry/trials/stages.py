@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
 from isometry import networks
 from isometry.data import Data
-from isometry.files import write
+from isometry.files import read_records, write, write_records
 from isometry.pruners import DivergedError, Pruner, prune
 from isometry.repairs import repair_by_name
 from isometry.surgery import Loaded, Plan, save
 from isometry.training import train
+from isometry.training.checkpoint import checkpoint_files, remove_damaged
 from isometry.training.recipe import Recipe
 from isometry.trials.rows import Row, measure_row
 from isometry.trials.stage import MODEL_FILE, Stage
@@ -30,6 +31,8 @@ _LOG = "rows.jsonl"
 @dataclass(frozen=True)
 class DenseTraining(Stage):
     """Build the dense network and train it, or take it as initialized or with given weights."""
+
+    phase: ClassVar[str] = "dense"
 
     @property
     def parent(self) -> None:
@@ -51,7 +54,7 @@ class DenseTraining(Stage):
         """Return the network as built."""
         return networks.build(self.trial.network, classes, seed=self.trial.seed, **self.trial.options)
 
-    def execute(self, runs: Path, device: str) -> list[Row]:
+    def execute(self, runs: Path, device: str, *, weights: bool = False) -> list[Row]:
         """Train and save the dense network."""
         trial, folder = self.trial, runs / self.folder
         dataset = trial.load_data()
@@ -72,6 +75,8 @@ class DenseTraining(Stage):
 class SparseTraining(Stage):
     """Train as the pruner does before it selects units: once for all ratios."""
 
+    phase: ClassVar[str] = "sparse"
+
     @property
     def parent(self) -> Stage:
         """The dense training."""
@@ -80,7 +85,7 @@ class SparseTraining(Stage):
     @property
     def own_settings(self) -> dict[str, Any]:
         """The pruner."""
-        return {"pruner": {"name": self.trial.pruner_name, **to_json(self.trial.pruner)}}
+        return {"pruner": self.trial.pruner_settings}
 
     @property
     def labels(self) -> list[str]:
@@ -91,14 +96,14 @@ class SparseTraining(Stage):
         """Return the dense network as the pruner needs it."""
         return _pruner(self.trial).adapt(self.parent.architecture(classes))
 
-    def execute(self, runs: Path, device: str) -> list[Row]:
+    def execute(self, runs: Path, device: str, *, weights: bool = False) -> list[Row]:
         """Train and save the network, with every unit still there."""
         trial, folder = self.trial, runs / self.folder
         if self.parent.diverged(runs):
             return [{"phase": "sparse", "epoch": 0, "diverged": True}]
         dataset = trial.load_data()
         pruner = _pruner(trial)
-        model = pruner.adapt(self.parent.load(runs, dataset.classes)).to(device)
+        model = pruner.adapt(self.parent.load(runs, dataset.classes).model).to(device)
         recipe = replace(pruner.recipe(), autocast=trial.autocast)  # type: ignore[attr-defined]
         diverged = _train(model, dataset, recipe, trial.seed, folder)
         save(Loaded(model, Plan({}, {})), folder / MODEL_FILE)
@@ -109,6 +114,8 @@ class SparseTraining(Stage):
 class Pruning(Stage):
     """Select and remove units, with the training of the pruner around it, but for what `SparseTraining` did."""
 
+    phase: ClassVar[str] = "pruned"
+
     @property
     def parent(self) -> Stage:
         """The sparse training where the pruner has one, else the dense training."""
@@ -118,8 +125,7 @@ class Pruning(Stage):
     @property
     def own_settings(self) -> dict[str, Any]:
         """The pruner, its ratio and the layers."""
-        pruner = {"name": self.trial.pruner_name, **to_json(self.trial.pruner)}
-        return {"pruner": pruner, "ratio": self.trial.ratio, "layers": self.trial.layers}
+        return {"pruner": self.trial.pruner_settings, "ratio": self.trial.ratio, "layers": self.trial.layers}
 
     @property
     def labels(self) -> list[str]:
@@ -135,14 +141,17 @@ class Pruning(Stage):
         """Return the network before removal; the saved plan makes it smaller."""
         return _pruner(self.trial).adapt(self.parent.architecture(classes))
 
-    def execute(self, runs: Path, device: str) -> list[Row]:
+    def execute(self, runs: Path, device: str, *, weights: bool = False) -> list[Row]:
         """Prune; save the smaller network and the pruner's history."""
         trial, folder = self.trial, runs / self.folder
         if self.parent.diverged(runs):
             return [{"phase": "pruned", "epoch": 0, "diverged": True}]
         dataset = trial.load_data()
         pruner = _pruner(trial)
-        model = pruner.adapt(self.parent.load(runs, dataset.classes)).to(device)
+        model = pruner.adapt(self.parent.load(runs, dataset.classes).model).to(device)
+        for stage in ("before_selection", "after_selection"):
+            checkpoint = folder / f"{_CHECKPOINT}.{stage}"
+            _check_resumable(checkpoint, folder / f"{checkpoint.name}.jsonl", "number")
         try:
             result = prune(
                 model, pruner.without_training(), trial.ratio, data=dataset, layers=trial.layers, autocast=trial.autocast, seed=trial.seed,
@@ -160,6 +169,9 @@ class Pruning(Stage):
 class FineTuning(Stage):
     """Repair the pruned network where the trial says so, and train it."""
 
+    phase: ClassVar[str] = "finetune"
+    keeps_network: ClassVar[bool] = False
+
     @property
     def parent(self) -> Stage:
         """The pruning."""
@@ -175,30 +187,23 @@ class FineTuning(Stage):
         """The pruner and its ratio, the repair, the recipe."""
         return [*self.parent.labels, self.trial.repair or "plain", label(self.trial.finetune)]
 
-    def execute(self, runs: Path, device: str) -> list[Row]:
+    def execute(self, runs: Path, device: str, *, weights: bool = False) -> list[Row]:
         """Repair and train; return one row per epoch."""
         trial, folder = self.trial, runs / self.folder
         if self.parent.diverged(runs):
             return [{"phase": "finetune", "epoch": 1, "diverged": True}]
         dataset = trial.load_data()
-        model = self.parent.load(runs, dataset.classes).to(device)
-        rows = []
+        pruned, plan = self.parent.load(runs, dataset.classes)
+        model, rows = pruned.to(device), []
         if trial.repair is not None:
-            dense = DenseTraining(trial).load(runs, dataset.classes).to(device)
+            dense = DenseTraining(trial).load(runs, dataset.classes).model.to(device)
             model = _repair(trial, model, dense, dataset)
             rows = [measure_row(trial, model, dataset, "repaired", 0, False)]
-        if trial.finetune is None:
-            return rows
-        log = folder / _LOG
-        kept = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-        arguments = trial.finetune.arguments()
-        for epoch in train(model, dataset, **arguments, seed=trial.seed + 1, checkpoint=folder / _CHECKPOINT):
-            kept = [row for row in kept if row["epoch"] < epoch.number]
-            kept.append(
-                measure_row(trial, model, dataset, "finetune", epoch.number, epoch.diverged) | {"steps": epoch.steps}
-            )
-            write(log, "".join(json.dumps(row) + "\n" for row in kept))
-        return rows + kept
+        if trial.finetune is not None:
+            rows += _finetune(trial, model, dataset, folder)
+        if weights:
+            save(Loaded(model, plan), folder / MODEL_FILE)
+        return rows
 
 
 def plan_stages(trial: Trial) -> list[Stage]:
@@ -216,7 +221,7 @@ def plan_stages(trial: Trial) -> list[Stage]:
 def remove_checkpoints(folder: Path) -> None:
     """Delete what only an interrupted stage needs."""
     for file in (*folder.glob(f"{_CHECKPOINT}*"), *folder.glob(_LOG)):
-        file.unlink()
+        file.unlink(missing_ok=True)
 
 
 def _pruner(trial: Trial) -> Pruner:
@@ -224,9 +229,50 @@ def _pruner(trial: Trial) -> Pruner:
     return trial.pruner
 
 
+def _finetune(trial: Trial, model: nn.Module, dataset: Data, folder: Path) -> list[Row]:
+    """Train in place, resumably; return one row per epoch."""
+    assert trial.finetune is not None
+    log = folder / _LOG
+    _check_resumable(folder / _CHECKPOINT, log, "epoch")
+    kept = read_records(log)
+    for epoch in train(
+        model, dataset, **trial.finetune.arguments(), seed=trial.seed + 1, checkpoint=folder / _CHECKPOINT
+    ):
+        kept = [row for row in kept if row["epoch"] < epoch.number]
+        row = measure_row(trial, model, dataset, "finetune", epoch.number, epoch.diverged)
+        kept.append(row | {"steps": epoch.steps})
+        write_records(log, kept)
+    return kept
+
+
+def _check_resumable(checkpoint: Path, log: Path | None, number: str) -> None:
+    """Delete, with a warning, what an interrupted training cannot go on from.
+
+    That is a damaged checkpoint, or one without the rows of its epochs in the log; the training then starts again.
+
+    Args:
+        checkpoint: the training's.
+        log: what `write_records` wrote after every epoch; None for a training without rows.
+        number: the key of the epoch's number in a row.
+    """
+    done = remove_damaged(checkpoint)
+    if log is None:
+        return
+    try:
+        found = [row[number] for row in read_records(log)]
+        reason = None if found[:done] == list(range(1, done + 1)) else f"{log} lacks rows of the {done} epochs done"
+    except (ValueError, KeyError, TypeError) as error:
+        reason = str(error)
+    if reason is not None:
+        warnings.warn(f"{reason}. It is deleted with its checkpoint, and the training starts again.", stacklevel=2)
+        for file in (log, *checkpoint_files(checkpoint)):
+            file.unlink(missing_ok=True)
+
+
 def _train(model: nn.Module, dataset: Data, recipe: Recipe, seed: int, folder: Path) -> bool:
     """Train in place, resumably; return whether training diverged."""
     last = None
+    _check_resumable(folder / _CHECKPOINT, None, "number")
     for epoch in train(model, dataset, **recipe.arguments(), seed=seed, checkpoint=folder / _CHECKPOINT):
         last = epoch
     return last is not None and last.diverged

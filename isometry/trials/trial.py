@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import functools
+import hashlib
+import inspect
+import sys
+import textwrap
+import types
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any
 
@@ -11,7 +17,7 @@ from isometry.pruners import Pruner
 from isometry.repairs import REPAIRS
 from isometry.training.recipe import Recipe
 
-__all__ = ["SCRATCH", "Trial", "label", "to_json"]
+__all__ = ["SCRATCH", "Trial", "label", "source_digest", "to_json"]
 
 SCRATCH = "scratch"
 """The name of the control that keeps the pruned widths and nothing else: fresh weights, MLPs only."""
@@ -77,6 +83,17 @@ class Trial:
         """The pruner's name in lower case, "dense" without one."""
         return "dense" if self.pruner is None else type(self.pruner).__name__.lower()
 
+    @functools.cached_property
+    def pruner_settings(self) -> dict[str, Any]:
+        """The pruner's name and fields as JSON types, and a digest of its source where it is not one of isometry's.
+
+        Read in the process that calls `run`, and pickled with the trial: a worker may have no access to the source.
+        """
+        assert self.pruner is not None
+        settings = {"name": self.pruner_name, **to_json(self.pruner)}
+        source = source_digest(type(self.pruner))
+        return settings if source is None else settings | {"source": source}
+
     @property
     def key(self) -> str:
         """A readable name, e.g. mlp-7-linear/mnist/l1-0.8/oracle/lr0.001x90/s3."""
@@ -97,6 +114,33 @@ class Trial:
 def _load(dataset: str, validation: int, network: str, weights: str) -> data.Data:
     known = networks.PRETRAINED.get((network, weights))
     return data.load(dataset, validation=validation, normalization=known.normalization if known else None)
+
+
+def source_digest(kind: type) -> str | None:
+    """Return a digest of the source of a class and its bases outside isometry and Python's library, None without any.
+
+    Comments, docstrings and layout do not count; functions outside the classes, which they call, are not seen.
+    """
+    known = (*sys.stdlib_module_names, "isometry")
+    own = [base for base in kind.__mro__ if base.__module__ == "__main__" or base.__module__.split(".")[0] not in known]
+    sources = [_normalized_source(base) for base in own]
+    return hashlib.sha256("\n".join(sources).encode()).hexdigest()[:16] if sources else None
+
+
+def _normalized_source(kind: type) -> str:
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(kind)))
+    except (OSError, TypeError, SyntaxError):  # typed into an interpreter, for instance
+        return "\n".join(_describe_code(f.__code__) for f in vars(kind).values() if inspect.isfunction(f))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return ast.unparse(tree)
+
+
+def _describe_code(code: types.CodeType) -> str:
+    constants = [_describe_code(c) if isinstance(c, types.CodeType) else repr(c) for c in code.co_consts]
+    return repr((code.co_name, code.co_code.hex(), code.co_names, constants))
 
 
 def label(recipe: Recipe | None) -> str:

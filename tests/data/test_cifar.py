@@ -21,8 +21,9 @@ def write_cifar(folder: Path, name: str, suffix: str) -> np.ndarray:
         else (1, {**{f"data_batch_{i}.bin": 100 for i in range(1, 6)}, "test_batch.bin": 100})
     )
     pack = {"": bytes, ".gz": lambda b: gzip.compress(b, 1), ".xz": lambda b: lzma.compress(b, preset=0)}[suffix]
-    block = np.random.default_rng(0).integers(0, 10, (100, labels + 3072), dtype=np.uint8)
-    for file, count in files.items():
+    rng = np.random.default_rng(0)
+    for file, count in files.items():  # the last one is the test file
+        block = rng.integers(0, 10, (100, labels + 3072), dtype=np.uint8)
         (folder / (file + suffix)).write_bytes(pack(np.tile(block, (count // 100, 1)).tobytes()))
     return block[0]
 
@@ -32,7 +33,7 @@ def small(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     """The name of a set written below tmp_path, a hundredth of its size, and the first test record."""
     name, suffix = request.param
     assert data.cifar.CIFAR_SETS[name].counts == (50000, 10000)
-    monkeypatch.setitem(data.cifar.CIFAR_SETS, name, replace(data.cifar.CIFAR_SETS[name], counts=(500, 100)))
+    monkeypatch.setitem(data.cifar.CIFAR_SETS, name, replace(data.cifar.CIFAR_SETS[name], counts=(500, 100), sha256={}))
     return name, write_cifar(tmp_path / name, name, suffix)
 
 
@@ -68,3 +69,20 @@ def test_plain_files_of_the_wrong_size_are_refused(small: tuple[str, np.ndarray]
     width = 3074 if name == "cifar100" else 3073
     with pytest.raises(ValueError, match=rf"expected 100 records of {width} bytes.*found 3073 bytes"):
         data.load(name, tmp_path)
+
+
+def test_a_training_batch_as_test_batch_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_set = replace(data.cifar.CIFAR_SETS["cifar10"], counts=(500, 100), sha256={})
+    monkeypatch.setitem(data.cifar.CIFAR_SETS, "cifar10", small_set)
+    write_cifar(tmp_path / "cifar10", "cifar10", "")
+    (tmp_path / "cifar10" / "test_batch.bin").write_bytes((tmp_path / "cifar10" / "data_batch_3.bin").read_bytes())
+    with pytest.raises(ValueError, match=r"test_batch\.bin has the same content as data_batch_3\.bin.*download"):
+        data.load("cifar10", tmp_path)
+
+
+def test_a_file_that_is_not_the_published_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_set = replace(data.cifar.CIFAR_SETS["cifar10"], counts=(500, 100))
+    monkeypatch.setitem(data.cifar.CIFAR_SETS, "cifar10", small_set)
+    write_cifar(tmp_path / "cifar10", "cifar10", "")
+    with pytest.raises(ValueError, match=r"data_batch_1\.bin is not the published file.*isometry\.data\.Data"):
+        data.load("cifar10", tmp_path)

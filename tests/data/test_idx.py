@@ -2,6 +2,7 @@
 
 import gzip
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,15 @@ import pytest
 import torch
 
 from isometry import data
+from isometry.data import idx
+
+
+@pytest.fixture(autouse=True)
+def tiny_images(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sets of images of 2x2, whose content is not known."""
+    if "real_data" not in request.fixturenames:
+        for name, source in idx.IDX_SETS.items():
+            monkeypatch.setitem(idx.IDX_SETS, name, replace(source, size=(2, 2), sha256=(None,) * 4))
 
 
 def write_mnist(folder: Path, *, packed: bool = True, train: int = 60000) -> dict[str, Path]:
@@ -103,6 +113,36 @@ def test_downloads_are_checked_against_their_md5(tmp_path: Path, monkeypatch) ->
     assert len(data.load("fashion-mnist").test.targets) == 10000
     assert len(calls) == 4
     assert all(known.startswith("md5:") and len(known) == 36 for _, known in calls)
+
+
+def rewrite(path: Path, place: int, values: bytes) -> None:
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    content[place : place + len(values)] = values
+    path.write_bytes(gzip.compress(content, 1))
+
+
+def test_labels_beyond_the_classes_are_refused(tmp_path: Path) -> None:
+    rewrite(write_mnist(tmp_path / "mnist")["t10k-labels-idx1-ubyte"], 100, b"\x0a")
+    with pytest.raises(
+        ValueError, match=r"t10k-labels-idx1-ubyte\.gz is corrupt.*label 10, but the set has 10 classes"
+    ):
+        data.load("mnist", tmp_path)
+
+
+def test_images_of_another_shape_are_refused(tmp_path: Path) -> None:
+    rewrite(write_mnist(tmp_path / "mnist")["train-images-idx3-ubyte"], 8, struct.pack(">II", 1, 4))
+    with pytest.raises(ValueError, match=r"train-images-idx3-ubyte\.gz is corrupt.*images of 2x2, found 1x4"):
+        data.load("mnist", tmp_path)
+
+
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "plain"])
+def test_content_that_is_not_the_published_one_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed: bool
+) -> None:
+    write_mnist(tmp_path / "mnist", packed=packed)
+    monkeypatch.setitem(idx.IDX_SETS, "mnist", replace(idx.IDX_SETS["mnist"], sha256=(None, None, None, "0" * 64)))
+    with pytest.raises(ValueError, match=r"t10k-labels-idx1-ubyte.* is not the published file.*isometry\.data\.Data"):
+        data.load("mnist", tmp_path)
 
 
 @pytest.mark.data

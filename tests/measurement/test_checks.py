@@ -179,3 +179,43 @@ REFUSED = {
 def test_the_module_to_blame_is_named(call: Callable[[Tensor], Report], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call(torch.randn(4, 3, 6))
+
+
+class Centered(nn.Module):
+    """Subtracts the batch's mean, once there are more than four samples."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x - x.mean(0).detach() if len(x) > 4 else x
+
+
+class Crowded(nn.Module):
+    """Takes no more than five samples of a batch; the others come out as zero."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (torch.arange(len(x)) < 5)[:, None]
+
+
+class Gate(nn.Module):
+    """Doubles its outputs where the sum of a batch of more than two is far from 0."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (2 if len(x) > 2 and x.sum().abs() > 1e-3 else 1)
+
+
+@pytest.mark.parametrize("layer", [Centered(), Crowded(), Gate()], ids=lambda layer: type(layer).__name__)
+def test_samples_that_meet_in_larger_batches_only_are_found(layer: nn.Module) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 8), layer, nn.Linear(8, 4))
+    with pytest.raises(
+        ValueError, match=rf"measure\(\) found that 1 \({type(layer).__name__}\) mixes the samples of a batch"
+    ):
+        measure(net, torch.randn(40, 6) + 1)
+
+
+def test_jacobians_of_tiny_size_have_right_derivatives() -> None:
+    net = nn.Sequential(nn.Linear(150, 150), nn.Tanh(), nn.Linear(150, 140))
+    x = torch.randn(4, 150)
+    large = measure(net, x, method="krylov").mean_jsv
+    with torch.no_grad():
+        net[2].weight.mul_(1e-25)
+    assert measure(net, x, method="krylov").mean_jsv == pytest.approx(1e-25 * large, rel=1e-3)

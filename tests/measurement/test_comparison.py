@@ -103,3 +103,45 @@ def test_a_comparison_of_nothing_is_refused() -> None:
 def test_a_comparison_of_a_list_is_refused() -> None:
     with pytest.raises(ValueError, match="a list; it takes"):
         compare([nn.Linear(6, 2)], torch.randn(4, 3, 6))  # type: ignore[arg-type]
+
+
+def test_intervals_of_several_networks_hold_together() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(12, 6)
+    two, eleven = (compare({str(i): nn.Linear(6, 4) for i in range(count)}, x * 1.0) for count in (2, 11))
+    assert len(eleven) == 11
+    wrong = 0
+    for seed in range(60):  # ten equal networks against one, samples of different sizes: each difference is pure noise
+        g = torch.Generator().manual_seed(seed)
+        nets = {str(i): Noisy(i, seed) for i in range(11)}
+        table = compare(nets, torch.randn(8, 4, generator=g))
+        wrong += bool(((table["difference_low"] > 0) | (table["difference_high"] < 0)).iloc[1:].any())
+    assert wrong <= 9
+    assert two["difference"].iloc[0] == 0
+
+
+class Noisy(nn.Module):
+    """A map of random size, the same in expectation for all: x -> (1 + 0.3 e(x)) x, e being a hash of x and the network."""
+
+    def __init__(self, number: int, seed: int) -> None:
+        super().__init__()
+        self.direction = torch.randn(4, generator=torch.Generator().manual_seed(1000 * seed + number))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (1 + 0.3 * torch.sin(50 * (x.detach() @ self.direction)))[:, None] * x
+
+
+def test_networks_of_different_numbers_of_outputs_are_not_compared() -> None:
+    with pytest.raises(ValueError, match=r"compare\(\) got b with 5 outputs and a with 4"):
+        compare({"a": nn.Linear(6, 4), "b": nn.Linear(6, 5)}, torch.randn(3, 6))
+
+
+def test_small_differences_of_large_networks_are_seen() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(150, 200), nn.Tanh(), nn.Linear(200, 150))
+    other = copy.deepcopy(net)
+    with torch.no_grad():
+        other[2].weight.mul_(1.02)
+    row = compare({"net": net, "larger": other}, torch.randn(8, 150), method="krylov").iloc[1]
+    assert row["difference_low"] > 0
+    assert row["difference"] == pytest.approx(0.02 * (row["mean_jsv"] / 1.02), rel=0.3)

@@ -14,7 +14,7 @@ def test_a_budget_is_kept() -> None:
     x = torch.randn(200, 3, 16, 16)
     for budget in (1500, 6000):
         report = measure(net, x, budget=budget)
-        assert report.cost.products <= 1.35 * budget
+        assert report.cost.products <= 1.05 * budget
         assert any("budget" in note for note in report.notes)
 
 
@@ -31,10 +31,10 @@ def test_samples_that_agree_get_all_of_their_values() -> None:
     assert allocate(sample_variance=1e-6, probe_variance=1e-2, **prices).method == "exact"
 
 
-def test_samples_that_vary_get_one_probe_each() -> None:
+def test_samples_that_vary_get_as_few_probes_as_correct_each_other() -> None:
     prices = {"exact_price": 1000, "probe_price": 48, "budget": 5000}
     vary = allocate(sample_variance=0.1, probe_variance=1e-3, **prices)
-    assert (vary.method, vary.probes) == ("krylov", 1)
+    assert (vary.method, vary.probes) == ("krylov", 2)
 
 
 def test_few_samples_get_many_probes() -> None:

@@ -1,5 +1,9 @@
 """Measuring leaves the model, its inputs and the settings of torch as they were."""
 
+import random
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -130,3 +134,38 @@ def test_buffers_bound_anew_in_the_forward_pass_are_put_back() -> None:
     net = Counting()
     measure(net, torch.randn(3, 4))
     assert float(net.calls) == 0
+
+
+class Draws(nn.Module):
+    """Draws from NumPy's and Python's global generators, which changes nothing that it returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        np.random.rand()  # noqa: NPY002
+        random.random()
+        return self.layer(x)
+
+
+def test_the_generators_of_numpy_and_python_come_out_as_they_went_in() -> None:
+    random.seed(3)
+    np.random.seed(3)  # noqa: NPY002
+    expected = random.random(), np.random.rand()  # noqa: NPY002
+    random.seed(3)
+    np.random.seed(3)  # noqa: NPY002
+    measure(Draws(), torch.randn(5, 4))
+    assert (random.random(), np.random.rand()) == expected  # noqa: NPY002
+
+
+def test_threads_take_turns_with_a_model_and_with_settings() -> None:
+    net, x = batch_norm_net().train(), torch.randn(6, 3, 8, 8)
+    expected = measure(net, x).mean_jsv
+    precision = torch.get_float32_matmul_precision()
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: measure(net, x, progress=False).mean_jsv, range(16)))
+    assert found == [expected] * 16
+    assert all(module.training for module in net.modules())
+    assert all(p.requires_grad for p in net.parameters())
+    assert torch.get_float32_matmul_precision() == precision

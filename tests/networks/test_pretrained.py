@@ -1,10 +1,13 @@
 """Weights by name or file."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from isometry import data, evaluate, networks
+from isometry.files import file_digest
 
 
 @pytest.mark.data
@@ -41,6 +44,13 @@ def test_weights_are_known_by_name(tmp_path, monkeypatch: pytest.MonkeyPatch) ->
     net = networks.build("resnet-20", seed=1)
     (tmp_path / "weights").mkdir()
     save_file(net.state_dict(), tmp_path / "weights" / "resnet20_cifar10.safetensors")
+    with pytest.raises(
+        ValueError, match=r"resnet20_cifar10\.safetensors, which is not the published file.*by their path"
+    ):
+        networks.build("resnet-20", weights="cifar10")
+    key = "resnet-20", "cifar10"
+    digest = file_digest(tmp_path / "weights" / "resnet20_cifar10.safetensors")
+    monkeypatch.setitem(networks.PRETRAINED, key, replace(networks.PRETRAINED[key], sha256=digest))
     again = networks.build("resnet-20", weights="cifar10")
     assert torch.equal(again.linear.weight, net.linear.weight)
     assert networks.PRETRAINED["resnet-20", "cifar10"].normalization == data.IMAGENET

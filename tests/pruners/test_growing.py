@@ -81,7 +81,9 @@ def test_the_term_of_a_batchnorm_goes_with_the_layer_it_normalizes() -> None:
     data = Split(torch.randn(8, 3, 6, 6), torch.arange(8) % 5)
     families = [f for f in trace(net, data.inputs[:2]).groups if f.root.startswith("conv")]
     chosen = [(family, tuple(range(family.units // 2))) for family in families]
-    penalty = GrowingPenalty(isometry.TPP(), PruningContext(net, families, data, 0, False, None), chosen)
+    penalty = GrowingPenalty(
+        isometry.TPP(), PruningContext(net, families, data, 0, False, None, inputs=data.inputs[:2]), chosen
+    )
     for layer, norm in zip(penalty.layers, (net.bn1, net.bn2), strict=True):
         assert [id(t) for t, _ in layer.zeroed[2:]] == [id(norm.weight), id(norm.bias)]
 

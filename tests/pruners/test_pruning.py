@@ -67,13 +67,13 @@ def test_a_pruner_by_name_is_refused() -> None:
 
 def test_a_ratio_that_keeps_no_unit_is_refused_before_training(digits: isometry.data.Data, monkeypatch) -> None:
     net = networks.build("conv-4", seed=0, input_shape=(1, 8, 8))
-    monkeypatch.setattr("isometry.pruners.sparsifying.train", lambda *a, **k: pytest.fail("trained"))
+    monkeypatch.setattr("isometry.pruners.pruner.train", lambda *a, **k: pytest.fail("trained"))
     with pytest.raises(ValueError, match="would leave none of its 32 units"):
         prune(net, isometry.Slimming(scope="layer"), 0.99, data=digits)
 
 
 def test_a_network_without_scales_is_refused_before_training(monkeypatch) -> None:
-    monkeypatch.setattr("isometry.pruners.sparsifying.train", lambda *a, **k: pytest.fail("trained"))
+    monkeypatch.setattr("isometry.pruners.pruner.train", lambda *a, **k: pytest.fail("trained"))
     with pytest.raises(ValueError, match="The network has none with scales"):
         prune(
             networks.build("lenet-5-relu", seed=0),
@@ -84,14 +84,14 @@ def test_a_network_without_scales_is_refused_before_training(monkeypatch) -> Non
 
 
 def test_skipping_every_layer_is_refused(monkeypatch) -> None:
-    monkeypatch.setattr("isometry.pruners.sparsifying.train", lambda *a, **k: pytest.fail("trained"))
+    monkeypatch.setattr("isometry.pruners.pruner.train", lambda *a, **k: pytest.fail("trained"))
     with pytest.raises(ValueError, match=r"leave no layer to prune of net\.0"):
         prune(networks.build("mlp-7-relu"), L1(), 0.5, skip="*")
 
 
 def test_a_tuple_of_inputs_is_refused(monkeypatch) -> None:
     net = networks.build("conv-4", seed=0, input_shape=(1, 8, 8))
-    monkeypatch.setattr("isometry.pruners.sparsifying.train", lambda *a, **k: pytest.fail("trained"))
+    monkeypatch.setattr("isometry.pruners.pruner.train", lambda *a, **k: pytest.fail("trained"))
     with pytest.raises(TypeError, match="inputs of type tuple; it takes one tensor"):
         prune(net, L1(), 0.5, inputs=(torch.randn(2, 1, 8, 8),))
 

@@ -124,3 +124,17 @@ def test_converted_networks_can_be_pruned() -> None:
     data = (x, torch.arange(4))
     converted = convert(normed_conv("batch"))
     assert prune(converted, RecedingBN(epochs=0), 0.5, data=data).ratio > 0
+
+
+def test_a_network_that_is_sparse_already_is_pruned_without_data(digits: isometry.data.Data) -> None:
+    """Receding in steps that one can look between: convert, train, look, prune."""
+    network, pruner = convert(normed_conv("batch")), RecedingBN(epochs=2, strength=1e-2, lr=0.05)
+    whole = prune(network, pruner, 0.5, data=digits)
+    list(isometry.train(network, digits, **pruner.recipe().arguments()))
+    stepped = prune(network, pruner.without_training(), 0.5)
+    assert stepped.plan == whole.plan
+    assert stepped.history.empty
+    for one, other in zip(stepped.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+    with pytest.raises(ValueError, match=r"RecedingBN trains before it removes and got no data"):
+        prune(network, pruner, 0.5)

@@ -85,3 +85,48 @@ def test_intervals_cover_prescribed_spectra(spectrum: str) -> None:
         low, high = mean_with_error((lower + upper)[0] / 2, lower[0], upper[0]).interval
         hits += low - 1e-9 <= truth <= high + 1e-9
     assert hits == 400 if spectrum == "isometry" else 0.92 <= hits / 400 <= 0.98
+
+
+def _corrected(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return errors of two-probe estimates, plain and corrected, as shares of the mean."""
+    maps = torch.stack([with_values(values.double(), len(values), 3 * len(values) // 2, seed) for seed in range(48)])
+    start = probes(48, 2, len(values), torch.Generator().manual_seed(1), maps)
+    run = bidiagonalize(Matrices(maps), start, steps=96, rtol=0.02, keep_basis=True)
+    middle = sum(run.bracket()) / 2
+    plain, corrected = (
+        estimate.mean(1) / values.double().mean() - 1 for estimate in (middle, middle + run.correction())
+    )
+    return plain, corrected
+
+
+def test_one_large_value_among_many_is_taken_out_of_the_probes() -> None:
+    plain, corrected = _corrected(torch.cat([torch.tensor([40.0]), torch.linspace(0.5, 1.5, 119)]))
+    assert float(plain.std()) > 0.1
+    assert float(corrected.std()) < 0.2 * float(plain.std())
+    assert abs(float(corrected.mean())) < 0.02
+
+
+def test_equal_large_values_are_not_taken_out_twice() -> None:
+    _, corrected = _corrected(torch.cat([torch.full((4,), 20.0), torch.linspace(0.5, 1.5, 116)]))
+    assert abs(float(corrected.mean())) < 4 * float(corrected.std()) / 48**0.5
+
+
+def test_nothing_is_corrected_at_isometry() -> None:
+    plain, corrected = _corrected(torch.ones(60))
+    torch.testing.assert_close(plain, corrected, rtol=0, atol=1e-12)
+
+
+def test_bounds_hold_where_float32_sees_nothing() -> None:
+    values = torch.cat([torch.ones(200), torch.tensor([1e-6])])
+    maps = with_values(values.double(), 201, 300, 0)[None].float()
+    run = bidiagonalize(Matrices(maps), probes(1, 2, 201, torch.Generator().manual_seed(0), maps), steps=60)
+    spectrum = run.spectrum()
+    assert 1e-6 <= float(spectrum.min) < 0.1
+    assert 10 < float(spectrum.condition_number) <= 1e6
+    assert str(spectrum.min).startswith("<=")
+
+
+def test_shares_of_nodes_have_no_error() -> None:
+    maps = torch.stack([with_values(torch.linspace(0.5, 1.5, 40).double(), 40, 60, seed) for seed in range(4)])
+    run = bidiagonalize(Matrices(maps), probes(4, 2, 40, torch.Generator().manual_seed(0), maps), steps=8)
+    assert bool(run.spectrum().histogram(torch.linspace(0, 2, 9))[1].isnan().all())

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import isometry
@@ -75,3 +77,76 @@ def test_a_plan_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
         save_file({"a": torch.zeros(1)}, tmp_path / "bad.safetensors", {"plan": plan})
         with pytest.raises(ValueError, match=r"plan that cannot be read.*isometry.save"):
             isometry.load(tmp_path / "bad.safetensors", nn.Linear(3, 2))
+
+
+def test_a_network_with_other_activations_is_refused(tmp_path: Path) -> None:
+    isometry.save(prune(networks.build("mlp-7-relu"), L1(), 0.5), tmp_path / "net.safetensors")
+    with pytest.raises(
+        ValueError, match=r"net\.safetensors, which belongs to another network .* is Identity here and ReLU"
+    ):
+        isometry.load(tmp_path / "net.safetensors", networks.build("mlp-7-linear"))
+
+
+def test_a_file_with_another_plan_swapped_tensors_or_a_flipped_bit_is_refused(tmp_path: Path) -> None:
+    file, x = tmp_path / "net.safetensors", torch.randn(2, 1, 32, 32)
+    isometry.save(prune(lenet(), L1(), 0.5), file)
+    isometry.save(prune(lenet(), isometry.Random(), 0.5, seed=3), tmp_path / "other.safetensors")
+    whole = file.read_bytes()
+    headers = []
+    for path in (file, tmp_path / "other.safetensors"):
+        with safe_open(path, "pt") as opened:
+            headers.append(opened.metadata())
+    tensors = load_file(file)
+    first = next(name for name in tensors if name.endswith("bias"))
+    swapped = {**tensors, first: tensors[first].flip(0)}
+    for content, header in ((tensors, {**headers[0], "plan": headers[1]["plan"]}), (swapped, headers[0])):
+        save_file({name: tensor.contiguous() for name, tensor in content.items()}, file, header)
+        with pytest.raises(ValueError, match=r"net\.safetensors is damaged.*isometry\.save"):
+            isometry.load(file, lenet(), inputs=x)
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(ValueError, match=r"net\.safetensors is damaged"):
+        isometry.load(file, lenet(), inputs=x)
+
+
+def test_a_file_with_nan_is_refused(tmp_path: Path) -> None:
+    result = prune(lenet(), L1(), 0.5)
+    with torch.no_grad():
+        next(result.model.parameters())[0] = torch.nan
+    isometry.save(result, tmp_path / "net.safetensors")
+    with pytest.raises(ValueError, match=r"net\.safetensors, which holds NaN in .*load_file"):
+        isometry.load(tmp_path / "net.safetensors", lenet())
+
+
+def test_a_file_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    result = prune(lenet(), L1(), 0.5)
+    save_file(
+        dict(result.model.state_dict()),
+        tmp_path / "old.safetensors",
+        {"format": "isometry-1", "plan": result.plan.to_json()},
+    )
+    back = isometry.load(tmp_path / "old.safetensors", lenet())
+    x = torch.randn(3, 1, 32, 32)
+    assert torch.equal(back.model(x), result.model.eval()(x))
+
+
+def test_a_plan_that_does_not_lead_to_its_network_is_not_saved(tmp_path: Path) -> None:
+    first = prune(lenet(), L1(), 0.5)
+    second = prune(first.model, L1(), 0.5)
+    for model, plan in ((second.model, first.plan), (lenet(), first.plan), (batch_norm_net(), first.plan)):
+        with pytest.raises(
+            ValueError, match=r"save\(\) got a plan .* units by the plan and has .*first\.then\(second\)"
+        ):
+            isometry.save(surgery.Loaded(model, plan), tmp_path / "net.safetensors")
+    assert not list(tmp_path.iterdir())
+    isometry.save(first.then(second), tmp_path / "net.safetensors")
+    assert isometry.load(tmp_path / "net.safetensors", lenet()).plan.ratio > 0.7
+
+
+def test_plans_of_transposed_and_grouped_convolutions_are_saved(tmp_path: Path) -> None:
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 1), nn.ConvTranspose2d(8, 8, 2), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=2), nn.Conv2d(8, 2, 1)
+    )
+    x = torch.randn(2, 3, 5, 5)
+    result = prune(net, L1(), 0.5, inputs=x)
+    isometry.save(result, tmp_path / "net.safetensors")
+    assert torch.equal(isometry.load(tmp_path / "net.safetensors", net, inputs=x).model(x), result.model(x))

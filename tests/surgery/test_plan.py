@@ -36,3 +36,23 @@ def test_plans_that_make_no_sense_are_refused() -> None:
         Plan({"a": (3, 1)}, {"a": 6})
     with pytest.raises(ValueError, match="both for the same layers"):
         Plan({"a": (3,)}, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("not json", "no JSON"),
+        ("[1]", "got list"),
+        ("{}", "an empty object"),
+        ('{"removed": {}, "widths": {}, "more": 1}', "got more, removed, widths"),
+        ('{"removed": 3, "widths": {}}', "no lists of whole numbers"),
+        ('{"removed": {"a": "12"}, "widths": {"a": 6}}', "no lists of whole numbers"),
+        ('{"removed": {"a": [1.5]}, "widths": {"a": 6}}', "no lists of whole numbers"),
+        ('{"removed": {"a": [true]}, "widths": {"a": 6}}', "no lists of whole numbers"),
+        ('{"removed": {"a": [1]}, "widths": {"a": "6"}}', "widths that are no whole numbers"),
+        ('{"removed": {"a": [1]}, "widths": {"a": 1}}', "ascending indices from 0 to 0"),
+    ],
+)
+def test_json_that_is_no_plan_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Plan.from_json(text)

@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 import isometry
 from isometry import networks, train
 from isometry.data import CropFlip, Data, Split
+from isometry.files import read_tensors, write_tensors
 from tests.models import digits_mlp, flat_weights
 
 
@@ -123,5 +125,67 @@ def test_a_truncated_checkpoint_is_refused(digits: Data, tmp_path: Path) -> None
     first = dataclasses.replace(digits, augment=CropFlip(1))
     list(isometry.train(net(), first, **options))
     path.write_bytes(path.read_bytes()[:1000])
+    path.with_name(path.name + ".previous").unlink()
     with pytest.raises(ValueError, match=r"no whole safetensors file.*checkpoint='other"):
         list(isometry.train(net(), first, **options))
+
+
+def _two_epochs_done(digits: Data, path: Path) -> dict[str, Any]:
+    """Train for two of three epochs; return the arguments."""
+    options: dict[str, Any] = {"lr": 0.01, "epochs": 3, "batch_size": 400, "checkpoint": path}
+    for epoch in isometry.train(digits_mlp(), digits, **options):
+        if epoch.number == 3:
+            break
+    return options
+
+
+def _flip(path: Path, place: int = -1) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before_bit_for_bit(digits: Data, tmp_path: Path) -> None:
+    whole = digits_mlp()
+    list(isometry.train(whole, digits, lr=0.01, epochs=3, batch_size=400))
+    options = _two_epochs_done(digits, tmp_path / "t.safetensors")
+    _flip(tmp_path / "t.safetensors")
+    resumed = digits_mlp()
+    with pytest.warns(
+        UserWarning, match=r"goes on from .*t\.safetensors\.previous, after epoch 1, because .*is damaged"
+    ):
+        assert [epoch.number for epoch in isometry.train(resumed, digits, **options)] == [2, 3]
+    assert torch.equal(flat_weights(resumed), flat_weights(whole))
+
+
+def test_two_damaged_checkpoints_are_refused_by_name(digits: Data, tmp_path: Path) -> None:
+    options = _two_epochs_done(digits, tmp_path / "t.safetensors")
+    _flip(tmp_path / "t.safetensors")
+    _flip(tmp_path / "t.safetensors.previous")
+    with pytest.raises(
+        ValueError, match=r"train\(\) found .*t\.safetensors is damaged.*previous is damaged.*Delete it"
+    ):
+        list(isometry.train(digits_mlp(), digits, **options))
+
+
+def test_a_training_killed_between_two_checkpoints_goes_on_from_the_one_before(digits: Data, tmp_path: Path) -> None:
+    options = _two_epochs_done(digits, tmp_path / "t.safetensors")
+    (tmp_path / "t.safetensors").unlink()
+    assert [epoch.number for epoch in isometry.train(digits_mlp(), digits, **options)] == [2, 3]
+
+
+def test_a_checkpoint_that_is_further_than_its_training_is_refused(digits: Data, tmp_path: Path) -> None:
+    path = tmp_path / "t.safetensors"
+    options = _two_epochs_done(digits, path)
+    tensors, metadata = read_tensors(path)
+    write_tensors(path, tensors, {**metadata, "done": "99"})
+    with pytest.raises(ValueError, match=r"t\.safetensors after epoch 99 of a training of 3.*Delete it"):
+        list(isometry.train(digits_mlp(), digits, **options))
+
+
+def test_a_checkpoint_of_an_earlier_version_without_a_digest_goes_on(digits: Data, tmp_path: Path) -> None:
+    path = tmp_path / "t.safetensors"
+    options = _two_epochs_done(digits, path)
+    tensors, metadata = read_tensors(path)
+    save_file(tensors, path, metadata)
+    assert [epoch.number for epoch in isometry.train(digits_mlp(), digits, **options)] == [3]

@@ -11,7 +11,7 @@ from isometry.measurement.batch import Batch
 from isometry.measurement.estimators.estimator import EstimatedBatch, Estimator, estimated, jacobian_of
 from isometry.measurement.jacobian import Jacobian
 from isometry.measurement.preparation import Bottleneck, Subject
-from isometry.spectra import Spectrum, probes, singular_values
+from isometry.spectra import RESOLUTION, Spectrum, probes, singular_values
 
 __all__ = ["BottleneckBypassedError", "ThroughBottleneck"]
 
@@ -69,4 +69,4 @@ class ThroughBottleneck(Estimator):
         values = singular_values(torch.linalg.qr(rows.mT, mode="r").R @ columns)
         padded = values.new_zeros(len(x), self.subject.rank)
         padded[:, : values.shape[1]] = values[:, : self.subject.rank]
-        return estimated(Spectrum.of(padded), len(batch), trunk, head, whole)
+        return estimated(Spectrum.of(padded, RESOLUTION[whole.dtype]), len(batch), trunk, head, whole)

@@ -17,7 +17,8 @@ from isometry.spectra import Bidiagonal, Spectrum
 
 __all__ = ["EstimatedBatch", "Estimator", "estimated", "jacobian_of"]
 
-_AT_ONCE = 64  # more samples at once make no pass faster
+_AT_ONCE = 64  # more samples at once make no pass of a large network faster
+_SMALL = 2**18  # entries of a batch below which a pass is mostly overhead
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +33,7 @@ class EstimatedBatch:
         brackets: of every sample's mean, for stochastic estimators.
         layers: {layer: spectrum of the map from its output to the network's output}.
         run: the bidiagonalization, for planning.
+        outputs: [B, ...], of the network at the batch; None where they were not computed as a whole.
     """
 
     spectrum: Spectrum
@@ -41,6 +43,7 @@ class EstimatedBatch:
     brackets: Brackets | None = None
     layers: Mapping[str, Spectrum] = field(default_factory=dict)
     run: Bidiagonal | None = None
+    outputs: Tensor | None = None
 
 
 class Estimator(ABC):
@@ -49,8 +52,6 @@ class Estimator(ABC):
     subject: Subject
     method: ClassVar[str]
     """What a report calls it."""
-    at_once: ClassVar[int] = _AT_ONCE
-    """The largest useful number of samples in a batch."""
 
     @property
     @abstractmethod
@@ -58,9 +59,18 @@ class Estimator(ABC):
         """Products per sample."""
 
     @property
+    def at_once(self) -> int:
+        """The largest useful number of samples in a batch: more of a small network, whose passes are short."""
+        return max(_AT_ONCE, _SMALL // self.entries)
+
+    @property
     @abstractmethod
     def entries(self) -> int:
         """Tensor entries that one sample needs in memory, approximately."""
+
+    def within(self, products: float) -> Estimator:
+        """Return the estimator for samples that may cost at most `products` each, as far as it can be limited."""
+        return self
 
     @abstractmethod
     def estimate(self, batch: Batch) -> EstimatedBatch:
@@ -78,10 +88,11 @@ def jacobian_of(subject: Subject, batch: Batch, x: Tensor, expected: int = 0) ->
 
 
 def estimated(spectrum: Spectrum, samples: int, *jacobians: Jacobian) -> EstimatedBatch:
-    """Return the spectrum, moved to the CPU, with what the Jacobians cost."""
+    """Return the spectrum, moved to the CPU, with what the Jacobians cost; the last one is that of the whole network."""
     return EstimatedBatch(
-        Spectrum(spectrum.values.cpu(), spectrum.weights.cpu(), spectrum.complete),
+        Spectrum(spectrum.values.cpu(), spectrum.weights.cpu(), spectrum.complete, spectrum.resolution),
         forwards=samples * len(jacobians),
         products=sum(round(jacobian.products * samples) for jacobian in jacobians),
         routes=frozenset(route for jacobian in jacobians for route in jacobian.routes),
+        outputs=jacobians[-1].outputs.detach(),
     )

@@ -12,7 +12,7 @@ from isometry.measurement.estimators.estimator import EstimatedBatch, Estimator,
 from isometry.measurement.jacobian import Jacobian, NonFiniteError
 from isometry.measurement.layers import LayerOutputs
 from isometry.measurement.preparation import Subject
-from isometry.spectra import Spectrum, exact, singular_values
+from isometry.spectra import RESOLUTION, Spectrum, exact, singular_values
 
 __all__ = ["Layered"]
 
@@ -52,8 +52,11 @@ class Layered(Estimator):
         whole, *parts = self._rows(jacobian, activations)
         if not bool(torch.isfinite(whole).all()):
             raise NonFiniteError("gradient")
-        spectra = {name: Spectrum.of(singular_values(part).cpu()) for name, part in zip(names, parts, strict=True)}
-        return replace(estimated(Spectrum.of(singular_values(whole)), len(batch), jacobian), layers=spectra)
+        resolution = RESOLUTION[jacobian.dtype]
+        spectra = {
+            name: Spectrum.of(singular_values(part).cpu(), resolution) for name, part in zip(names, parts, strict=True)
+        }
+        return replace(estimated(Spectrum.of(singular_values(whole), resolution), len(batch), jacobian), layers=spectra)
 
     @staticmethod
     def _rows(jacobian: Jacobian, activations: list[Tensor]) -> list[Tensor]:

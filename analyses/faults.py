@@ -1,0 +1,263 @@
+"""Does a sweep that is killed, loses power or has its files damaged still end in the same table?
+
+All faults of the committed table were survived, none with a wrong number. Every fault is followed by a restart, whose table and networks
+are compared bit for bit with those of a sweep that nothing happened to; a fault is survived where they are equal, or where an error names
+the file (archives, which have nothing to be computed again from). Simulated crashes end the process before, within and after every file
+operation; simulated losses of power then also drop what was not synced: the data of files, and the names in folders. The sweep is tiny
+(two trials, trainings of 2 or 8 epochs). Real disks, other systems than Linux and network folders are not tested.
+
+Run `python analyses/faults.py --out figures`: about a quarter of an hour. Linux only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from matplotlib import pyplot as plt
+from tqdm import tqdm
+
+import isometry
+from isometry import L1, networks
+from isometry.trials import script
+from isometry.trials.restarts import CRASHED, REFUSED, SAME, WRONG, Sweep
+from isometry.trials.script import Row
+from isometry.trials.simulated import Disk, fork, mutate
+
+OPTIONS: dict[str, Any] = {"input_shape": (1, 8, 8), "widths": (20, 20)}
+MUTATIONS = ("bit flip", "truncation", "swap", "content of another file")
+
+
+def row(kind: str, outcomes: Counter[str]) -> Row:
+    """Return the counts of one kind of fault."""
+    survived = outcomes[SAME] + outcomes[REFUSED]
+    counts = {
+        "same_table": outcomes[SAME],
+        "refused": outcomes[REFUSED],
+        "wrong": outcomes[WRONG],
+        "crashed": outcomes[CRASHED],
+    }
+    return {"kind": kind, "tried": outcomes.total(), "survived": survived, **counts}
+
+
+@contextlib.contextmanager
+def subject(epochs: int) -> Iterator[Sweep]:
+    """Give a sweep in a temporary folder."""
+    torch.set_num_threads(1)
+    tqdm.monitor_interval = 0  # no thread of its own, which would not survive a fork
+    with tempfile.TemporaryDirectory() as scratch:
+        yield Sweep(epochs, OPTIONS, Path(scratch).resolve())
+
+
+def kills(quick: bool) -> list[Row]:
+    """Return what came of real signals to running sweeps, at random times."""
+    chance = random.Random(0)
+    with subject(8) as s:
+        moments = [chance.uniform(0, s.seconds) for _ in range(2 if quick else 40)]
+        kill = {"SIGKILL of everything": signal.SIGKILL, "SIGINT": signal.SIGINT}
+        rows = [row(kind, Counter(_killed(s, sent, moment) for moment in moments)) for kind, sent in kill.items()]
+        rows.append(row("two runs on one folder", Counter(_two_runs(s, chance) for _ in moments)))
+        few = 1 if quick else 6
+        for worker, kind in ((False, "SIGKILL of the main process only"), (True, "SIGKILL of a worker")):
+            rows.append(row(kind, Counter(_killed_pool(s, chance, worker=worker) for _ in range(few))))
+    return rows
+
+
+def _killed(s: Sweep, sent: signal.Signals, moment: float) -> str:
+    with s.folder() as folder:
+        with fork(lambda: s.run(folder)) as pid:
+            time.sleep(moment)
+            os.kill(pid, sent)
+            if sent == signal.SIGINT:
+                os.waitpid(pid, 0)
+        return s.restart(folder)
+
+
+def _two_runs(s: Sweep, chance: random.Random) -> str:
+    with s.folder() as folder:
+        with fork(lambda: s.run(folder)) as first:
+            time.sleep(chance.uniform(0, 0.3 * s.seconds))
+            together = s.restart(folder)
+            _, status = os.waitpid(first, 0)
+        after = s.restart(folder)
+        return next((outcome for outcome in (together, after) if outcome != SAME), SAME if status == 0 else CRASHED)
+
+
+def _killed_pool(s: Sweep, chance: random.Random, *, worker: bool) -> str:
+    """Kill the main process of two workers, and start again at once; or one of the workers, and let the main process go on."""
+    with s.folder() as folder:
+        with fork(lambda: s.run(folder, jobs=2)) as pid:
+            while not (any(folder.rglob("training.safetensors")) or _has_ended(pid)):
+                time.sleep(0.005)
+            time.sleep(chance.uniform(0, s.seconds))
+            victims = (
+                [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()] if worker else [pid]
+            )
+            workers = [p for p in victims if not worker or "LokyProcess" in Path(f"/proc/{p}/cmdline").read_text()]
+            if workers and not _has_ended(pid):
+                os.kill(chance.choice(workers), signal.SIGKILL)
+            _, status = os.waitpid(pid, 0)
+            outcome = s.restart(folder)  # at once, while orphans may still write
+            time.sleep(0 if worker else 1)
+        if worker and status != 0:
+            return CRASHED
+        return outcome if outcome != SAME else s.restart(folder)
+
+
+def _has_ended(pid: int) -> bool:
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def crashes(quick: bool) -> list[Row]:
+    """Return what came of a process that ends at each of its file operations, with what disks keep of its files."""
+    kinds = {
+        "crash at a file operation": None,
+        "power loss: unsynced data": "data",
+        "power loss: unsynced names": "names",
+    }
+    rows = []
+    with subject(2) as s:
+        for kind, loss in kinds.items():
+            rows.append(row(kind, Counter(_outcomes(s, loss, range(1, 1000, 40 if quick else 1)))))
+    return rows
+
+
+def _outcomes(s: Sweep, loss: str | None, points: range) -> Iterator[str]:
+    """Yield what came of a crash at each of these operations, up to the last that there is."""
+    for point in points:
+        with s.folder() as folder:
+            if not _crashed(s, Disk(folder, point, loss)):
+                return
+            yield s.restart(folder)
+
+
+def _crashed(s: Sweep, disk: Disk) -> bool:
+    """Run the sweep in a process that ends at an operation; return False where it has none with that number."""
+
+    def work() -> None:
+        disk.install()
+        s.run(disk.root)
+
+    with fork(work) as pid:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 137
+
+
+def mutations(quick: bool) -> list[Row]:
+    """Return what came of files that were changed: of finished folders, of interrupted ones, of archives."""
+    chance = random.Random(1)
+    count = 3 if quick else 134
+    with subject(2) as s, s.folder() as interrupted:
+        _interrupt(s, interrupted)
+        rows = [
+            row(
+                "file changed: finished folder",
+                Counter(_mutated(s, s.whole, "[a-z]*.*", chance, i) for i in range(count)),
+            ),
+            row(
+                "file changed: checkpoint or log",
+                Counter(_mutated(s, interrupted, "[a-z]*.*", chance, i) for i in range(count)),
+            ),
+        ]
+        result = isometry.prune(networks.build("mlp-7-linear", seed=0, **OPTIONS), L1(), 0.5, progress=False)
+        isometry.save(result, s.scratch / "net.safetensors")
+        rows.append(row("file changed: archive", Counter(_mutated_archive(s.scratch, chance, i) for i in range(count))))
+    return rows
+
+
+def _interrupt(s: Sweep, folder: Path) -> None:
+    """Leave a sweep that was killed in the last epoch of its fine-tuning."""
+    for point in range(40, 1000, 2):
+        shutil.rmtree(folder, ignore_errors=True)
+        _crashed(s, Disk(folder, point))
+        logs = list(folder.rglob("rows.jsonl"))
+        if logs and (logs[0].parent / "training.safetensors").exists():
+            return
+
+
+def _mutated(s: Sweep, template: Path, pattern: str, chance: random.Random, index: int) -> str:
+    with s.folder(template) as folder:
+        files = sorted(path for path in folder.rglob(pattern) if path.is_file() and path.stat().st_size)
+        if template != s.whole:
+            files = [path for path in files if path.name.startswith(("training", "rows.jsonl"))]
+        while not _damage(chance.choice(files), (folder, s.whole), MUTATIONS[index % 4], chance):
+            pass
+        return s.restart(folder)
+
+
+def _damage(path: Path, folders: tuple[Path, ...], kind: str, chance: random.Random) -> bool:
+    """Change a file, and return whether it has changed; the content of another comes from one of the folders."""
+    if kind in MUTATIONS[:3]:
+        return mutate(path, kind, chance)
+    others = [other for folder in folders for other in folder.rglob(f"*{path.suffix}")]
+    content = chance.choice([other.read_bytes() for other in others] or [b""])
+    changed = path.read_bytes() != content
+    path.write_bytes(content)
+    return changed
+
+
+def _mutated_archive(scratch: Path, chance: random.Random, index: int) -> str:
+    whole, path = scratch / "net.safetensors", scratch / "damaged.safetensors"
+    shutil.copy(whole, path)
+    while not mutate(path, MUTATIONS[index % 3], chance):
+        pass
+    dense = networks.build("mlp-7-linear", seed=0, **OPTIONS)
+    try:
+        found = isometry.load(path, dense)
+    except ValueError as error:
+        return REFUSED if str(path) in str(error) else CRASHED
+    except Exception:
+        return CRASHED
+    expected = isometry.load(whole, dense)
+    tensors, state = expected.model.state_dict(), found.model.state_dict()
+    same = found.plan == expected.plan and all(torch.equal(tensors[name], state[name]) for name in tensors)
+    return SAME if same else WRONG
+
+
+COLUMNS = {
+    "kind": "fault", "tried": "tried", "survived": "survived", "same_table": "same result", "refused": "refused by file name",
+    "wrong": "wrong result", "crashed": "other error",
+}  # fmt: skip
+
+
+def tables(table: pd.DataFrame) -> str:
+    """Return the counts of every kind as markdown."""
+    return script.format_columns(table, COLUMNS)
+
+
+def short(table: pd.DataFrame) -> str:
+    """Return the counts of every group of faults as markdown."""
+    groups = table.groupby("part", sort=False)[["tried", "survived", "wrong"]].sum().reset_index()
+    return script.format_columns(groups, {str(name): COLUMNS.get(str(name), "faults") for name in groups})
+
+
+def draw(table: pd.DataFrame, path: Path) -> None:
+    """Draw tried and survived per kind."""
+    figure, ax = plt.subplots(figsize=(7.5, 4.6), layout="constrained")
+    rows = table.iloc[::-1]
+    ax.barh(rows["kind"], rows["tried"], color="lightgray", label="tried")
+    ax.barh(rows["kind"], rows["survived"], height=0.45, label="survived")
+    for index, (tried, survived) in enumerate(zip(rows["tried"], rows["survived"], strict=True)):
+        ax.text(tried, index, f" {survived} of {tried}", va="center", fontsize="small")
+    ax.set(xlabel="faults", xlim=(0, 1.15 * rows["tried"].max()))
+    lost = int((table["tried"] - table["survived"]).sum())
+    ax.set_title(f"{int(table['tried'].sum())} faults, {lost} not survived", fontsize="medium")
+    ax.legend(frameon=False, fontsize="small", loc="lower right")
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+PARTS: dict[str, Callable[[bool], list[Row]]] = {"kills": kills, "crashes": crashes, "changed files": mutations}
+
+if __name__ == "__main__":
+    script.run_measurement("faults", __doc__, PARTS, draw, tables)
