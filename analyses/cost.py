@@ -105,7 +105,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     ax.set_xscale("log")
     ax.set_xlim(right=2 * rows["ratio"].max())
     ax.invert_yaxis()
-    ax.set_xlabel("seconds over those of isometry.measure (median of paired repetitions, bars: their range)")
+    ax.set_xlabel("seconds over those of isometry.measure\n(median of paired repetitions, bars: their range)")
     floor = rows.loc[rows["method"] == FLOOR, "ratio"].iloc[0]
     ax.set_title(f"ResNet-56, {rows['case'].iloc[0]}: measure takes {1 / floor:.2f} times the floor", fontsize="medium")
     figure.savefig(path, dpi=150)
