@@ -12,8 +12,8 @@ On this network, yes: MLP-7-Linear on MNIST at the published recipe, 3 seeds, me
 - The gap between L1 and the rest is 49 points at the small learning rate and 7 at the large one: a large rate hides part of it.
 
 TPP trained for 110,000 steps before removal, GReg for 82,360 to 110,000, the others for none. A linear net loses no capacity while every
-layer keeps ten units; networks with activations are not tested. "scratch": the pruned widths, fresh weights.
-Run it for the digits (minutes), with `--dataset mnist --out figures` for the published recipe on MNIST (hours of one core).
+layer keeps ten units; networks with activations are not tested. "scratch": the pruned widths, fresh weights. Run it for the digits (a minute or
+two), with `--dataset mnist --out figures` for the published recipe on MNIST (hours of one core).
 """
 
 from __future__ import annotations
@@ -100,38 +100,36 @@ def tables(table: pd.DataFrame) -> str:
 def short(table: pd.DataFrame) -> str:
     """Return the dense network and four methods at the largest ratio."""
     rows = summary(table)
-    chosen = (rows["ratio"] == rows["ratio"].max()) & rows["network"].isin(["L1", "L1 + oracle", "TPP", "GReg"])
-    return markdown(rows[(rows["network"] == "dense") | chosen])
+    few = (rows["ratio"] == rows["ratio"].max()) & rows["network"].isin(["L1", "L1 + oracle", "TPP", "GReg"])
+    return markdown(rows[(rows["network"] == "dense") | few])
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:
     """Draw trajectories by ratio and rate, final accuracy against the JSV before fine-tuning, and the published curve."""
-    rows = named(table)
-    rows = rows[rows["epochs"] == rows["epochs"].min()]
+    rows = named(table).query("epochs == epochs.min()")
     ratios, rates = sorted(rows["ratio"].unique()), sorted(rows["lr"].unique(), reverse=True)
     figure = plt.figure(figsize=(4.1 * 2 * len(ratios), 3.1 * len(rates) + 3.9), layout="constrained")
     grid = figure.add_gridspec(len(rates) + 1, 2 * len(ratios), height_ratios=[*([1] * len(rates)), 1.25])
     for row, lr in enumerate(rates):
         for column, (ratio, y) in enumerate(itertools.product(ratios, ("mean_jsv", "accuracy"))):
-            ax = figure.add_subplot(grid[row, column])
-            plots.trajectory(rows[(rows["ratio"] == ratio) & (rows["lr"] == lr)], ax, y=y)
+            part = rows[(rows["ratio"] == ratio) & (rows["lr"] == lr)]
+            ax = plots.trajectory(part, figure.add_subplot(grid[row, column]), y=y)
             ax.set_title(f"ratio {ratio:g}, lr {lr:g}", fontsize="medium")
             ax.set_ylim(bottom=0 if y == "accuracy" else None)
     plots.outcome(rows, figure.add_subplot(grid[len(rates), : len(ratios)]))
-    right = figure.add_subplot(grid[len(rates), len(ratios) :])
     pruned = table[(table["phase"] == "pruned") & (table["pruner"] == "l1") & table["lr"].isna()]
-    plots.sweep(pruned.assign(method="L1, here"), right)
+    right = plots.sweep(pruned.assign(method="L1, here"), figure.add_subplot(grid[len(rates), len(ratios) :]))
     right.set_title("mean JSV just after L1 pruning (error bars: std over seeds)", fontsize="medium")
     if table["dataset"].iloc[0] == "mnist":
-        right.plot(list(PUBLISHED), list(PUBLISHED.values()), "kx", label="L1, published (one run)")
+        right.plot(*zip(*PUBLISHED.items(), strict=True), "kx", label="L1, published (one run)")
         right.legend(frameon=False)
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
-    ratio, lr = ratios[-1], rates[-1]
-    means = 100 * last_epoch(rows[(rows["ratio"] == ratio) & (rows["lr"] == lr)]).groupby("method")["accuracy"].mean()
+    handles = figure.axes[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=len(handles[1]), frameon=False)
+    last = last_epoch(rows[(rows["ratio"] == ratios[-1]) & (rows["lr"] == rates[-1])])
+    means = 100 * last.groupby("method")["accuracy"].mean()
     results = ", ".join(f"{name} {means[name]:.1f} %" for name in ("L1", "L1 + oracle", "TPP"))
-    title = f"MLP-7-Linear on {rows['dataset'].iloc[0]}, {ratio:.0%} of the units removed, fine-tuned at lr {lr:g}: {results}"
-    figure.suptitle(f"{title}\nlines: mean over seeds, bands: one standard deviation", fontsize="large")
+    title = f"MLP-7-Linear on {rows['dataset'].iloc[0]}, {ratios[-1]:.0%} of the units removed, fine-tuned at lr {rates[-1]:g}: {results}\n"
+    figure.suptitle(f"{title}lines: mean over seeds, bands: one standard deviation", fontsize="large")
     figure.savefig(path, dpi=150)
     plt.close(figure)
 

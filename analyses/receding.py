@@ -15,6 +15,7 @@ trained from scratch; Slimming and uniform pruning (UCS) have ordinary BatchNorm
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -56,11 +57,9 @@ def trials(dataset: str, network: str, pruner: Sparsifying, ratios: list[float],
     if network == "conv-4":
         options["input_shape"] = {"digits": (1, 8, 8), "cifar10": (3, 32, 32)}.get(dataset, (1, 32, 32))
     tune = Recipe(0.1, max(1, pruner.epochs // 4), pruner.batch_size, schedule=Steps((0.5, 0.75)), nesterov=True)
-    return [
-        Trial(dataset, network, None, tune, pruner, ratio, seed=seed, options=options, autocast=dataset == "cifar10")
-        for seed in range(seeds)
-        for ratio in ratios
-    ]
+    common: dict[str, Any] = {"options": options, "autocast": dataset == "cifar10"}
+    every = itertools.product(range(seeds), ratios)
+    return [Trial(dataset, network, None, tune, pruner, ratio, seed=seed, **common) for seed, ratio in every]
 
 
 def histograms(dataset: str, network: str, epochs: int, pruners: dict[str, Sparsifying], device: str) -> pd.DataFrame:
@@ -69,9 +68,7 @@ def histograms(dataset: str, network: str, epochs: int, pruners: dict[str, Spars
     options: dict[str, Any] = {} if network == "vgg-16" else {"input_shape": data.input_shape}
     rows = []
     edges = np.linspace(-6, 0, 31)  # decades of importance
-    for name, pruner in pruners.items():
-        if not isinstance(pruner, isometry.RecedingBN):
-            continue
+    for name, pruner in ((n, p) for n, p in pruners.items() if isinstance(p, isometry.RecedingBN)):
         net = isometry.networks.build(network, data.classes, norm="bounded", seed=0, **options).to(device)
         for epoch in tqdm(isometry.train(net, data, **pruner.recipe().arguments()), desc=name, total=epochs):
             if epoch.number in {1, max(1, epochs // 16), max(1, epochs // 4), epochs}:
@@ -111,12 +108,11 @@ def short(table: pd.DataFrame) -> str:
 def draw(table: pd.DataFrame, path: Path) -> None:
     """Draw importances over training, and accuracy and mean JSV against the ratio."""
     figure, axes = plt.subplots(2, 3, figsize=(15, 8.6), layout="constrained")
-    histogram_rows = table[table["phase"] == "histogram"].groupby("method", sort=False)
-    for ax, (_, rows) in zip(axes[0], histogram_rows, strict=True):
+    for ax, (_, rows) in zip(axes[0], table[table["phase"] == "histogram"].groupby("method", sort=False), strict=True):
         plots.importance_history(rows, ax)
-    pruned, tuned = table[table["phase"] == "pruned"], last_epoch(table)
+    pruned = table[table["phase"] == "pruned"]
     plots.sweep(pruned, axes[1, 0], y="accuracy").set_title("just after pruning, in one shot", fontsize="medium")
-    plots.sweep(tuned, axes[1, 1], y="accuracy").set_title(
+    plots.sweep(last_epoch(table), axes[1, 1], y="accuracy").set_title(
         "after fine-tuning (bars: std over seeds)", fontsize="medium"
     )
     plots.sweep(pruned[pruned["mean_jsv"] > 0], axes[1, 2]).set_title("mean JSV just after pruning", fontsize="medium")
@@ -144,11 +140,10 @@ def main() -> None:
         images = len(isometry.data.load(options.dataset, validation=0).train.targets)
         pruners = methods(epochs, epochs * -(-images // 64))
         by_method = {m: trials(options.dataset, options.network, p, ratios, seeds) for m, p in pruners.items()}
-        wanted = [trial for each in by_method.values() for trial in each]
-        _, origin = output.run_trials(wanted)
+        _, origin = output.run_trials([trial for each in by_method.values() for trial in each])
         parts = [run(each, options.runs, jobs=1, progress=False).assign(method=m) for m, each in by_method.items()]
-        importances = histograms(options.dataset, options.network, epochs, pruners, options.device)
-        output.write(pd.concat([*parts, importances], ignore_index=True), origin)
+        parts.append(histograms(options.dataset, options.network, epochs, pruners, options.device))
+        output.write(pd.concat(parts, ignore_index=True), origin)
     output.publish(draw, tables)
 
 

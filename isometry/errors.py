@@ -11,7 +11,15 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-__all__ = ["InvalidTypeError", "InvalidValueError", "is_out_of_memory", "join_names", "signed"]
+__all__ = [
+    "AdjointError",
+    "InvalidTypeError",
+    "InvalidValueError",
+    "NonFiniteError",
+    "is_out_of_memory",
+    "join_names",
+    "signed",
+]
 
 _OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 
@@ -50,3 +58,27 @@ def join_names(names: Sequence[str], most: int = 5) -> str:
     if len(names) <= most:
         return ", ".join(names)
     return f"{', '.join(names[:2])} and {len(names) - 2} more"
+
+
+class AdjointError(ArithmeticError):
+    """<u, J v> and <Jᵀu, v> differ: one of the two derivatives is wrong.
+
+    Attributes:
+        gap: their difference, as a share of their size.
+    """
+
+    def __init__(self, gap: float) -> None:
+        super().__init__(f"<u, J v> and <Jᵀu, v> differ by {gap:.1e} of their size")
+        self.gap = gap
+
+
+class NonFiniteError(ArithmeticError):
+    """NaN or infinite values.
+
+    Attributes:
+        place: "outputs" or "gradient".
+    """
+
+    def __init__(self, place: str) -> None:
+        super().__init__(f"NaN or infinite values in the {place}")
+        self.place = place

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from isometry.errors import InvalidValueError
+from isometry.errors import AdjointError, InvalidValueError, NonFiniteError
 from isometry.measurement.batch import Batch
 from isometry.measurement.function import NetworkFunction
-from isometry.measurement.jacobian import AdjointError, NonFiniteError
 from isometry.networks.modules import hooked
 
 __all__ = ["check_per_sample", "describe_nonfinite", "readable_errors", "rounding", "trace_modules"]

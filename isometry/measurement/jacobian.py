@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from isometry.errors import is_out_of_memory
+from isometry.errors import AdjointError, NonFiniteError, is_out_of_memory
 from isometry.measurement.differences import central_difference, jacobian_by_differences
 from isometry.spectra import Operator
 
@@ -23,30 +23,6 @@ FORWARD = ("linearize", "double vjp", "jvp", "differences")
 """Routes to J v, likewise; "linearize" pays off only over very many products and is tried where those are expected."""
 
 _LINEARIZE_FROM = 200
-
-
-class AdjointError(ArithmeticError):
-    """<u, J v> and <Jᵀu, v> differ: one of the two derivatives is wrong.
-
-    Attributes:
-        gap: their difference, as a share of their size.
-    """
-
-    def __init__(self, gap: float) -> None:
-        super().__init__(f"<u, J v> and <Jᵀu, v> differ by {gap:.1e} of their size")
-        self.gap = gap
-
-
-class NonFiniteError(ArithmeticError):
-    """NaN or infinite values.
-
-    Attributes:
-        place: "outputs" or "gradient".
-    """
-
-    def __init__(self, place: str) -> None:
-        super().__init__(f"NaN or infinite values in the {place}")
-        self.place = place
 
 
 class Jacobian(Operator):

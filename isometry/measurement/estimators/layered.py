@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from isometry.errors import NonFiniteError
 from isometry.measurement.batch import Batch
 from isometry.measurement.estimators.estimator import EstimatedBatch, Estimator, estimated, jacobian_of
-from isometry.measurement.jacobian import Jacobian, NonFiniteError
+from isometry.measurement.jacobian import Jacobian
 from isometry.measurement.layers import LayerOutputs
 from isometry.measurement.preparation import Subject
 from isometry.spectra import RESOLUTION, Spectrum, exact, singular_values
