@@ -12,7 +12,7 @@ ResNet-56 93.44 %, ResNet-20 91.76 %). Two seeds of two networks show large diff
   with two seeds. On ResNet-20 TPP does not lead at 0.9.
 - OrthP costs L1 3.5, 11.6 and 17.2 points at 0.5, 0.7 and 0.9, and leaves JSVs near or below 1; published, it costs up to 0.7.
 - Whether the mean JSV before fine-tuning ranks what follows is not settled: over the trials of ResNet-56 the rank correlations are
-  0.82, 0.60 and 0.86 at 0.5, 0.7 and 0.9, with 95 % intervals of [0.33, 0.96], [-0.18, 0.83] and [0.17, 0.98] when methods are resampled. Those
+  0.82, 0.60 and 0.86 at 0.5, 0.7 and 0.9, with 95 % intervals of [0.33, 0.96], [-0.18, 0.83] and [0.17, 0.98] when methods are resampled (an audit of the table; this script writes neither these nor p). Those
   of ResNet-20 (0.88, 0.83, 0.57) count one network twice, L1 and its recalibrated twin, which start at mean JSVs of 8.4 and 18.7
   and end equal: the mean JSV alone decides nothing.
 
