@@ -3,15 +3,24 @@
 
 from __future__ import annotations
 
-import argparse
 import itertools
-from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
+from matplotlib import pyplot as plt
+
 import isometry
+from isometry.files import markdown
 from isometry.training.recipe import Recipe, Steps
-from isometry.trials import Trial, run, script
+from isometry.trials import Trial, describe_origin, run, script
+from isometry.trials.candidates import CANDIDATES, describe_starts
+from isometry.trials.outcomes import name_methods
+from isometry.trials.prediction import Cells, Pooled, choices, pool, rank_correlations, resample, study_means
+from isometry.trials.record import read_record
+from isometry.trials.stages import plan_stages
 
 RATIOS, RATES = (0.3, 0.5, 0.7, 0.8, 0.9), (3e-2, 1e-2, 1e-3)
 MNIST = {"dataset": "mnist", "pretrain": Recipe(1e-2, 3, 64)}
@@ -29,7 +38,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
 
 def methods(network: str) -> list[tuple[isometry.Pruner, str | None]]:
     """Return (pruner, repair) of every method on a network."""
-    resnet = network == "resnet-20"
+    resnet, exact = network == "resnet-20", "oracle" if network == "mlp-7-linear" else "orthp"
     steps, settle, batch = (100, 28, 128) if resnet else (600, 100, 64)
     # Weights to be removed are to shrink by exp(-7.7), as in `cifar_methods`.
     ceiling = 7.7 / (1e-2 * (steps + settle) / 2)
@@ -39,13 +48,12 @@ def methods(network: str) -> list[tuple[isometry.Pruner, str | None]]:
     return [
         (isometry.L1(), None),
         (isometry.L1(), "reconstruct"),
-        (isometry.L1(), "orthp"),
+        (isometry.L1(), exact),
         (isometry.TPP(**grow, zero_out=1), None),
         (isometry.GReg(**grow), None),
         (isometry.Random(), None),
         (isometry.Random(), "reconstruct"),
-        (isometry.Random(), "orthp"),
-        *([(isometry.L1(), "oracle")] if network == "mlp-7-linear" else []),
+        (isometry.Random(), exact),
         *([(isometry.Slimming(strength=1e-2, **sparse), None)] if network in ("conv-4", "resnet-20") else []),
     ]
 
@@ -62,12 +70,46 @@ def trials(network: str, seed: int) -> list[Trial]:
     ]
 
 
+NAMES = {"random": "Random", "l1": "L1", "greg": "GReg", "tpp": "TPP", "slimming": "Slimming"}
+REPAIRS = {"orthp": " + OrthP", "reconstruct": " + reconstruct", "oracle": " + oracle"}
+GIVEN = "train_accuracy"
+
+
+def finished(wanted: list[Trial], runs: Path) -> list[Trial]:
+    """Return the trials whose stages have all been run."""
+    return [trial for trial in wanted if all(read_record(stage, runs) for stage in plan_stages(trial))]
+
+
+def rows(network: str, done: list[Trial], runs: Path) -> pd.DataFrame:
+    """Return one row per trial of one network and seed: the numbers before fine-tuning, the accuracy after it."""
+    table = name_methods(run(done, runs, jobs=1, progress=False), NAMES, REPAIRS)
+    ends = table.groupby("trial", sort=False).tail(1).reset_index(drop=True)
+    images, samples = (500, 32) if network == "resnet-20" else (2000, 64)
+    starts = pd.DataFrame(describe_starts(done, runs, images=images, samples=samples))
+    kept = ends[["dataset", "method", "ratio", "lr", "seed", "diverged", "accuracy"]].assign(network=network)
+    return pd.concat([kept, starts], axis=1)
+
+
 def main() -> None:
+    """Run, write, draw."""
     parser = script.build_parser(__doc__, seeds=3)
     parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
+    parser.add_argument("--finished", action="store_true", help="take the trials that have been run, run no others")
     options = script.parse(parser)
-    for seed, network in itertools.product(range(options.seeds), options.networks):
-        run(trials(network, seed), options.runs, jobs=1, progress=True)
+    output = script.Output.of("predictors", options)
+    if not options.redraw:
+        parts, every = [], []
+        for seed, network in itertools.product(range(options.seeds), options.networks):
+            done = trials(network, seed)
+            if options.finished:
+                done = finished(done, options.runs)
+            else:
+                run(done, options.runs, jobs=1, progress=True)
+            every += done
+            if done:
+                parts.append(rows(network, done, options.runs))
+        output.write(pd.concat(parts, ignore_index=True), describe_origin(every, options.runs))
+    print(output.read()[0])
 
 
 if __name__ == "__main__":
