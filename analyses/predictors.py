@@ -1,5 +1,4 @@
-"""Which number, just after pruning, predicts the accuracy after fine-tuning?
-"""
+"""Which number, just after pruning, predicts the accuracy after fine-tuning?"""
 
 from __future__ import annotations
 
@@ -18,11 +17,11 @@ from isometry.training.recipe import Recipe, Steps
 from isometry.trials import Trial, describe_origin, run, script
 from isometry.trials.candidates import CANDIDATES, describe_starts
 from isometry.trials.outcomes import name_methods
-from isometry.trials.prediction import Cells, Pooled, choices, pool, rank_correlations, resample, study_means
+from isometry.trials.prediction import Assessment, Cells, assess, method_ranks
+from isometry.trials.protocols import growing
 from isometry.trials.record import read_record
 from isometry.trials.stages import plan_stages
 
-RATIOS, RATES = (0.3, 0.5, 0.7, 0.8, 0.9), (3e-2, 1e-2, 1e-3)
 MNIST = {"dataset": "mnist", "pretrain": Recipe(1e-2, 3, 64)}
 DIGITS = {"dataset": "digits", "pretrain": Recipe(2e-2, 30, 64)}
 NARROW = {"input_shape": (1, 8, 8), "widths": (16, 16, 32, 32)}
@@ -40,11 +39,8 @@ def methods(network: str) -> list[tuple[isometry.Pruner, str | None]]:
     """Return (pruner, repair) of every method on a network."""
     resnet, exact = network == "resnet-20", "oracle" if network == "mlp-7-linear" else "orthp"
     steps, settle, batch = (100, 28, 128) if resnet else (600, 100, 64)
-    # Weights to be removed are to shrink by exp(-7.7), as in `cifar_methods`.
-    ceiling = 7.7 / (1e-2 * (steps + settle) / 2)
-    grow: dict[str, Any] = {"delta": ceiling / (steps - settle), "interval": 1, "ceiling": ceiling, "stabilize": settle}
-    grow |= {"batch_size": batch, "weight_decay": 1e-4}
-    sparse = {"epochs": 4, "epoch_steps": 25 if resnet else 50, "lr": 1e-2, "batch_size": batch}
+    grow = growing(steps, settle, batch_size=batch, weight_decay=1e-4)
+    sparse: dict[str, Any] = {"epochs": 4, "epoch_steps": 25 if resnet else 50, "lr": 1e-2, "batch_size": batch}
     return [
         (isometry.L1(), None),
         (isometry.L1(), "reconstruct"),
@@ -60,9 +56,11 @@ def methods(network: str) -> list[tuple[isometry.Pruner, str | None]]:
 
 def trials(network: str, seed: int) -> list[Trial]:
     """Return every method, ratio and rate on one network: the same fine-tuning for all methods."""
-    ratios, rates, tune = RATIOS, RATES, Recipe(1e-2, 2, 64, schedule=Steps((0.5,)), epoch_steps=100)
+    ratios: tuple[float, ...] = (0.3, 0.5, 0.7, 0.8, 0.9)
+    rates: tuple[float, ...] = (3e-2, 1e-2, 1e-3)
+    tune = Recipe(1e-2, 2, 64, schedule=Steps((0.5,)), epoch_steps=100)
     if network == "resnet-20":
-        ratios, rates = (0.5, 0.7, 0.9), (1e-2, 1e-3)
+        ratios, rates = (0.7, 0.9), (1e-2, 1e-3)
         tune = Recipe(1e-2, 1, 128, 0.9, 5e-4, None, epoch_steps=60, autocast=True)
     return [
         Trial(**NETWORKS[network], finetune=replace(tune, lr=lr), pruner=pruner, ratio=ratio, repair=repair, seed=seed)
@@ -72,7 +70,8 @@ def trials(network: str, seed: int) -> list[Trial]:
 
 NAMES = {"random": "Random", "l1": "L1", "greg": "GReg", "tpp": "TPP", "slimming": "Slimming"}
 REPAIRS = {"orthp": " + OrthP", "reconstruct": " + reconstruct", "oracle": " + oracle"}
-GIVEN = "train_accuracy"
+TEXTS = {"method_rank": "its method's rank elsewhere", **CANDIDATES}
+del TEXTS["jsv_ratio"]  # ranks as the mean JSV does: the dense network is the same within a cell
 
 
 def finished(wanted: list[Trial], runs: Path) -> list[Trial]:
@@ -88,6 +87,82 @@ def rows(network: str, done: list[Trial], runs: Path) -> pd.DataFrame:
     starts = pd.DataFrame(describe_starts(done, runs, images=images, samples=samples))
     kept = ends[["dataset", "method", "ratio", "lr", "seed", "diverged", "accuracy"]].assign(network=network)
     return pd.concat([kept, starts], axis=1)
+
+
+def assessed(table: pd.DataFrame) -> list[Assessment]:
+    """Return every candidate with how well it predicts, best choices first; a training that diverged ends at 0."""
+    within = ["ratio", "lr"]
+    rows = table.assign(outcome=table["accuracy"].where(~table["diverged"], 0.0))
+    rows["method_rank"] = method_ranks(rows, "outcome", within=within)
+    cells = Cells.of(rows, list(TEXTS), "outcome", within=within)
+    return sorted(assess(cells, given="train_accuracy", margin=0.005), key=lambda each: -each.choices.mean)
+
+
+def subsets(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return the trials without a repair, those of every rate, and those of the small and the large ratios."""
+    parts = {"no repair": table[~table["method"].str.contains("+", regex=False)]}
+    parts |= {f"lr {lr:g}": rows for lr, rows in table.groupby("lr")}
+    return parts | {"ratio < 0.75": table[table["ratio"] < 0.75], "ratio > 0.75": table[table["ratio"] > 0.75]}
+
+
+def tables(table: pd.DataFrame) -> str:
+    """Return statistics with 95 % intervals over networks; correlations by network; and share of right choices by part of the trials."""
+    found = assessed(table)
+    parts = {name: {each.candidate: each for each in assessed(part)} for name, part in subsets(table).items()}
+    pooled, networks, shares = [], [], []
+    for each in found:
+        heading = {"number just after pruning": TEXTS[each.candidate]}
+        texts = {"rank correlation": each.correlation.text(2), "given accuracy": each.partial.text(2)}
+        pooled.append({**heading, **texts, "right choices, %": each.choices.text(0, scale=100, limits=(0, 1))})
+        values = {name: "" if np.isnan(value) else f"{value:.2f}" for name, value in each.correlations.items()}
+        networks.append({"rank correlation": TEXTS[each.candidate], **values})
+        means = {name: part[each.candidate].choices.mean for name, part in parts.items()}
+        shares.append({"right choices, %": TEXTS[each.candidate]} | {n: f"{100 * m:.0f}" for n, m in means.items()})
+    return "\n\n".join(markdown(pd.DataFrame(lines)) for lines in (pooled, networks, shares))
+
+
+def short(table: pd.DataFrame) -> str:
+    """Return the best three numbers and those of the mean JSV."""
+    lines = tables(table).split("\n\n")[0].splitlines()
+    return "\n".join(lines[:5] + [line for line in lines[5:] if "mean JSV" in line or "spectrum" in line])
+
+
+def draw(table: pd.DataFrame, path: Path) -> None:
+    """Draw the correlation and the share of right choices of every candidate, pooled, by network, and without repairs."""
+    found = assessed(table)[::-1]
+    unrepaired = {each.candidate: each for each in assessed(subsets(table)["no repair"])}
+    names = [TEXTS[each.candidate] for each in found]
+    figure, axes = plt.subplots(1, 2, figsize=(12.5, 7.2), sharey=True, layout="constrained")
+    for row, each in enumerate(found):
+        alone = unrepaired[each.candidate]
+        panels = (
+            (axes[0], 1, each.correlation, each.correlations, alone.correlation),
+            (axes[1], 100, each.choices, each.shares, alone.choices),
+        )
+        for ax, scale, pooled, networks, other in panels:
+            for color, (network, value) in enumerate(networks.items()):
+                ax.plot(scale * value, row, "o", color=f"C{color}", markersize=4, alpha=0.8, label=network)
+            ax.plot([scale * pooled.low, scale * pooled.high], [row, row], color="black", linewidth=1.2)
+            ax.plot(scale * pooled.mean, row, "D", color="black", markersize=5, label="mean, 95 % interval")
+            ax.plot(
+                scale * other.mean, row, "s", color="black", markersize=7, fillstyle="none", label="without repairs"
+            )
+            ax.grid(axis="y", alpha=0.25)
+    axes[0].set_yticks(range(len(names)), names)
+    axes[0].set(xlim=(-1.02, 1.02), xlabel="rank correlation with the fine-tuned accuracy, within cells")
+    axes[1].set(xlim=(0, 101), xlabel="right choices of the better of two, %; sign from other networks")
+    axes[0].axvline(0, color="black", linewidth=0.8, linestyle=":")
+    axes[1].axvline(50, color="black", linewidth=0.8, linestyle=":")
+    handles = dict(zip(*axes[0].get_legend_handles_labels()[::-1], strict=True))
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False)
+    told = {each.candidate: f"{100 * each.choices.mean:.0f} %" for each in found}
+    jsv = f"{100 * unrepaired['mean_jsv'].choices.mean:.0f} %"
+    figure.suptitle(
+        f"Which of two pruned networks fine-tunes better? {names[-1]} tells in {told[found[-1].candidate]}, accuracy in "
+        f"{told['train_accuracy']},\nthe mean JSV in {told['mean_jsv']}, but in {jsv} where nothing was repaired ({len(table)} trials)"
+    )
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
 
 
 def main() -> None:
@@ -109,7 +184,7 @@ def main() -> None:
             if done:
                 parts.append(rows(network, done, options.runs))
         output.write(pd.concat(parts, ignore_index=True), describe_origin(every, options.runs))
-    print(output.read()[0])
+    output.publish(draw, tables)
 
 
 if __name__ == "__main__":

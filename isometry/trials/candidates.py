@@ -26,9 +26,9 @@ __all__ = ["CANDIDATES", "Yardstick", "describe_starts", "linear_similarity"]
 
 CANDIDATES = {
     "mean_jsv": "mean JSV",
-    "log_mean_jsv": "|log mean JSV|",
+    "log_mean_jsv": "distance of log mean JSV from 0",
     "jsv_ratio": "mean JSV / dense",
-    "log_jsv_ratio": "|log (mean JSV / dense)|",
+    "log_jsv_ratio": "distance of log mean JSV from dense",
     "isometry_gap": "isometry gap",
     "gap_to_dense": "gap to the dense spectrum",
     "condition_number": "condition number (median)",
@@ -122,7 +122,8 @@ def describe_starts(
     Args:
         trials: with a pruner each; a repair is applied again.
         runs: the folder given to `run`.
-        images, samples: see `Yardstick.of`.
+        images: see `Yardstick.of`.
+        samples: see `Yardstick.of`.
     """
     found, ruler = [], None
     for trial in trials:

@@ -6,15 +6,26 @@ part of the cells that is independent of the others, a network with its data for
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import stats
 
-__all__ = ["Cells", "Pooled", "choices", "pool", "rank_correlations", "resample", "study_means"]
+from isometry.trials.pooling import Pooled, pool
+
+__all__ = [
+    "Assessment",
+    "Cells",
+    "assess",
+    "choices",
+    "method_ranks",
+    "rank_correlations",
+    "resample",
+    "study_means",
+]
 
 Array = NDArray[np.float64]
 
@@ -40,7 +51,13 @@ class Cells:
 
     @classmethod
     def of(
-        cls, table: pd.DataFrame, candidates: Sequence[str], outcome: str, *, study: str = "network", within: Sequence[str] = ()
+        cls,
+        table: pd.DataFrame,
+        candidates: Sequence[str],
+        outcome: str,
+        *,
+        study: str = "network",
+        within: Sequence[str] = (),
     ) -> Cells:
         """Return the cells of a table with one row per trial and the columns `method` and `seed`.
 
@@ -198,43 +215,71 @@ def study_means(cells: Cells, values: Array, weights: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class Pooled:
-    """The mean of an effect over studies that differ.
+class Assessment:
+    """How well a candidate predicts the outcome, over studies and by study.
 
     Attributes:
-        mean: over a population of studies like these.
-        low, high: its 95 % confidence interval.
-        tau: standard deviation of the effect between studies.
-        studies: their number.
+        candidate: its name.
+        correlation, partial: its rank correlation with the outcome within cells, and that given another candidate.
+        choices: the share of right choices between two methods.
+        correlations, shares: {study: its mean correlation}, and its share of right choices; nan where there is none.
     """
 
-    mean: float
-    low: float
-    high: float
-    tau: float
-    studies: int
+    candidate: str
+    correlation: Pooled
+    partial: Pooled
+    choices: Pooled
+    correlations: dict[str, float]
+    shares: dict[str, float]
 
 
-def pool(effects: Array, variances: Array) -> Pooled:
-    """Return the random-effects mean of effects [K] with sampling variances [K]; nan are left out.
+def assess(cells: Cells, *, given: str, margin: float = 0.0, count: int = 400, seed: int = 0) -> list[Assessment]:
+    """Assess every candidate; sampling variances of studies are those of bootstrap samples of methods and seeds.
 
-    Weights 1 / (v + tau²), tau² by moments (DerSimonian & Laird, Controlled Clinical Trials 1986, Eq. 8); the interval with
-    Student's t of K - 1 degrees of freedom and the weighted residual variance (Hartung & Knapp, Statistics in Medicine 2001),
-    nan for one study.
+    Args:
+        cells: see there.
+        given: the candidate that partial correlations are taken given.
+        margin: see `choices`.
+        count: see `resample`.
+        seed: see `resample`.
     """
-    known = np.isfinite(effects) & np.isfinite(variances)
-    effects, variances = effects[known], np.maximum(variances[known], 1e-9)
-    count = len(effects)
-    if not count:
-        return Pooled(*[float("nan")] * 4, 0)
-    fixed = 1 / variances
-    spread = float(fixed @ (effects - fixed @ effects / fixed.sum()) ** 2)
-    excess = (spread - (count - 1)) / (fixed.sum() - (fixed**2).sum() / fixed.sum()) if count > 1 else 0.0
-    tau2 = max(0.0, float(excess))
-    weights = 1 / (variances + tau2)
-    mean = float(weights @ effects / weights.sum())
-    half = float("nan")
-    if count > 1:
-        error = np.sqrt(weights @ (effects - mean) ** 2 / ((count - 1) * weights.sum()))
-        half = float(stats.t.ppf(0.975, count - 1) * error)
-    return Pooled(mean, mean - half, mean + half, tau2**0.5, count)
+    drawn = resample(cells, count, seed)
+    once = np.ones((1, len(cells.methods))), np.ones((1, len(cells.studies)))
+
+    def pooled(statistic: Callable[[Cells, Array], Array]) -> tuple[list[Pooled], Array]:
+        effects = study_means(cells, statistic(cells, once[0]), once[1])[0]
+        samples = study_means(cells, statistic(cells, drawn[0]), drawn[1])
+        known = np.isfinite(samples).sum(0) > 1
+        deviations = np.where(np.isfinite(samples), samples - np.nan_to_num(samples).mean(0), 0.0)
+        variances = np.where(known, (deviations**2).sum(0) / np.maximum(np.isfinite(samples).sum(0) - 1, 1), np.nan)
+        return [pool(*pair) for pair in zip(effects.T, variances.T, strict=True)], effects
+
+    correlation, correlations = pooled(rank_correlations)
+    partial, _ = pooled(functools.partial(rank_correlations, given=given))
+    right, shares = pooled(functools.partial(choices, margin=margin))
+    return [
+        Assessment(
+            name, correlation[i], partial[i], right[i],
+            dict(zip(cells.names, correlations[:, i].tolist(), strict=True)),
+            dict(zip(cells.names, shares[:, i].tolist(), strict=True)),
+        )
+        for i, name in enumerate(cells.candidates)
+    ]  # fmt: skip
+
+
+def method_ranks(table: pd.DataFrame, outcome: str, *, study: str = "network", within: Sequence[str] = ()) -> pd.Series:
+    """Return for every row the mean rank, from 0 to 1, that its method has in the cells of the other studies.
+
+    That is what can be said of a network from the method that pruned it alone. 0.5 where no other study has the method.
+
+    Args:
+        table: see `Cells.of`.
+        outcome: see `Cells.of`.
+        study: see `Cells.of`.
+        within: see `Cells.of`.
+    """
+    ranks = table.groupby([study, *within, "seed"])[outcome].rank(pct=True)
+    own = ranks.groupby([table["method"], table[study]])
+    every = ranks.groupby(table["method"])
+    others = every.transform("count") - own.transform("count")
+    return ((every.transform("sum") - own.transform("sum")) / others).where(others > 0, 0.5)

@@ -8,7 +8,7 @@ from typing import Any
 import isometry
 from isometry.training.recipe import Recipe, Steps
 
-__all__ = ["cifar_methods"]
+__all__ = ["cifar_methods", "growing"]
 
 
 def cifar_methods(schedule: str, budget: int = 400) -> list[tuple[isometry.Pruner, str | None, Recipe | None]]:
@@ -50,3 +50,19 @@ def cifar_methods(schedule: str, budget: int = 400) -> list[tuple[isometry.Prune
         (isometry.Slimming(strength=slimming, **sparse), None, trained),
         (isometry.RecedingBN(strength=receding, shift=0.0, **sparse), None, trained),
     ]
+
+
+def growing(steps: int, settle: int, *, batch_size: int, weight_decay: float = 5e-4) -> dict[str, Any]:
+    """Return settings of `GReg` and `TPP` for short schedules, of any length, that pull alike on the weights to be removed.
+
+    The sum of lr x strength / (1 - momentum) over all steps is 7.7: the weights shrink by exp(-7.7), as in `cifar_methods`.
+
+    Args:
+        steps: of training before removal.
+        settle: how many of them follow the growth.
+        batch_size, weight_decay: of the training.
+    """
+    ceiling = 7.7 / (1e-2 * (steps + settle) / 2)
+    delta = ceiling / (steps - settle)
+    return {"delta": delta, "interval": 1, "ceiling": ceiling, "stabilize": settle, "batch_size": batch_size,
+            "weight_decay": weight_decay}  # fmt: skip

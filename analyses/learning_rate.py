@@ -1,0 +1,142 @@
+"""Is the learning rate of fine-tuning a hidden variable when pruning methods are compared?"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib import pyplot as plt
+
+import isometry
+from isometry import plots
+from isometry.files import markdown
+from isometry.training.recipe import Recipe
+from isometry.trials import Trial, describe_origin, run, script
+from isometry.trials.outcomes import percent
+from isometry.trials.protocols import growing
+
+RATES = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4)
+EPOCHS, STEPS = 5, 100  # of the first stage, at a constant rate
+
+
+def trials(network: str, seed: int, ratio: float, quick: bool) -> dict[tuple[str, float], Trial]:
+    """Return {(method, rate): trial} of a network and seed; the oracle repairs the linear network, least squares the other."""
+    linear = network == "mlp-7-linear"
+    base: dict[str, Any] = {"dataset": "mnist", "network": network, "pretrain": Recipe(1e-2, 3 if linear else 2, 64)}
+    before, epochs, steps = 600, EPOCHS, STEPS
+    if quick:
+        base |= {"dataset": "digits", "pretrain": Recipe(1e-2, 1, 64), "options": {"input_shape": (1, 8, 8)}}
+        before, epochs, steps = 60, 2, 5
+    repair = "oracle" if linear else "reconstruct"
+    methods: dict[str, tuple[isometry.Pruner, str | None]] = {
+        "L1": (isometry.L1(), None),
+        f"L1 + {repair}": (isometry.L1(), repair),
+        "TPP": (isometry.TPP(**growing(before, before // 6, batch_size=64, weight_decay=1e-4), zero_out=1), None),
+    }
+    return {
+        (name, lr): Trial(
+            **base, pruner=pruner, ratio=ratio, repair=repair, seed=seed,
+            finetune=Recipe(lr, epochs, 64, schedule=None, epoch_steps=steps),
+        )
+        for (name, (pruner, repair)), lr in itertools.product(methods.items(), RATES)
+    }  # fmt: skip
+
+
+def outcomes(table: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per trial: trainability accuracy, last accuracy, epochs until the mean JSV reaches the dense network's."""
+    lines = []
+    for trial, rows in table.groupby(["network", "method", "lr", "seed"], sort=False):
+        tuned, dense = rows[rows["phase"] == "finetune"], rows[rows["phase"] == "dense"].iloc[0]
+        line: dict[str, Any] = dict(zip(("network", "method", "lr", "seed"), trial, strict=True))
+        line["diverged"] = bool(tuned["diverged"].any())
+        line["accuracy"] = math.nan if line["diverged"] else tuned["accuracy"].mean()
+        line["final"] = math.nan if line["diverged"] else tuned["accuracy"].iloc[-1]
+        course = pd.concat([rows[rows["phase"].isin(["pruned", "repaired"])].tail(1), tuned])
+        passed = course[course["mean_jsv"] >= dense["mean_jsv"]]
+        line["epochs_to_dense_jsv"] = passed["epoch"].iloc[0] if len(passed) else math.inf
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def tables(table: pd.DataFrame) -> str:
+    """Return the trainability accuracy in % by method and rate, the gap between the best and the worst rate, and the epochs."""
+    accuracies, epochs = [], []
+    for (network, method), group in outcomes(table).groupby(["network", "method"], sort=False):
+        line, waits = ({"network": network, "method": method} for _ in range(2))
+        means = {}
+        for lr, rows in group.groupby("lr", sort=False):
+            failed = int(rows["diverged"].sum())
+            line[f"lr {lr:g}"] = f"{failed} of {len(rows)} diverged" if failed else percent(rows)
+            means[lr] = rows["accuracy"].mean() if not failed else math.nan
+            typical = rows["epochs_to_dense_jsv"].median()
+            waits[f"lr {lr:g}"] = "never" if math.isinf(typical) else f"{typical:g}"
+        known = [mean for mean in means.values() if not math.isnan(mean)]
+        line["best - worst"] = f"{100 * (max(known) - min(known)):.1f}" if known else ""
+        accuracies.append(line)
+        epochs.append(waits)
+    return f"{markdown(pd.DataFrame(accuracies))}\n\n{markdown(pd.DataFrame(epochs))}"
+
+
+def short(table: pd.DataFrame) -> str:
+    """Return the trainability accuracies."""
+    return tables(table).split("\n\n")[0]
+
+
+def draw(table: pd.DataFrame, path: Path) -> None:
+    """Draw the trainability accuracy and the last accuracy against the rate, one row of panels per network."""
+    found = outcomes(table)
+    names = list(found["network"].unique())
+    figure, axes = plt.subplots(1, 2 * len(names), figsize=(9 * len(names), 4.4), layout="constrained", squeeze=False)
+    for index, (network, (y, text)) in enumerate(
+        itertools.product(names, (("accuracy", "mean accuracy over the first stage"), ("final", "accuracy at its end")))
+    ):
+        ax = axes[0, index]
+        for method, rows in found[found["network"] == network].groupby("method", sort=False):
+            over = (100 * rows.set_index("lr")[y]).groupby(level=0).agg(["mean", "std"])
+            ax.errorbar(
+                over.index,
+                over["mean"],
+                over["std"].fillna(0),
+                color=plots.color(str(method)),
+                marker="o",
+                capsize=3,
+                label=method,
+            )
+        ax.set(xscale="log", xlabel="learning rate of fine-tuning", ylabel=f"{text}, %", title=network)
+        ax.legend(frameon=False)
+    figure.suptitle(
+        f"Ratio {table['ratio'].max():g}: which method is ahead, and by how much, depends on the rate "
+        f"({EPOCHS} x {STEPS} steps; bars: std over {found['seed'].nunique()} seeds; no point: diverged)"
+    )
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Run, write, draw."""
+    parser = script.build_parser(__doc__, seeds=3)
+    parser.add_argument("--ratio", type=script.ratio, default=0.8, help="fraction of units removed, default 0.8")
+    parser.add_argument(
+        "--networks", nargs="+", choices=["mlp-7-linear", "lenet-5-relu"], default=["mlp-7-linear", "lenet-5-relu"]
+    )
+    options = script.parse(parser)
+    output = script.Output.of("learning_rate", options)
+    if not options.redraw:
+        parts: list[pd.DataFrame] = []
+        every: list[Trial] = []
+        networks, seeds = (["mlp-7-linear"], 1) if options.quick else (options.networks, options.seeds)
+        for seed, network in itertools.product(range(seeds), networks):
+            named = trials(network, seed, options.ratio, options.quick)
+            run(list(named.values()), options.runs, jobs=1, progress=True)
+            for (method, _), trial in named.items():
+                parts.append(run([trial], options.runs, jobs=1, progress=False).assign(method=method))
+            every += named.values()
+        output.write(pd.concat(parts, ignore_index=True), describe_origin(every, options.runs))
+    output.publish(draw, tables)
+
+
+if __name__ == "__main__":
+    main()
