@@ -11,14 +11,13 @@ import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 
-import isometry
 from isometry.files import markdown
 from isometry.training.recipe import Recipe, Steps
 from isometry.trials import Trial, describe_origin, run, script
 from isometry.trials.candidates import CANDIDATES, describe_starts
-from isometry.trials.outcomes import name_methods
+from isometry.trials.outcomes import name_methods, shortfall_by_jsv
 from isometry.trials.prediction import Assessment, Cells, assess, method_ranks
-from isometry.trials.protocols import growing
+from isometry.trials.protocols import predictor_methods
 from isometry.trials.record import read_record
 from isometry.trials.stages import plan_stages
 
@@ -35,36 +34,19 @@ NETWORKS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def methods(network: str) -> list[tuple[isometry.Pruner, str | None]]:
-    """Return (pruner, repair) of every method on a network."""
-    resnet, exact = network == "resnet-20", "oracle" if network == "mlp-7-linear" else "orthp"
-    steps, settle, batch = (100, 28, 128) if resnet else (600, 100, 64)
-    grow = growing(steps, settle, batch_size=batch, weight_decay=1e-4)
-    sparse: dict[str, Any] = {"epochs": 4, "epoch_steps": 25 if resnet else 50, "lr": 1e-2, "batch_size": batch}
-    return [
-        (isometry.L1(), None),
-        (isometry.L1(), "reconstruct"),
-        (isometry.L1(), exact),
-        (isometry.TPP(**grow, zero_out=1), None),
-        (isometry.GReg(**grow), None),
-        (isometry.Random(), None),
-        (isometry.Random(), "reconstruct"),
-        (isometry.Random(), exact),
-        *([(isometry.Slimming(strength=1e-2, **sparse), None)] if network in ("conv-4", "resnet-20") else []),
-    ]
-
-
-def trials(network: str, seed: int) -> list[Trial]:
+def trials(network: str, seed: int, quick: bool = False) -> list[Trial]:
     """Return every method, ratio and rate on one network: the same fine-tuning for all methods."""
     ratios: tuple[float, ...] = (0.3, 0.5, 0.7, 0.8, 0.9)
     rates: tuple[float, ...] = (3e-2, 1e-2, 1e-3)
     tune = Recipe(1e-2, 2, 64, schedule=Steps((0.5,)), epoch_steps=100)
     if network == "resnet-20":
-        ratios, rates = (0.7, 0.9), (1e-2, 1e-3)
+        ratios, rates = (0.7, 0.9), (1e-2,)
         tune = Recipe(1e-2, 1, 128, 0.9, 5e-4, None, epoch_steps=60, autocast=True)
+    if quick:
+        ratios, rates, tune = (0.5, 0.9), (1e-2,), replace(tune, epoch_steps=5)
     return [
         Trial(**NETWORKS[network], finetune=replace(tune, lr=lr), pruner=pruner, ratio=ratio, repair=repair, seed=seed)
-        for ratio, (pruner, repair), lr in itertools.product(ratios, methods(network), rates)
+        for ratio, (pruner, repair), lr in itertools.product(ratios, predictor_methods(network, quick=quick), rates)
     ]
 
 
@@ -106,9 +88,9 @@ def subsets(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def tables(table: pd.DataFrame) -> str:
-    """Return statistics with 95 % intervals over networks; correlations by network; and share of right choices by part of the trials."""
+    """Return statistics with 95 % intervals over networks; correlations by network; shares of right choices by part; shortfalls."""
     found = assessed(table)
-    parts = {name: {each.candidate: each for each in assessed(part)} for name, part in subsets(table).items()}
+    subset = {name: {each.candidate: each for each in assessed(part)} for name, part in subsets(table).items()}
     pooled, networks, shares = [], [], []
     for each in found:
         heading = {"number just after pruning": TEXTS[each.candidate]}
@@ -116,9 +98,10 @@ def tables(table: pd.DataFrame) -> str:
         pooled.append({**heading, **texts, "right choices, %": each.choices.text(0, scale=100, limits=(0, 1))})
         values = {name: "" if np.isnan(value) else f"{value:.2f}" for name, value in each.correlations.items()}
         networks.append({"rank correlation": TEXTS[each.candidate], **values})
-        means = {name: part[each.candidate].choices.mean for name, part in parts.items()}
+        means = {name: part[each.candidate].choices.mean for name, part in subset.items()}
         shares.append({"right choices, %": TEXTS[each.candidate]} | {n: f"{100 * m:.0f}" for n, m in means.items()})
-    return "\n\n".join(markdown(pd.DataFrame(lines)) for lines in (pooled, networks, shares))
+    parts = [pd.DataFrame(lines) for lines in (pooled, networks, shares)]
+    return "\n\n".join(markdown(part) for part in (*parts, shortfall_by_jsv(table)))
 
 
 def short(table: pd.DataFrame) -> str:
@@ -174,8 +157,9 @@ def main() -> None:
     output = script.Output.of("predictors", options)
     if not options.redraw:
         parts, every = [], []
-        for seed, network in itertools.product(range(options.seeds), options.networks):
-            done = trials(network, seed)
+        networks, seeds = (list(NETWORKS)[3:5], 1) if options.quick else (options.networks, options.seeds)
+        for seed, network in itertools.product(range(seeds), networks):
+            done = trials(network, seed, options.quick)
             if options.finished:
                 done = finished(done, options.runs)
             else:

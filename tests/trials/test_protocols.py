@@ -3,7 +3,7 @@
 import pytest
 
 import isometry
-from isometry.trials.protocols import growing
+from isometry.trials.protocols import growing, predictor_methods
 
 
 @pytest.mark.parametrize(("steps", "settle"), [(100, 28), (600, 100), (4266, 1194)])
@@ -22,3 +22,10 @@ def test_a_short_growing_penalty_trains_for_the_steps_it_is_given() -> None:
     pruner = isometry.GReg(**growing(60, 20, batch_size=64), magnitude_ratio=None)
     history = isometry.prune(net, pruner, 0.5, data=data, progress=False).history
     assert history["steps"].max() == 60
+
+
+@pytest.mark.parametrize("network", ["mlp-7-linear", "lenet-5-relu", "conv-4", "resnet-20"])
+def test_predictors_are_told_apart_on_at_least_eight_different_methods(network: str) -> None:
+    methods = predictor_methods(network)
+    assert len(set(methods)) == len(methods) >= 8
+    assert ("oracle" in {repair for _, repair in methods}) == (network == "mlp-7-linear")
