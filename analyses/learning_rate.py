@@ -11,7 +11,6 @@ import pandas as pd
 from matplotlib import pyplot as plt
 
 import isometry
-from isometry import plots
 from isometry.files import markdown
 from isometry.training.recipe import Recipe
 from isometry.trials import Trial, describe_origin, run, script
@@ -89,27 +88,28 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     """Draw the trainability accuracy and the last accuracy against the rate, one row of panels per network."""
     found = outcomes(table)
     names = list(found["network"].unique())
-    figure, axes = plt.subplots(1, 2 * len(names), figsize=(9 * len(names), 4.4), layout="constrained", squeeze=False)
-    for index, (network, (y, text)) in enumerate(
-        itertools.product(names, (("accuracy", "mean accuracy over the first stage"), ("final", "accuracy at its end")))
-    ):
-        ax = axes[0, index]
-        for method, rows in found[found["network"] == network].groupby("method", sort=False):
+    figure, axes = plt.subplots(
+        2, len(names), figsize=(5.6 * len(names), 7.6), layout="constrained", squeeze=False, sharex=True
+    )
+    texts = (("accuracy", "mean accuracy over the first stage, %"), ("final", "accuracy at its end, %"))
+    for (column, network), (row, (y, text)) in itertools.product(enumerate(names), enumerate(texts)):
+        ax, part = axes[row, column], found[found["network"] == network]
+        for index, (method, rows) in enumerate(part.groupby("method", sort=False)):
             over = (100 * rows.set_index("lr")[y]).groupby(level=0).agg(["mean", "std"])
             ax.errorbar(
-                over.index,
-                over["mean"],
-                over["std"].fillna(0),
-                color=plots.color(str(method)),
-                marker="o",
-                capsize=3,
-                label=method,
+                over.index, over["mean"], over["std"].fillna(0), color=f"C{index}", marker="o", capsize=3, label=method
             )
-        ax.set(xscale="log", xlabel="learning rate of fine-tuning", ylabel=f"{text}, %", title=network)
+        ax.set(xscale="log", xlabel="learning rate of fine-tuning" if row else "", ylabel=text, title=network)
         ax.legend(frameon=False)
+    seeds = found["seed"].nunique()
+    spread = f"bars: std over {seeds} seeds" if seeds > 1 else "one seed"
+    gaps = [
+        rows.groupby("lr")["accuracy"].mean().pipe(lambda mean: 100 * (mean.max() - mean.min()))
+        for _, rows in found[(found["network"] == names[0]) & ~found["diverged"]].groupby("method", sort=False)
+    ]
     figure.suptitle(
-        f"Ratio {table['ratio'].max():g}: which method is ahead, and by how much, depends on the rate "
-        f"({EPOCHS} x {STEPS} steps; bars: std over {found['seed'].nunique()} seeds; no point: diverged)"
+        f"{names[0]}, ratio {table['ratio'].max():g}: between its best and its worst rate L1 changes by {gaps[0]:.0f} points, "
+        f"repaired by {gaps[1]:.0f}\n{EPOCHS} x {STEPS} steps at a constant rate; {spread}; no point: diverged"
     )
     figure.savefig(path, dpi=150)
     plt.close(figure)

@@ -1,4 +1,25 @@
-"""Which number, just after pruning, predicts the accuracy after fine-tuning?"""
+"""Which number, just after pruning, predicts the accuracy after fine-tuning?
+
+Closeness to the dense network in what it computes, and about as well its plain accuracy; the mean JSV does so only where nothing was
+repaired. 600 trials: MLP-7-Linear, MLP-7-ReLU and LeNet-5 on MNIST, conv-4 with and without BatchNorm on digits; 8 or 9 methods, repairs
+included; ratios 0.3 to 0.9; 200 steps of fine-tuning, the same for all, at lr 0.03, 0.01 and 0.001; one seed. Of two pruned networks of
+one cell (network, ratio, rate) that end more than half a point apart, the sign of each number learned on the other networks:
+
+- The similarity of what the last layer reads to the dense network's (linear CKA) finds the better one in 85 % [77, 92] (95 % interval over
+  networks), the accuracy on training images in 83 % [76, 89], the gap to the dense spectrum in 80 % [71, 89], the distance of the log mean
+  JSV from the dense network's in 77 % [70, 84]. The mean JSV itself: 64 % [43, 84], of which chance is 50; its distance from 1: 61 % [47, 75].
+  Knowing the method, with its ranks on the other networks, is as good as any number: 84 % [74, 94].
+- Given the accuracy, the similarity still tells (partial rank correlation 0.55 [0.34, 0.76]); the mean JSV (0.06 [-0.30, 0.41]) and its
+  distance from the dense one's (-0.24 [-0.62, 0.14]) are not shown to.
+- Without repairs (Random, L1, GReg, TPP, Slimming) the mean JSV finds the better one in 95 %, as the best do: repairs such as OrthP set
+  JSVs without restoring what the network computed, and that breaks the link.
+- All numbers tell more at small rates: the distance of the log mean JSV from the dense one's 83 % at lr 0.001 and 66 % at 0.03.
+- As a warning the mean JSV works: below a hundredth of the dense one's, trials end a median of 73 (lr 0.001), 55 to 75 (0.01) and 19 to 66
+  points (0.03) behind the best of their cell; between half and twice the dense one's 0.3 to 0.8. Most of the former are of large ratios.
+
+Not tested: more than one seed, long fine-tuning, residual networks. Nine minutes of a core or less a network and seed; the numbers of a
+start take 0.1 seconds. Run `python analyses/predictors.py --out figures`, $ISOMETRY_DATA naming the folder with MNIST and CIFAR-10.
+"""
 
 from __future__ import annotations
 
@@ -167,7 +188,11 @@ def main() -> None:
             every += done
             if done:
                 parts.append(rows(network, done, options.runs))
-        output.write(pd.concat(parts, ignore_index=True), describe_origin(every, options.runs))
+        origin = describe_origin(every, options.runs)
+        shown = [t for t in every if t.ratio == 0.9 and t.finetune is not None and t.finetune.lr == 1e-2]
+        origin["settings"] = {stage.folder: stage.settings for stage in (plan_stages(trial)[-1] for trial in shown)}
+        origin["note"] = "settings of ratio 0.9 and lr 0.01; the other trials differ in these two"
+        output.write(pd.concat(parts, ignore_index=True), origin)
     output.publish(draw, tables)
 
 

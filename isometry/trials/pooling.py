@@ -31,7 +31,7 @@ class Pooled:
     studies: int
 
     def text(self, digits: int, *, scale: float = 1.0, limits: tuple[float, float] = (-1.0, 1.0)) -> str:
-        """Return "mean [low, high]", cut at the limits of what the effect can be; "" where there is no mean.
+        """Return "mean [low, high]", cut at the limits of what the effect can be; the mean alone of one study, "" of none.
 
         Args:
             digits: after the point.
@@ -41,7 +41,7 @@ class Pooled:
         if np.isnan(self.mean):
             return ""
         mean, low, high = (f"{scale * x:.{digits}f}" for x in (self.mean, *np.clip((self.low, self.high), *limits)))
-        return f"{mean} [{low}, {high}]"
+        return mean if np.isnan(self.low) else f"{mean} [{low}, {high}]"
 
 
 def pool(effects: Array, variances: Array) -> Pooled:

@@ -143,6 +143,7 @@ def test_a_pooled_effect_reads_as_a_mean_with_its_interval_within_limits() -> No
     pooled = pool(np.array([0.8, 0.9]), np.array([0.01, 0.01]))
     assert pooled.text(2) == "0.85 [0.21, 1.00]"
     assert pooled.text(0, scale=100, limits=(0.5, 1)) == "85 [50, 100]"
+    assert pool(np.array([0.5]), np.array([0.01])).text(2) == "0.50"
     assert pool(np.array([np.nan]), np.array([1.0])).text(2) == ""
 
 
