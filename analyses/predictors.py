@@ -36,7 +36,7 @@ from isometry.files import markdown
 from isometry.training.recipe import Recipe, Steps
 from isometry.trials import Trial, describe_origin, run, script
 from isometry.trials.candidates import CANDIDATES, describe_starts
-from isometry.trials.outcomes import name_methods, shortfall_by_jsv
+from isometry.trials.outcomes import gains, name_methods, shortfall_by_jsv
 from isometry.trials.prediction import Assessment, Cells, assess, method_ranks
 from isometry.trials.protocols import predictor_methods
 from isometry.trials.record import read_record
@@ -73,6 +73,13 @@ def trials(network: str, seed: int, quick: bool = False) -> list[Trial]:
 
 NAMES = {"random": "Random", "l1": "L1", "greg": "GReg", "tpp": "TPP", "slimming": "Slimming"}
 REPAIRS = {"orthp": " + OrthP", "reconstruct": " + reconstruct", "oracle": " + oracle"}
+PAIRS = [
+    ("L1 + reconstruct", "L1"),
+    ("Random + reconstruct", "Random"),
+    ("TPP", "L1"),
+    ("L1 + reconstruct", "TPP"),
+    ("TPP", "GReg"),
+]
 TEXTS = {"method_rank": "its method's rank elsewhere", **CANDIDATES}
 del TEXTS["jsv_ratio"]  # ranks as the mean JSV does: the dense network is the same within a cell
 
@@ -109,7 +116,7 @@ def subsets(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def tables(table: pd.DataFrame) -> str:
-    """Return statistics with 95 % intervals over networks; correlations by network; shares of right choices by part; shortfalls."""
+    """Return statistics with 95 % intervals over networks; correlations by network; shares of right choices by part; shortfalls; gains."""
     found = assessed(table)
     subset = {name: {each.candidate: each for each in assessed(part)} for name, part in subsets(table).items()}
     pooled, networks, shares = [], [], []
@@ -122,7 +129,7 @@ def tables(table: pd.DataFrame) -> str:
         means = {name: part[each.candidate].choices.mean for name, part in subset.items()}
         shares.append({"right choices, %": TEXTS[each.candidate]} | {n: f"{100 * m:.0f}" for n, m in means.items()})
     parts = [pd.DataFrame(lines) for lines in (pooled, networks, shares)]
-    return "\n\n".join(markdown(part) for part in (*parts, shortfall_by_jsv(table)))
+    return "\n\n".join(markdown(part) for part in (*parts, shortfall_by_jsv(table), gains(table, PAIRS)))
 
 
 def short(table: pd.DataFrame) -> str:

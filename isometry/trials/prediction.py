@@ -233,7 +233,7 @@ class Assessment:
     shares: dict[str, float]
 
 
-def assess(cells: Cells, *, given: str, margin: float = 0.0, count: int = 400, seed: int = 0) -> list[Assessment]:
+def assess(cells: Cells, *, given: str, margin: float = 0.0, count: int = 200, seed: int = 0) -> list[Assessment]:
     """Assess every candidate; sampling variances of studies are those of bootstrap samples of methods and seeds.
 
     Args:

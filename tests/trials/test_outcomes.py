@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from isometry.trials.outcomes import before_finetuning, last_epoch, name_methods, percent, shortfall_by_jsv
+from isometry.trials.outcomes import before_finetuning, gains, last_epoch, name_methods, percent, shortfall_by_jsv
 
 TABLE = pd.DataFrame(
     {"phase": ["dense", "pruned", "finetune", "pruned", "repaired", "finetune", "finetune"],
@@ -41,3 +41,20 @@ def test_a_shortfall_is_the_distance_to_the_best_of_the_cell_and_a_diverged_tria
         "0.0 (0.0 to 0.0)",
         "90.0 (90.0 to 90.0)",
     ]
+
+
+def test_a_gain_is_counted_in_the_cells_that_have_both_methods() -> None:
+    rows = [
+        ("a", "L1", 0.5),
+        ("a", "TPP", 0.7),
+        ("b", "L1", 0.9),
+        ("b", "TPP", 0.8),
+        ("c", "L1", 0.1),
+        ("d", "L1", 0.2),
+        ("d", "TPP", 0.3),
+    ]
+    table = pd.DataFrame(rows, columns=["network", "method", "accuracy"]).assign(
+        ratio=0.5, lr=0.01, seed=0, diverged=False
+    )
+    found = gains(table, [("TPP", "L1")])
+    assert found.to_dict("list") == {"points ahead": ["TPP over L1"], "lr 0.01": ["10.0, in 2 of 3"]}
