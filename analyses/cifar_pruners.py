@@ -27,6 +27,7 @@ import itertools
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 
@@ -35,10 +36,15 @@ from isometry.files import markdown
 from isometry.training.recipe import Recipe
 from isometry.trials import Trial, script
 from isometry.trials.outcomes import add_steps_spent, before_finetuning, last_epoch, name_methods, percent, texts_before
+from isometry.trials.prediction import Cells, assess
 from isometry.trials.protocols import cifar_methods
 from isometry.trials.published import CIFAR_ACCURACY
 
 NAMES = {"random": "Random", "l1": "L1", "greg": "GReg", "tpp": "TPP", "slimming": "Slimming", "recedingbn": "RNI"}
+PREDICTORS = {
+    "mean_jsv": "mean JSV", "from_dense": "distance of log mean JSV from dense", "from_one": "distance of log mean JSV from 0",
+    "isometry_gap": "isometry gap", "condition_number": "condition number", "accuracy": "accuracy", "loss": "loss",
+}  # fmt: skip
 REPAIRS = {"orthp": " + OrthP", "recalibrate": " + recalibrate"}
 
 
@@ -88,9 +94,30 @@ def protocol(rows: pd.DataFrame) -> str:
     return f"{steps}, {seeds} seed{'s' * (seeds > 1)}" + (f", {diverged} diverged" if diverged else "")
 
 
+def predictions(table: pd.DataFrame) -> pd.DataFrame:
+    """Return what the numbers just before fine-tuning tell of the accuracy after it, within (network, ratio, seed).
+
+    L1 + recalibrate is left out: fine-tuned, it is L1.
+    """
+    rows = named(table[table["repair"] != "recalibrate"])
+    starts, ends = before_finetuning(rows).drop_duplicates("trial"), last_epoch(rows).set_index("trial")["accuracy"]
+    starts = starts.assign(outcome=starts["trial"].map(ends)).dropna(subset="outcome")
+    dense = starts["network"].map(table[table["phase"] == "dense"].groupby("network")["mean_jsv"].first())
+    starts = starts.assign(
+        from_dense=np.log(starts["mean_jsv"] / dense).abs(), from_one=np.log(starts["mean_jsv"]).abs()
+    )
+    cells = Cells.of(starts, list(PREDICTORS), "outcome", within=["ratio"])
+    return pd.DataFrame(
+        {"number just before fine-tuning": PREDICTORS[each.candidate]}
+        | {f"{name}: rank correlation": f"{value:.2f}" for name, value in each.correlations.items()}
+        | {f"{name}: right choices, %": f"{100 * value:.0f}" for name, value in each.shares.items()}
+        for each in assess(cells, given="accuracy", margin=0.005)
+    )
+
+
 def tables(table: pd.DataFrame) -> str:
-    """Return all results; "realised" is the fraction of units removed."""
-    return markdown(summary(table))
+    """Return all results ("realised" is the fraction of units removed), then what predicts the fine-tuned accuracy."""
+    return f"{markdown(summary(table))}\n\n{markdown(predictions(table))}"
 
 
 def short(table: pd.DataFrame) -> str:
