@@ -2,7 +2,7 @@
 
 Closeness to the dense network in what it computes, and about as well its plain accuracy; the mean JSV does so only where nothing was
 repaired. 600 trials: MLP-7-Linear, MLP-7-ReLU and LeNet-5 on MNIST, conv-4 with and without BatchNorm on digits; 8 or 9 methods, repairs
-included; ratios 0.3 to 0.9; 200 steps of fine-tuning, the same for all, at lr 0.03, 0.01 and 0.001; one seed. Of two pruned networks of
+included; ratios 0.3 to 0.9; the same fine-tuning for all, 200 steps (46 on digits) at lr 0.03, 0.01 and 0.001; one seed. Of two networks of
 one cell (network, ratio, rate) that end more than half a point apart, the sign of each number learned on the other networks:
 
 - The similarity of what the last layer reads to the dense network's (linear CKA) finds the better one in 85 % [77, 92] (95 % interval over
