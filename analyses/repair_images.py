@@ -1,4 +1,16 @@
-"""How many images does a reconstruction need?"""
+"""How many images does a reconstruction need?
+
+About a thousand on LeNet-5 (MNIST, dense 98.56 %, units of all layers removed by L1, all 10,000 test images, no training; mean ± standard
+deviation over three draws of the images): beyond that nothing is gained, below it accuracy falls and the mean JSV rises.
+
+- At 0.5 64 images give 97.10 ± 0.12 %, 1,024 give 97.97 ± 0.03, 4,096 98.00 ± 0.06 (not repaired 95.91). At 0.7 85.92 ± 2.24, 94.34 ± 0.05 and
+  94.66 ± 0.09 (51.27). At 0.9 47.48 ± 5.27, 67.78 ± 0.96 and 67.52 ± 0.47 (25.82).
+- The mean JSV (dense 0.52) comes down towards the dense network's from above as images are added: at 0.7 from 1.11 with 64 to 0.71 with 1,024 and
+  0.68 with 4,096.
+
+Not run with this script: conv-4, and ResNet-56 on CIFAR-10 (both are parts of it). Run `python analyses/repair_images.py --only lenet-5-relu
+--out figures`, $ISOMETRY_DATA naming the folder with MNIST: a minute of one core.
+"""
 
 from __future__ import annotations
 
@@ -116,7 +128,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
         axes[1, column].set_ylabel("mean JSV at 64 test images")
     figure.legend(*axes[0, -1].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     figure.suptitle(
-        "L1, reconstructed without training: accuracy and mean JSV against the number of images (bars: std over draws)"
+        "Pruned by L1 and reconstructed without training:\nwhat more images are worth (bars: std over draws of the images)"
     )
     figure.savefig(path, dpi=150)
     plt.close(figure)
