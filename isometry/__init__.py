@@ -31,7 +31,22 @@ from isometry import data, networks, spectra
 from isometry.measurement import compare, measure
 from isometry.measurement.report import Report
 from isometry.networks import convert, fold
-from isometry.pruners import L1, TPP, GReg, GReg2, Polarization, Pruner, Pruning, Random, RecedingBN, Slimming, prune
+from isometry.pruners import (
+    L1,
+    SNIP,
+    TPP,
+    GReg,
+    GReg2,
+    Magnitude,
+    Polarization,
+    Pruner,
+    Pruning,
+    Random,
+    RandomWeights,
+    RecedingBN,
+    Slimming,
+    prune,
+)
 from isometry.repairs import orthogonalize, recalibrate, recover, repair
 from isometry.surgery import Plan, load, save
 from isometry.training import train
@@ -41,17 +56,20 @@ from isometry.training.regularizers import KernOrth, OrthConv
 
 __all__ = [
     "L1",
+    "SNIP",
     "TPP",
     "Cosine",
     "GReg",
     "GReg2",
     "KernOrth",
     "OrthConv",
+    "Magnitude",
     "Plan",
     "Polarization",
     "Pruner",
     "Pruning",
     "Random",
+    "RandomWeights",
     "RecedingBN",
     "Recipe",
     "Report",

@@ -14,6 +14,7 @@ from isometry.data import Data, Split
 from isometry.errors import InvalidTypeError, InvalidValueError, signed
 from isometry.networks import placed
 from isometry.networks.bounded import to_batchnorm
+from isometry.networks.masks import refresh, set_weight
 from isometry.networks.modules import clone, evaluating, hooked, unwrap
 from isometry.repairs.correspondence import match_outputs, match_weights
 from isometry.repairs.least_squares import NormalEquations, output_samples, patches
@@ -83,6 +84,7 @@ def repair(
     """
     _check_options(samples=samples, positions=positions, batch_size=batch_size, ridge=ridge)
     repaired, original = clone(unwrap(model)), unwrap(reference)
+    refresh(repaired)
     inputs = placed(_read_samples(data, samples, seed), repaired)
     with evaluating(repaired, original):
         readers = find_readers(repaired, original, inputs[:2], downstream=downstream, outputs=outputs)
@@ -241,7 +243,7 @@ class _Reconstruction:
     def _set(self, reader: Reader, weight: Tensor, constant: Tensor) -> None:
         """Set a layer's weight, and its bias or the mean of its BatchNorm so that constant [units] is added."""
         layer: Any = self.model.get_submodule(reader.layer)
-        layer.weight.copy_(weight.reshape(layer.weight.shape))
+        set_weight(layer, weight.reshape(layer.weight.shape))
         if reader.norm is not None:
             bias = 0.0 if layer.bias is None else layer.bias.double()
             self.model.get_submodule(reader.norm).get_buffer("running_mean").copy_(bias - constant)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from isometry.data import Data, Split
 from isometry.errors import signed
+from isometry.networks.masks import refresh
 from isometry.training.checkpoint import Checkpoint, TrainingState, describe_training
 from isometry.training.optimizer import build_sgd, check_optimizer, with_layout_of
 from isometry.training.random_state import RandomState
@@ -215,6 +216,7 @@ class _Loop:
                 if state.steps % _CHECK_INTERVAL == 0 and not math.isfinite(float(loss_sum)):
                     break
         state.model.eval()
+        refresh(state.model)  # the masked weights that the last step left; a graph on them would forbid copies
         # The loss of the last step does not show what that step did to the parameters.
         finite = all(bool(torch.isfinite(p).all()) for p in state.model.parameters() if p.requires_grad)
         diverged = not finite or not math.isfinite(float(loss_sum))
