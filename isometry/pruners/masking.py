@@ -97,7 +97,8 @@ def mask_weights(
     inputs = placed(inputs, masked)
     fixed = _find_fixed(masked, inputs)
     maskable = {n: m for n, m in masked.named_modules() if isinstance(m, UNIT_LAYERS) and n not in fixed}
-    ratios = _requested_ratios(list(maskable), fixed, ratio, layers, skip)
+    requested = _requested_ratios(list(maskable), fixed, ratio, layers, skip)
+    ratios = {name: value for name, value in requested.items() if value}  # a mask that masks nothing is none
     chosen = {name: maskable[name] for name in ratios}
     context = PruningContext(clone(masked), [], data, seed, False, None, inputs=inputs)
     scores = _scores(pruner, context, chosen)

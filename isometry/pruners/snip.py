@@ -38,7 +38,9 @@ class SNIP(Masking):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.batch_size < 1:
-            raise ValueError(f"SNIP() got batch_size={self.batch_size}; it takes at least 1, e.g. SNIP(batch_size=100).")
+            raise ValueError(
+                f"SNIP() got batch_size={self.batch_size}; it takes at least 1, e.g. SNIP(batch_size=100)."
+            )
 
     @property
     def needs_data(self) -> bool:

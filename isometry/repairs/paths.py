@@ -27,7 +27,9 @@ def disjoint_paths(supports: Sequence[Tensor]) -> list[Tensor]:
     from scipy.sparse.csgraph import maximum_flow
 
     widths = [supports[0].shape[1], *(len(free) for free in supports)]
-    first = np.concatenate([[0], np.cumsum(widths)])  # unit u of layer l: node 2 (first[l] + u) to enter, the next one to leave
+    first = np.concatenate(
+        [[0], np.cumsum(widths)]
+    )  # unit u of layer l: node 2 (first[l] + u) to enter, the next one to leave
     units = np.arange(first[-1])
     source, sink = 2 * len(units), 2 * len(units) + 1
     entries = [free.cpu().nonzero().numpy().T for free in supports]

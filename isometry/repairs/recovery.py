@@ -53,7 +53,7 @@ def recover(model: nn.Module) -> nn.Module:
     refresh(recovered)
     names = _chain(recovered)
     layers = [recovered.get_submodule(name) for name in names]
-    weights = [layer.weight.detach().double() for layer in layers]  # type: ignore[operator, union-attr]
+    weights = [layer.weight.detach().double() for layer in layers]  # type: ignore[operator]
     _check_widths(names, weights)
     supports = [support(layer) for layer in layers]
     sparse = [name for name, free in zip(names, supports, strict=True) if not bool(free.all())]

@@ -114,7 +114,9 @@ def _missing_masks(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str,
     parameters = dict(model.named_parameters())
     return {
         name: mask
-        for name, mask in ((key.removesuffix("_mask"), tensor) for key, tensor in tensors.items() if key.endswith("_mask"))
+        for name, mask in (
+            (key.removesuffix("_mask"), tensor) for key, tensor in tensors.items() if key.endswith("_mask")
+        )
         if f"{name}_orig" in tensors and name in parameters and parameters[name].shape == mask.shape
     }
 
