@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from isometry.networks import placed
 from isometry.pruners.masking import Masking
 from isometry.pruners.pruner import PruningContext
-from isometry.training.random_state import RandomState
 
 __all__ = ["SNIP"]
 
@@ -22,17 +21,17 @@ __all__ = ["SNIP"]
 class SNIP(Masking):
     """Mask the weights w of the smallest |gradient x w|: those by which the loss of one batch depends least on the mask.
 
-    The gradient is that of the mean cross-entropy of one batch of the training data, in train mode, as at the start of
-    training, for which the method was made; trained networks can be masked, too.
+    The gradient is that of the mean cross-entropy of one batch of the training data, in eval mode. The method was made for
+    networks at initialization; trained ones can be masked, too.
 
     Attributes:
-        batch_size: how many samples, drawn by the `seed` of `prune`; 128, the batch of the source for CIFAR-10 (100 for MNIST).
+        batch_size: how many samples, drawn by the `seed` of `prune`; 100, the default of the reference code.
         scope: "global", as in the source.
 
-    Source: Lee, Ajanthan & Torr, ICLR 2019, Eq. 6 and Algorithm 1.
+    Source: Lee, Ajanthan & Torr, ICLR 2019, Algorithm 1; eval mode as in its reference code, which masks biases besides.
     """
 
-    batch_size: int = 128
+    batch_size: int = 100
     scope: str = field(default="global", kw_only=True)
 
     def __post_init__(self) -> None:
@@ -49,11 +48,11 @@ class SNIP(Masking):
 
     def scores(self, context: PruningContext, layers: Mapping[str, Any]) -> dict[str, Tensor]:
         """Return the sensitivity of every weight, up to a factor."""
-        model, split = context.model.train().requires_grad_(True), context.training_split
-        state = RandomState(context.seed, next(model.parameters()).device)
-        batch = state.permutation(len(split.inputs))[: self.batch_size]
+        model, split = context.model.eval().requires_grad_(True), context.training_split
+        order = torch.randperm(len(split.inputs), generator=torch.Generator().manual_seed(context.seed))
+        batch = order[: self.batch_size].to(split.inputs.device)
         inputs, targets = placed(split.inputs[batch], model), split.targets[batch]
-        with state.active(), torch.enable_grad():
+        with torch.enable_grad():
             F.cross_entropy(model(inputs), targets.to(inputs.device)).backward()
         # Behind a mask there is no gradient; in front of it, the product is the same for the weights that it keeps.
         behind = {name: layer._parameters.get("weight_orig", layer.weight) for name, layer in layers.items()}
