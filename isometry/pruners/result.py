@@ -43,11 +43,18 @@ class Pruned:
 
     @property
     def ratio(self) -> float:
-        """The fraction of filters and neurons removed over the layers of the plan.
+        """The fraction of filters and neurons removed over the layers of the plan; of weights masked where the plan is empty.
 
         A floor or rounding may keep it below the requested one; a global ranking counts coupled layers once.
         """
-        return self.plan.ratio
+        return self.plan.ratio if self.plan.widths else self._masked_share
+
+    @property
+    def _masked_share(self) -> float:
+        """The fraction of weights that masks hold at zero over the layers that have masks; 0 without any."""
+        counts = self._kept_weights().values()
+        total = sum(weights for _, weights in counts)
+        return 1 - sum(kept for kept, _ in counts) / total if total else 0.0
 
     @property
     def sparsity(self) -> dict[str, float]:
@@ -110,7 +117,6 @@ class Pruned:
         if units:
             lines.append(f"{self.ratio:.1%} of the units removed; {', '.join(sizes)}")
         if masked:
-            kept, total = (sum(counts) for counts in zip(*weights.values(), strict=True))
             also = "" if units else "; parameters and FLOPs stay as they are"
-            lines.append(f"{1 - kept / total:.1%} of the weights of these layers masked{also}")
+            lines.append(f"{self._masked_share:.1%} of the weights of these layers masked{also}")
         return "\n".join(lines)

@@ -38,6 +38,7 @@ def test_the_requested_fraction_is_masked_and_nothing_is_removed(digits: Data, p
     sizes = {name: layer.weight.numel() for name, layer in layers(dense).items()}
     if pruner.scope == "layer":
         assert counts == {name: -(-7 * size // 10) for name, size in sizes.items()}
+    assert result.ratio == pytest.approx(sum(counts.values()) / sum(sizes.values()))
     assert sum(counts.values()) == pytest.approx(0.7 * sum(sizes.values()), abs=len(sizes))
     assert result.sparsity == pytest.approx({name: counts[name] / sizes[name] for name in sizes})
     assert (result.after.parameters, result.after.flops) == (result.before.parameters, result.before.flops)
