@@ -165,13 +165,12 @@ class Passes:
             last.append(result)
             raise Stop
 
-        kept: list[Tensor] = []
         with hooked(self.model.get_submodule(cut).register_forward_hook(keep)):
-            for _ in self.run():
+            for number in self.run():
                 output = last.pop()
                 spill = output.numel() * output.element_size() * len(self.batches) > _IN_MEMORY
-                kept.append(_in_file(output) if spill else output.cpu())
-        self._cut, self._kept = cut, kept
+                self._kept[number : number + 1] = [_in_file(output) if spill else output.cpu()]
+        self._cut = cut
 
 
 def _in_file(tensor: Tensor) -> Tensor:
