@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
@@ -19,7 +20,7 @@ from isometry.data.nests import count_samples, map_tensors, tensors_in
 from isometry.training.objective import describe_callable
 from isometry.training.recipe import Penalty, Recipe
 
-__all__ = ["Left", "describe_training", "fingerprint", "note_what_is_left", "what_is_left"]
+__all__ = ["Left", "describe_training", "fingerprint", "note_what_is_left", "warn_of_first_epoch", "what_is_left"]
 
 _SAMPLED = 4096  # inputs that the fingerprint of the data covers
 
@@ -113,6 +114,17 @@ def note_what_is_left(model: nn.Module, path: Path, identity: str) -> None:
 def what_is_left(model: nn.Module) -> Left | None:
     """Return what the last training of this model in this process left, None where there was none."""
     return _left.get(model)
+
+
+def warn_of_first_epoch(model: nn.Module, path: Path) -> None:
+    """Warn where a training begins with the weights that an interruption left before there was a checkpoint at `path`."""
+    left = _left.get(model)
+    if left is not None and left.path == path and left.weights != left.began and left.is_in(model):
+        warnings.warn(
+            f"train() begins with the weights that an interrupted first epoch left in this network: {path} was not written "
+            "before. To begin with fresh weights, build the network again.",
+            stacklevel=2,
+        )
 
 
 def fingerprint(tensors: Iterable[Tensor]) -> str:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 import os
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,19 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from isometry.data import Batches, Data, Pair, Split, read_data
-from isometry.data.nests import Outline, channels_last, count_samples, map_tensors, outline, shapes_explained
+from isometry.data import Batches, Data, Split, read_data
+from isometry.data.nests import channels_last, count_samples
 from isometry.errors import InvalidValueError, signed
-from isometry.networks.modules import call
 from isometry.training.checkpoint import Checkpoint, TrainingState, locked
 from isometry.training.epoch import Epoch
 from isometry.training.evaluation import like_outputs
-from isometry.training.identity import describe_training, note_what_is_left, what_is_left
+from isometry.training.identity import describe_training, note_what_is_left, warn_of_first_epoch
 from isometry.training.layout import channels_last_weights
 from isometry.training.objective import Loss, Metric, Objective, Totals
 from isometry.training.optimizer import build_sgd, check_optimizer
 from isometry.training.random_state import RandomState
 from isometry.training.recipe import PUBLISHED, Penalty, Recipe, Regularizer, Schedule
+from isometry.training.source import Source
 
 __all__ = ["train"]
 
@@ -163,23 +161,12 @@ class _Loop:
         seed: int,
     ) -> None:
         first = next(p for p in model.parameters() if p.requires_grad)
-        self.device, self.dtype = first.device, first.dtype
-        self.data = Split(*self.moved(Pair(*data))) if isinstance(data, Split) else data
+        self.source = Source(data, first.device, first.dtype)
         self.recipe, self.augment, self.seed = recipe, augment, seed
         self.objective = Objective(recipe.loss, recipe.metric)
-        self.first: Outline | None = None
         optimizer = optimizer or build_sgd(model, recipe)
         self.rates = [group["lr"] for group in optimizer.param_groups]
-        others = data.generators() if isinstance(data, Batches) else {}
-        self.state = TrainingState(model, optimizer, RandomState(seed, first.device, others), penalty)
-
-    def moved(self, pair: Pair) -> Pair:
-        """Return a batch on the model's device, floating point inputs in its dtype."""
-
-        def move(tensor: Tensor) -> Tensor:
-            return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
-
-        return Pair(map_tensors(pair.inputs, move), map_tensors(pair.targets, lambda part: part.to(self.device)))
+        self.state = TrainingState(model, optimizer, RandomState(seed, first.device, self.source.generators()), penalty)
 
     def run(self, path: Path | None) -> Iterator[Epoch]:
         """Yield the epochs not yet done; keep a checkpoint at `path`."""
@@ -207,38 +194,23 @@ class _Loop:
 
     def resumed(self, path: Path) -> Checkpoint:
         """Return this training's checkpoint at `path`, after setting the state to what it holds."""
-        state, data = self.state, self.data
+        state = self.state
         identity = describe_training(
             state.model,
             state.optimizer,
             state.penalty,
             self.recipe,
-            data,
+            self.source.data,
             rates=self.rates,
             augment=self.augment,
             seed=self.seed,
         )
         checkpoint = Checkpoint(path, identity)
-        found, left = checkpoint.resume(state), what_is_left(state.model)
-        if (
-            not found
-            and left is not None
-            and left.path == path
-            and left.weights != left.began
-            and left.is_in(state.model)
-        ):
-            warnings.warn(
-                f"train() begins with the weights that an interrupted first epoch left in this network: {path} was not written "
-                "before. To begin with fresh weights, build the network again.",
-                stacklevel=2,
-            )
-        if found and state.epochs < self.recipe.epochs and isinstance(data, Batches) and not data.is_restorable:
-            warnings.warn(
-                f"train() goes on after epoch {state.epochs}, but cannot restore the order in which {type(data.source).__name__} "
-                "gives its batches, so that the rest may differ from an uninterrupted training. A DataLoader of a map-style data "
-                "set is restored.",
-                stacklevel=2,
-            )
+        if checkpoint.resume(state):
+            if state.epochs < self.recipe.epochs:
+                self.source.warn_of_lost_order(state.epochs)
+        else:
+            warn_of_first_epoch(state.model, path)
         return checkpoint
 
     def finished(self) -> bool:
@@ -250,25 +222,16 @@ class _Loop:
         for group, rate in zip(self.state.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * multiplier
 
-    def batches(self) -> Iterator[Pair]:
-        """Yield the batches of an epoch, on the model's device."""
-        if isinstance(self.data, Split):
-            order = self.state.random.permutation(count_samples(self.data.inputs)).to(self.device)
-            batches = self.data.batches(self.recipe.batch_size, order)
-        else:
-            batches = map(self.moved, self.data)
-        return itertools.islice(batches, self.recipe.epoch_steps)
-
     def epoch(self, number: int) -> Epoch:
         """Train for one epoch."""
         start = time.perf_counter()
         recipe, state = self.recipe, self.state
         multiplier = recipe.schedule(number, recipe.epochs) if recipe.schedule else 1.0
         self.multiply_rates(multiplier)
-        totals = Totals(self.objective, self.device)
+        totals = Totals(self.objective, self.source.device)
         state.model.train()
         with channels_last_weights(state.model, state.optimizer) as self.channels_last, state.random.active():
-            for inputs, targets in self.batches():
+            for inputs, targets in self.source.batches(recipe, state.random):
                 if self.finished():
                     break
                 self.step(inputs, targets, totals)
@@ -296,12 +259,10 @@ class _Loop:
         number = self.state.steps
         if self.augment is not None:
             inputs = self.augment(inputs)
-        self.first = self.first or outline(inputs)
         if self.channels_last:
             inputs = channels_last(inputs)
-        half = torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=recipe.autocast)
-        with half, shapes_explained(inputs, self.first):
-            outputs = call(model, inputs)
+        with torch.autocast(self.source.device.type, dtype=torch.bfloat16, enabled=recipe.autocast):
+            outputs = self.source.outputs(model, inputs)
         if recipe.autocast and isinstance(outputs, Tensor):
             outputs = outputs.float()
         targets = like_outputs(targets, outputs)
