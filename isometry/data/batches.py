@@ -59,7 +59,7 @@ class Split(NamedTuple):
         return -(-count_samples(self.inputs) // size)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Batches:
     """Batches of (inputs, targets) from an iterable, a DataLoader for instance, which is read anew in every epoch.
 
@@ -179,8 +179,8 @@ class Batches:
             for generator, state in states:
                 generator.set_state(state)
 
-    def __str__(self) -> str:
-        """What the batches come from, the same in another process."""
+    def __repr__(self) -> str:
+        """Say what the batches come from, the same in another process."""
         loader: Any = self.source
         text = f"{type(loader).__name__}, {self.length} batches"
         if isinstance(loader, DataLoader):
@@ -188,7 +188,10 @@ class Batches:
             text += f" of {type(loader.dataset).__name__}"
             text += f", {len(loader.dataset)} samples by {loader.batch_size}" if sized else ""  # type: ignore[arg-type]
             text += f", {type(loader.sampler).__name__}"
-        return text + f", inputs={self.inputs!r}, targets={self.targets!r}"
+        named = "".join(
+            f", {key}={value!r}" for key in ("inputs", "targets") if (value := getattr(self, key)) is not None
+        )
+        return f"Batches({text}{named})"
 
     def read(self, batch: Any) -> Pair:
         """Return inputs and targets of one batch as the loader gives it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ class Folder:
 
     train: Batches
     test: Batches
-    classes: tuple[str, ...] = field(repr=False)
+    classes: tuple[str, ...]
     input_shape: tuple[int, ...]
 
 

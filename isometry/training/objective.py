@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from isometry.data.nests import describe, map_tensors
@@ -20,6 +20,7 @@ Loss = Callable[[Any, Any], Tensor]
 Metric = Callable[[Any, Any], Any]
 
 _IGNORED = -100  # the class that F.cross_entropy leaves out
+_LISTED = 10_000  # entries of a loss's weights of classes that its description lists
 _OWN_LOSS = (
     "For a regression pass loss=torch.nn.functional.mse_loss, for yes or no "
     "loss=torch.nn.functional.binary_cross_entropy_with_logits."
@@ -216,6 +217,10 @@ def describe_callable(function: Callable[..., Any]) -> str:
         arguments = [*map(repr, function.args), *(f"{key}={value!r}" for key, value in function.keywords.items())]
         return f"partial({', '.join([describe_callable(function.func), *arguments])})"
     code = getattr(function, "__code__", None)
+    if isinstance(function, nn.Module):
+        plain = {key: value for key, value in vars(function).items() if isinstance(value, int | float | str)}
+        tensors = {key: tensor.tolist() for key, tensor in function.state_dict().items() if tensor.numel() <= _LISTED}
+        return f"{function!r}{plain | tensors}"
     if code is None:
         return re.sub(r" at 0x[0-9a-f]+", "", repr(function))
     name = f"{function.__module__}.{function.__qualname__}"
