@@ -146,7 +146,8 @@ class PruningContext:
                     path.parent.mkdir(parents=True, exist_ok=True)
                     write_records(path, rows)
                 bar.update(epoch.steps - bar.n)
-                bar.set_postfix(loss=f"{epoch.loss:.3f}", accuracy=f"{epoch.accuracy:.3f}")
+                shown = {name: getattr(epoch, name) for name in ("loss", "accuracy", "metric")}
+                bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items() if not math.isnan(value)})
         self.records += rows
         if rows and rows[-1]["diverged"]:
             raise DivergedError(

@@ -58,8 +58,8 @@ class Source:
         if isinstance(self.data, Batches) and not self.data.is_restorable:
             warnings.warn(
                 f"train() goes on after epoch {epochs}, but cannot restore the order in which {type(self.data.source).__name__} "
-                "gives its batches, so that the rest may differ from an uninterrupted training. A DataLoader of a map-style data "
-                "set is restored.",
+                "gives its batches, so that the rest may differ from an uninterrupted training. What is restored is a "
+                "DataLoader of a map-style data set with torch's samplers and without persistent workers.",
                 stacklevel=2,
             )
 

@@ -15,6 +15,7 @@ from typing import Any
 from isometry import data, networks
 from isometry.pruners import Pruner
 from isometry.repairs import REPAIRS
+from isometry.training.objective import describe_callable
 from isometry.training.recipe import Recipe
 
 __all__ = ["SCRATCH", "Trial", "label", "source_digest", "to_json"]
@@ -149,8 +150,15 @@ def label(recipe: Recipe | None) -> str:
 
 
 def to_json(value: Any) -> Any:
-    """Return a dataclass as JSON types, its nested dataclasses (regularizers, schedules) with their class names."""
+    """Return a dataclass as JSON types, its nested dataclasses (regularizers, schedules) with their class names.
+
+    A recipe's loss is written as its name and code; where it has none, it has no entry. Its metric changes nothing.
+    """
     if value is None or isinstance(value, str):
         return value
     entries = {entry.name: getattr(value, entry.name) for entry in fields(value)}
+    if isinstance(value, Recipe):
+        del entries["metric"]
+        loss = entries.pop("loss")
+        entries |= {} if loss is None else {"loss": describe_callable(loss)}
     return {name: asdict(v) | {"name": type(v).__name__} if is_dataclass(v) else v for name, v in entries.items()}  # type: ignore[arg-type]
