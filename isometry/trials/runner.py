@@ -192,8 +192,8 @@ def _table(chain: list[Stage], runs: Path, errors: Mapping[str, str], *, unique:
     trial = chain[-1].trial
     columns: dict[str, Any] = {
         "trial": trial.key if unique else f"{trial.key}-{chain[-1].folder[-8:]}",
-        "network": trial.network,
-        "dataset": trial.dataset,
+        "network": trial.network_name,
+        "dataset": trial.dataset_name,
         "pruner": trial.pruner_name,
         "ratio": trial.ratio,
         "repair": trial.repair or "none",

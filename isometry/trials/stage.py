@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import pandas as pd
 from torch import nn
 
+from isometry.data import Data
 from isometry.surgery import Loaded, load
 from isometry.trials.rows import Row
 from isometry.trials.trial import Trial
@@ -76,7 +77,7 @@ class Stage(ABC):
     def folder(self) -> str:
         """The stage's folder: readable, and a digest of its settings."""
         digest = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:8]
-        return "/".join([self.trial.network, self.trial.dataset, *self.labels, f"s{self.trial.seed}-{digest}"])
+        return "/".join([self.trial.network_name, self.trial.dataset_name, *self.labels, f"s{self.trial.seed}-{digest}"])
 
     @property
     def duration(self) -> float:
@@ -87,6 +88,7 @@ class Stage(ABC):
         """Whether this stage, which is done, ended in numbers that are not finite."""
         return bool(pd.read_csv(runs / self.folder / ROWS_FILE)["diverged"].any())
 
-    def load(self, runs: Path, classes: int) -> Loaded:
+    def load(self, runs: Path, dataset: Data) -> Loaded:
         """Return the network that this stage saved, and its plan."""
-        return load(runs / self.folder / MODEL_FILE, self.architecture(classes))
+        example = dataset.train.inputs[:2]
+        return load(runs / self.folder / MODEL_FILE, self.architecture(dataset.classes), inputs=example)

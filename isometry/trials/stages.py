@@ -42,7 +42,9 @@ class DenseTraining(Stage):
     def own_settings(self) -> dict[str, Any]:
         """The network, the data, the recipe and the seed."""
         t = self.trial
-        return {"network": t.network, "dataset": t.dataset, "options": t.options, "validation": t.validation,
+        network = t.architecture.settings(t.seed, t.options)
+        dataset = t.dataset if isinstance(t.dataset, str) else t.dataset.settings
+        return {"network": network, "dataset": dataset, "options": t.options, "validation": t.validation,
                 "pretrain": to_json(t.pretrain), "seed": t.seed, "autocast": t.autocast}  # fmt: skip
 
     @property
@@ -52,7 +54,7 @@ class DenseTraining(Stage):
 
     def architecture(self, classes: int) -> nn.Module:
         """Return the network as built."""
-        return networks.build(self.trial.network, classes, seed=self.trial.seed, **self.trial.options)
+        return self.trial.architecture.build(classes, self.trial.seed, self.trial.options)
 
     def execute(self, runs: Path, device: str, *, weights: bool = False) -> list[Row]:
         """Train and save the dense network."""
@@ -60,7 +62,7 @@ class DenseTraining(Stage):
         dataset = trial.load_data()
         diverged, epochs = False, 0
         if isinstance(trial.pretrain, str):
-            model = networks.build(trial.network, dataset.classes, weights=trial.pretrain, **trial.options)
+            model = trial.architecture.build(dataset.classes, trial.seed, trial.options, weights=trial.pretrain)
             model = model.to(device).eval()
         else:
             model = self.architecture(dataset.classes).to(device)
@@ -103,7 +105,7 @@ class SparseTraining(Stage):
             return [{"phase": "sparse", "epoch": 0, "diverged": True}]
         dataset = trial.load_data()
         pruner = _pruner(trial)
-        model = pruner.adapt(self.parent.load(runs, dataset.classes).model).to(device)
+        model = pruner.adapt(self.parent.load(runs, dataset).model).to(device)
         recipe = replace(pruner.recipe(), autocast=trial.autocast)  # type: ignore[attr-defined]
         diverged = _train(model, dataset, recipe, trial.seed, folder)
         save(Loaded(model, Plan({}, {})), folder / MODEL_FILE)
@@ -148,7 +150,7 @@ class Pruning(Stage):
             return [{"phase": "pruned", "epoch": 0, "diverged": True}]
         dataset = trial.load_data()
         pruner = _pruner(trial)
-        model = pruner.adapt(self.parent.load(runs, dataset.classes).model).to(device)
+        model = pruner.adapt(self.parent.load(runs, dataset).model).to(device)
         for stage in ("before_selection", "after_selection"):
             checkpoint = folder / f"{_CHECKPOINT}.{stage}"
             _check_resumable(checkpoint, folder / f"{checkpoint.name}.jsonl", "number")
@@ -193,10 +195,10 @@ class FineTuning(Stage):
         if self.parent.diverged(runs):
             return [{"phase": "finetune", "epoch": 1, "diverged": True}]
         dataset = trial.load_data()
-        pruned, plan = self.parent.load(runs, dataset.classes)
+        pruned, plan = self.parent.load(runs, dataset)
         model, rows = pruned.to(device), []
         if trial.repair is not None:
-            dense = DenseTraining(trial).load(runs, dataset.classes).model.to(device)
+            dense = DenseTraining(trial).load(runs, dataset).model.to(device)
             model = _repair(trial, model, dense, dataset)
             rows = [measure_row(trial, model, dataset, "repaired", 0, False)]
         if trial.finetune is not None:
@@ -283,5 +285,5 @@ def _repair(trial: Trial, model: nn.Module, dense: nn.Module, dataset: Data) -> 
         return repair_by_name(str(trial.repair))(model, data=dataset, reference=dense, seed=trial.seed)
     widths = [m.out_features for m in model.modules() if isinstance(m, nn.Linear)][:-1]
     options = {**trial.options, "widths": tuple(widths)}
-    fresh = networks.build(trial.network, dataset.classes, seed=trial.seed + 1000, **options)
+    fresh = networks.build(trial.network_name, dataset.classes, seed=trial.seed + 1000, **options)
     return fresh.to(next(model.parameters()).device)
