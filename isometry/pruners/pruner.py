@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from isometry.data import Data, Split
 from isometry.errors import InvalidValueError
@@ -21,6 +20,7 @@ from isometry.networks.modules import evaluating, feeding_layers, is_transposed
 from isometry.pruners.stage import Stage
 from isometry.surgery import Member, Selection, UnitGroup
 from isometry.training import Epoch, Recipe, train
+from isometry.training.step_bar import show_steps
 
 __all__ = ["DivergedError", "Pruner", "PruningContext", "average_scores", "magnitude"]
 
@@ -120,18 +120,15 @@ class PruningContext:
         Raises:
             DivergedError: the training diverged.
         """
-        hidden = None if self.progress is None else not self.progress
         path = self.checkpoint_path(f"{stage}.jsonl")
         rows = read_records(path) if path else []
-        with tqdm(total=steps, unit="step", desc=stage, disable=hidden) as bar:
-            for epoch in epochs:
-                rows = [row for row in rows if row["number"] < epoch.number]
-                rows.append({"stage": stage, **asdict(epoch), **log()})
-                if path:
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    write_records(path, rows)
-                bar.update(epoch.steps - bar.n)
-                bar.set_postfix(loss=f"{epoch.loss:.3f}", accuracy=f"{epoch.accuracy:.3f}")
+        description = stage.replace("_", " ")
+        for epoch in show_steps(epochs, self.model, steps, description=description, progress=self.progress):
+            rows = [row for row in rows if row["number"] < epoch.number]
+            rows.append({"stage": stage, **asdict(epoch), **log()})
+            if path:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_records(path, rows)
         self.records += rows
         if rows and rows[-1]["diverged"]:
             raise DivergedError(

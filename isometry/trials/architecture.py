@@ -19,8 +19,9 @@ import torch
 from torch import nn
 
 from isometry import networks
+from isometry.errors import InvalidTypeError, InvalidValueError
 from isometry.networks.modules import clone, unwrap
-from isometry.trials.digests import function_digest, network_digest
+from isometry.trials.digests import code_digest, function_digest, network_digest
 
 __all__ = ["Architecture", "Factory", "Given", "find_function", "read_architecture"]
 
@@ -88,15 +89,17 @@ class Factory(Architecture):
         return function_digest(self.function)
 
     @functools.cached_property
-    def _digests(self) -> dict[str, str]:
+    def _built(self) -> dict[str, tuple[str, str | None]]:
         return {}
 
     def settings(self, seed: int, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the digests of the function's source and of the network that it builds with this seed."""
+        """Return the digests of the function's source, of the network that it builds with this seed, and of its classes."""
         key = repr((seed, sorted(options.items())))
-        if key not in self._digests:
-            self._digests[key] = network_digest(self._call(seed, options))
-        return {"factory": self.name, "source": self.source, "builds": self._digests[key]}
+        if key not in self._built:
+            model = self._call(seed, options)
+            self._built[key] = network_digest(model), code_digest(model)
+        network, code = self._built[key]
+        return {"factory": self.name, "source": self.source, "network": network, "code": code}
 
     def build(self, classes: int, seed: int, options: Mapping[str, Any], *, weights: str | None = None) -> nn.Module:
         """Return the network that the function builds with this seed.
@@ -105,9 +108,9 @@ class Factory(Architecture):
             ValueError: it is another one than it built before with the same seed.
         """
         model = self._call(seed, options)
-        known = self.settings(seed, options)["builds"]
+        known = self.settings(seed, options)["network"]
         if (found := network_digest(model)) != known:
-            raise ValueError(
+            raise InvalidValueError(
                 f"got the factory {self.name}, which builds different networks with one seed (digests {known} and {found}), so "
                 "that no result could be found again. Let it draw from torch, numpy or random alone, which are seeded, or "
                 "pass the network that it builds, e.g. sweep(build(), ...)."
@@ -119,7 +122,7 @@ class Factory(Architecture):
             inspect.signature(self.function).bind(**options)
         except TypeError as error:
             given = ", ".join(f"{name}={value!r}" for name, value in options.items())
-            raise TypeError(
+            raise InvalidTypeError(
                 f"got the factory {self.name}, which cannot be called as {self.name}({given}) ({error}). It takes a function whose "
                 "arguments have defaults or are in options, e.g. lambda: build(width=64)."
             ) from error
@@ -145,12 +148,16 @@ class Given(Architecture):
         return _as_file_name(type(self.model).__name__)
 
     @functools.cached_property
-    def _digest(self) -> str:
-        return network_digest(self.model)
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "class": type(self.model).__name__,
+            "network": network_digest(self.model),
+            "code": code_digest(self.model),
+        }
 
-    def settings(self, seed: int, options: Mapping[str, Any]) -> dict[str, str]:
-        """Return the digest of its weights, modules and classes."""
-        return {"class": type(self.model).__name__, "digest": self._digest}
+    def settings(self, seed: int, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the digests of its weights and modules, and of its classes."""
+        return self._settings
 
     def build(self, classes: int, seed: int, options: Mapping[str, Any], *, weights: str | None = None) -> nn.Module:
         """Return a copy."""
@@ -173,7 +180,7 @@ def read_architecture(network: Any) -> Architecture:
         return Factory(find_function(network), network)
     if isinstance(network, str):
         if network not in networks.names():
-            raise ValueError(
+            raise InvalidValueError(
                 f"got the network {network!r}; it takes {', '.join(networks.names())}, or 'package.module:function' for one of "
                 "your own."
             )
@@ -182,7 +189,7 @@ def read_architecture(network: Any) -> Architecture:
         return Given(clone(unwrap(network)))
     if isinstance(network, type) or not callable(network):
         kind = f"the class {network.__name__}" if isinstance(network, type) else type(network).__name__
-        raise TypeError(
+        raise InvalidTypeError(
             f"got {kind} as the network; it takes a torch module, a function that returns one, a name such as 'resnet-20', or "
             "'package.module:function', e.g. lambda: Net(width=64)."
         )
@@ -200,26 +207,26 @@ def find_function(reference: str) -> Callable[..., Any]:
     try:
         found: Any = importlib.import_module(module)
     except Exception as error:  # whatever the user's module raises
-        raise ValueError(
+        raise InvalidValueError(
             f"got the network {reference!r}, but {module or 'its module'} cannot be imported "
             f"({type(error).__name__}: {error}); it takes {example}."
         ) from error
     for part in function.split("."):
         if not hasattr(found, part):
             public = [name for name, value in vars(sys.modules[module]).items() if callable(value) and name[0] != "_"]
-            raise ValueError(
+            raise InvalidValueError(
                 f"got the network {reference!r}, but {module} has no {function or 'function of that name'}; it has "
                 f"{', '.join(public[:5]) or 'no functions'}, {example}."
             )
         found = getattr(found, part)
     if not callable(found):
-        raise ValueError(f"got the network {reference!r}, which is no function but {type(found).__name__}; {example}.")
+        raise InvalidValueError(f"got the network {reference!r}, which is no function but {type(found).__name__}; {example}.")
     return found
 
 
 def _checked(built: Any, source: str) -> nn.Module:
     if not isinstance(built, nn.Module):
-        raise TypeError(
+        raise InvalidTypeError(
             f"got {source}, which returned {type(built).__name__}; it takes a function that returns a torch module, e.g. "
             "lambda: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))."
         )

@@ -15,6 +15,7 @@ from torch import Tensor
 from isometry import data as sets
 from isometry import networks
 from isometry.data import Data, Split
+from isometry.errors import InvalidTypeError, InvalidValueError
 from isometry.files import read_tensors, write_tensors
 from isometry.trials.digests import data_digest
 
@@ -102,9 +103,9 @@ def read_data(data: Any, test: Any = None) -> str | Data:
     """
     if isinstance(data, str):
         if data not in sets.names():
-            raise ValueError(f"got the data {data!r}; it takes {', '.join(sets.names())}, {_EXAMPLE}")
+            raise InvalidValueError(f"got the data {data!r}; it takes {', '.join(sets.names())}, {_EXAMPLE}")
         if test is not None:
-            raise ValueError(f"got test= with the data {data!r}, which have a test part; leave it out, {_EXAMPLE}")
+            raise InvalidValueError(f"got test= with the data {data!r}, which have a test part; leave it out, {_EXAMPLE}")
         return data
     if isinstance(data, Data):
         if test is None:
@@ -128,16 +129,16 @@ def _are_classes(targets: Tensor) -> bool:
 
 def _read_split(data: Any, name: str) -> Split:
     if isinstance(data, Mapping) or not isinstance(data, tuple | list):
-        raise TypeError(
+        raise InvalidTypeError(
             f"got {type(data).__name__} as {name}; it takes a name, a Data, {_EXAMPLE} A loader is read into tensors by "
             "tuple(map(torch.cat, zip(*loader)))."
         )
     if len(data) != 2 or not all(isinstance(part, Tensor) for part in data):
         kinds = ", ".join(type(part).__name__ for part in data[:5])
-        raise TypeError(f"got {name} of {len(data)} entries ({kinds}); it takes a name, a Data, {_EXAMPLE}")
+        raise InvalidTypeError(f"got {name} of {len(data)} entries ({kinds}); it takes a name, a Data, {_EXAMPLE}")
     inputs, targets = data
     if not len(inputs) or len(inputs) != len(targets):
-        raise ValueError(
+        raise InvalidValueError(
             f"got {len(inputs)} inputs and {len(targets)} targets as {name}; it takes one target per input and at least one of "
             f"both, {_EXAMPLE}"
         )

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import inspect
 import json
+import re
 import sys
 import textwrap
 import types
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from isometry.data import Data
 from isometry.files import digest_tensors
 
-__all__ = ["data_digest", "function_digest", "network_digest", "source_digest"]
+__all__ = ["code_digest", "data_digest", "function_digest", "network_digest", "source_digest"]
 
 _LIBRARIES = (*sys.stdlib_module_names, "isometry", "torch", "numpy")
 _PLAIN = (str, int, float, bool, complex, type(None), torch.dtype, torch.device, torch.Size)
@@ -58,27 +59,36 @@ def function_digest(function: Callable) -> str | None:
 
 
 def network_digest(model: nn.Module) -> str:
-    """Return a digest of a network: its weights and buffers, its modules, and the source of their classes.
+    """Return a digest of a network: its weights and buffers, its modules, and their attributes that are plain values.
 
-    Of every module its class, its repr and those of its attributes that are numbers, texts or functions count; the source only of
-    classes outside isometry, torch and Python's library, and without the functions that they call.
+    Of attributes that are functions the names count. It is the same in every process; see `code_digest` for the rest.
     """
-    kinds = {type(module) for module in model.modules()}
-    sources = sorted(f"{kind.__qualname__} {digest}" for kind in kinds if (digest := source_digest(kind)))
     modules = [
-        [name, type(module).__qualname__, module.extra_repr(), _describe_attributes(module)]
+        [name, type(module).__qualname__, module.extra_repr(), _describe_attributes(module, _describe_value)]
         for name, module in model.named_modules()
     ]
     state = {name: value.detach().cpu() for name, value in model.state_dict().items() if isinstance(value, Tensor)}
-    return _shortened(digest_tensors(state, {}) + json.dumps([sources, modules]))
+    return _shortened(digest_tensors(state, {}) + json.dumps(modules))
+
+
+def code_digest(model: nn.Module) -> str | None:
+    """Return a digest of the source of a network's classes, and of functions among its attributes; None without any.
+
+    Classes of isometry, torch and Python's library do not count, nor do functions that the others call.
+    """
+    sources = {f"{kind.__qualname__} {digest}" for kind in map(type, model.modules()) if (digest := source_digest(kind))}
+    for name, module in model.named_modules():
+        for attribute, digest in _describe_attributes(module, _describe_source):
+            sources.add(f"{name}.{attribute} {digest}")
+    return _shortened("\n".join(sorted(sources))) if sources else None
 
 
 def data_digest(data: Data) -> str:
     """Return a digest of a data set's tensors and of the function that changes its training images."""
     parts = {"train": data.train, "validation": data.validation, "test": data.test}
     tensors = {f"{name}.{key}": value for name, part in parts.items() for key, value in part._asdict().items()}
-    augment = None if data.augment is None else _describe_value(data.augment)
-    return _shortened(digest_tensors(tensors, {"augment": repr(augment), "classes": str(data.classes)}))
+    augment = _describe_value(data.augment) + _describe_source(data.augment)
+    return _shortened(digest_tensors(tensors, {"augment": augment, "classes": str(data.classes)}))
 
 
 def _is_users(module: str) -> bool:
@@ -97,10 +107,10 @@ def _shortened(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _describe_attributes(module: nn.Module) -> list[tuple[str, str]]:
-    """Return a module's own attributes that are plain values or functions, by name."""
+def _describe_attributes(module: nn.Module, describe: Callable[[Any], str]) -> list[tuple[str, str]]:
+    """Return what `describe` says of a module's own attributes, by name, without those of which it says nothing."""
     hidden = {"training", *vars(nn.Module())}
-    described = [(name, _describe_value(value)) for name, value in sorted(vars(module).items()) if name not in hidden]
+    described = [(name, describe(value)) for name, value in sorted(vars(module).items()) if name not in hidden]
     return [(name, text) for name, text in described if text]
 
 
@@ -113,10 +123,17 @@ def _describe_value(value: Any) -> str:
     if isinstance(value, nn.Module):
         return network_digest(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return f"{value!r} {source_digest(type(value))}"
-    if callable(value):
-        return f"{getattr(value, '__qualname__', type(value).__qualname__)} {function_digest(value)}"
-    return ""
+        return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+    return getattr(value, "__qualname__", type(value).__qualname__) if callable(value) else ""
+
+
+def _describe_source(value: Any) -> str:
+    """Return the digest of the source of a function or of a value's class; an empty text for those of libraries."""
+    if isinstance(value, _PLAIN) or isinstance(value, nn.Module):
+        return ""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return source_digest(type(value)) or ""
+    return (function_digest(value) or "") if callable(value) else ""
 
 
 def _normalized_source(subject: type | types.FunctionType | types.ModuleType) -> str:

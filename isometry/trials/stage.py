@@ -58,13 +58,16 @@ class Stage(ABC):
         return self.parent.architecture(classes)
 
     @abstractmethod
-    def execute(self, runs: Path, device: str, *, weights: bool = False) -> list[Row]:
+    def execute(
+        self, runs: Path, device: str, *, weights: bool = False, progress: bool | None = False
+    ) -> list[Row]:
         """Do the work, save the network in the stage's folder and return its rows of the table.
 
         Args:
             runs: the folder of all stages.
             device: where networks live, "cpu" or "cuda".
             weights: whether a stage that does not always save its network does so, too.
+            progress: whether trainings show a bar; None: in terminals and notebooks.
         """
 
     @functools.cached_property
