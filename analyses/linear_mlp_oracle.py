@@ -114,6 +114,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
         for column, (ratio, y) in enumerate(itertools.product(ratios, ("mean_jsv", "accuracy"))):
             part = rows[(rows["ratio"] == ratio) & (rows["lr"] == lr)]
             ax = plots.trajectory(part, figure.add_subplot(grid[row, column]), y=y)
+            ax.legend([], frameon=False)  # one for the whole figure, below
             ax.set_title(f"ratio {ratio:g}, lr {lr:g}", fontsize="medium")
             ax.set_ylim(bottom=0 if y == "accuracy" else None)
     plots.outcome(rows, figure.add_subplot(grid[len(rates), : len(ratios)]))

@@ -80,7 +80,8 @@ class Factory(Architecture):
     @property
     def name(self) -> str:  # type: ignore[override]
         """The name of the function."""
-        text = self.reference or getattr(self.function, "__qualname__", type(self.function).__qualname__)
+        qualified = getattr(self.function, "__qualname__", type(self.function).__qualname__)
+        text = self.reference or str(qualified)
         return _as_file_name(text.replace("<locals>.", "").replace("<lambda>", "lambda"))
 
     @functools.cached_property
@@ -220,7 +221,9 @@ def find_function(reference: str) -> Callable[..., Any]:
             )
         found = getattr(found, part)
     if not callable(found):
-        raise InvalidValueError(f"got the network {reference!r}, which is no function but {type(found).__name__}; {example}.")
+        raise InvalidValueError(
+            f"got the network {reference!r}, which is no function but {type(found).__name__}; {example}."
+        )
     return found
 
 
@@ -236,7 +239,7 @@ def _checked(built: Any, source: str) -> nn.Module:
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
     """Seed the generators of torch, numpy and Python, with one thread; afterwards all are as they were."""
-    states, threads = (random.getstate(), np.random.get_state()), torch.get_num_threads()
+    states, threads = (random.getstate(), np.random.get_state()), torch.get_num_threads()  # noqa: NPY002
     torch.set_num_threads(1)  # as in the workers: some initializations depend on it
     try:
         with torch.random.fork_rng(devices=[]):
@@ -247,7 +250,7 @@ def _seeded(seed: int) -> Iterator[None]:
     finally:
         torch.set_num_threads(threads)
         random.setstate(states[0])
-        np.random.set_state(states[1])
+        np.random.set_state(states[1])  # noqa: NPY002
 
 
 def _as_file_name(text: str) -> str:

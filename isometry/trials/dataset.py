@@ -78,7 +78,8 @@ class Tensors:
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore what `__getstate__` returned."""
         if "rest" in state:
-            data = Data(**state["rest"], **_read_parts(state["file"]))
+            settings: dict[str, Any] = {**state["rest"], **_read_parts(state["file"])}
+            data = Data(**settings)
             state = {"data": data, "folder": state["folder"], "digest": state["digest"]}
         vars(self).update(state)
 
@@ -105,7 +106,9 @@ def read_data(data: Any, test: Any = None) -> str | Data:
         if data not in sets.names():
             raise InvalidValueError(f"got the data {data!r}; it takes {', '.join(sets.names())}, {_EXAMPLE}")
         if test is not None:
-            raise InvalidValueError(f"got test= with the data {data!r}, which have a test part; leave it out, {_EXAMPLE}")
+            raise InvalidValueError(
+                f"got test= with the data {data!r}, which have a test part; leave it out, {_EXAMPLE}"
+            )
         return data
     if isinstance(data, Data):
         if test is None:
@@ -118,9 +121,7 @@ def read_data(data: Any, test: Any = None) -> str | Data:
     return Data("tensors", train, empty, evaluated, classes, tuple(train.inputs.shape[1:]))
 
 
-_EXAMPLE = (
-    "or (inputs, targets), e.g. sweep(model, {'L1': isometry.L1()}, [0.5], (x, y), test=(x_test, y_test), finetune=recipe)."
-)
+_EXAMPLE = "or (inputs, targets), e.g. sweep(model, {'L1': isometry.L1()}, [0.5], (x, y), test=(x_test, y_test), finetune=recipe)."
 
 
 def _are_classes(targets: Tensor) -> bool:

@@ -76,7 +76,9 @@ def code_digest(model: nn.Module) -> str | None:
 
     Classes of isometry, torch and Python's library do not count, nor do functions that the others call.
     """
-    sources = {f"{kind.__qualname__} {digest}" for kind in map(type, model.modules()) if (digest := source_digest(kind))}
+    sources = {
+        f"{kind.__qualname__} {digest}" for kind in map(type, model.modules()) if (digest := source_digest(kind))
+    }
     for name, module in model.named_modules():
         for attribute, digest in _describe_attributes(module, _describe_source):
             sources.add(f"{name}.{attribute} {digest}")
@@ -129,7 +131,7 @@ def _describe_value(value: Any) -> str:
 
 def _describe_source(value: Any) -> str:
     """Return the digest of the source of a function or of a value's class; an empty text for those of libraries."""
-    if isinstance(value, _PLAIN) or isinstance(value, nn.Module):
+    if isinstance(value, (*_PLAIN, nn.Module)):
         return ""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return source_digest(type(value)) or ""
@@ -143,8 +145,7 @@ def _normalized_source(subject: type | types.FunctionType | types.ModuleType) ->
         functions: Iterable[Any] = [subject] if isinstance(subject, types.FunctionType) else vars(subject).values()
         return "\n".join(_describe_code(f.__code__) for f in functions if inspect.isfunction(f))
     for node in ast.walk(tree):
-        documented = isinstance(node, ast.ClassDef | ast.FunctionDef | ast.Module)
-        if documented and ast.get_docstring(node) is not None:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.Module) and ast.get_docstring(node) is not None:
             node.body = node.body[1:] or [ast.Pass()]
     return ast.unparse(tree)
 

@@ -58,9 +58,7 @@ class Stage(ABC):
         return self.parent.architecture(classes)
 
     @abstractmethod
-    def execute(
-        self, runs: Path, device: str, *, weights: bool = False, progress: bool | None = False
-    ) -> list[Row]:
+    def execute(self, runs: Path, device: str, *, weights: bool = False, progress: bool | None = False) -> list[Row]:
         """Do the work, save the network in the stage's folder and return its rows of the table.
 
         Args:
@@ -80,7 +78,9 @@ class Stage(ABC):
     def folder(self) -> str:
         """The stage's folder: readable, and a digest of its settings."""
         digest = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:8]
-        return "/".join([self.trial.network_name, self.trial.dataset_name, *self.labels, f"s{self.trial.seed}-{digest}"])
+        return "/".join(
+            [self.trial.network_name, self.trial.dataset_name, *self.labels, f"s{self.trial.seed}-{digest}"]
+        )
 
     @property
     def duration(self) -> float:

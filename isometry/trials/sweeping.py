@@ -7,7 +7,6 @@ import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -200,7 +199,9 @@ def _read_seeds(seeds: Any) -> list[int]:
         listed = list(range(seeds) if whole else seeds)
         if listed and len(set(listed)) == len(listed) and all(isinstance(s, int) and s >= 0 for s in listed):
             return listed
-    raise InvalidValueError(f"got seeds={seeds!r}; it takes how many, at least 1, or different seeds, e.g. seeds=3 or seeds=[0, 7].")
+    raise InvalidValueError(
+        f"got seeds={seeds!r}; it takes how many, at least 1, or different seeds, e.g. seeds=3 or seeds=[0, 7]."
+    )
 
 
 def _check_settings(*, finetune: Any, pretrain: Any, jobs: Any, keep: Any) -> None:
