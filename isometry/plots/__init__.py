@@ -1,9 +1,7 @@
 """Results in, matplotlib axes out. Every method has one color in all figures."""
 
 from isometry.plots.colors import color
-from isometry.plots.comparisons import comparison, layers
-from isometry.plots.densities import spectrum
-from isometry.plots.histograms import importance_history, importances
+from isometry.plots.measurements import comparison, importance_history, importances, layers, spectrum
 from isometry.plots.trajectories import outcome, sweep, trajectory
 
 __all__ = [
