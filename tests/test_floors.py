@@ -6,6 +6,7 @@ from pathlib import Path
 import isometry
 
 FLOORS = {
+    "__main__": 6, "command": 5,
     "trials": 4, "plots": 4,
     "measurement": 3, "pruners": 3,
     "repairs": 2, "surgery": 2, "training": 2,

@@ -78,11 +78,15 @@ class Factory(Architecture):
     reference: str | None = None
 
     @property
-    def name(self) -> str:  # type: ignore[override]
-        """The name of the function."""
+    def title(self) -> str:
+        """The function as it was named, or by its own name."""
         qualified = getattr(self.function, "__qualname__", type(self.function).__qualname__)
-        text = self.reference or str(qualified)
-        return _as_file_name(text.replace("<locals>.", "").replace("<lambda>", "lambda"))
+        return self.reference or str(qualified).replace("<locals>.", "").replace("<lambda>", "lambda")
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """The same as the name of a file."""
+        return _as_file_name(self.title)
 
     @functools.cached_property
     def source(self) -> str | None:
@@ -112,7 +116,7 @@ class Factory(Architecture):
         known = self.settings(seed, options)["network"]
         if (found := network_digest(model)) != known:
             raise InvalidValueError(
-                f"got the factory {self.name}, which builds different networks with one seed (digests {known} and {found}), so "
+                f"got the factory {self.title}, which builds different networks with one seed (digests {known} and {found}), so "
                 "that no result could be found again. Let it draw from torch, numpy or random alone, which are seeded, or "
                 "pass the network that it builds, e.g. sweep(build(), ...)."
             )
@@ -124,13 +128,20 @@ class Factory(Architecture):
         except TypeError as error:
             given = ", ".join(f"{name}={value!r}" for name, value in options.items())
             raise InvalidTypeError(
-                f"got the factory {self.name}, which cannot be called as {self.name}({given}) ({error}). It takes a function whose "
+                f"got the factory {self.title}, which cannot be called as {self.title}({given}) ({error}). It takes a function whose "
                 "arguments have defaults or are in options, e.g. lambda: build(width=64)."
             ) from error
         except ValueError:  # no signature: a builtin
             pass
         with _seeded(seed):
-            return clone(_checked(self.function(**options), f"the factory {self.name}")).cpu()
+            try:
+                built = self.function(**options)
+            except Exception as error:  # whatever the user's function raises
+                raise InvalidValueError(
+                    f"got the factory {self.title}, which failed ({type(error).__name__}: {error}); it takes a function that "
+                    "returns a torch module."
+                ) from error
+            return clone(_checked(built, f"the factory {self.title}")).cpu()
 
 
 @dataclass(frozen=True, eq=False)
