@@ -177,8 +177,8 @@ def draw_details(table: pd.DataFrame, rows: pd.DataFrame) -> Figure:
 def main() -> None:
     """Run, write, draw."""
     parser = script.build_parser(__doc__, seeds=3, ratios=(0.8, 0.9))
-    parser.add_argument("--dataset", choices=["digits", "mnist", "fashion-mnist"], default="digits")
-    options = script.parse(parser)
+    parser.add_argument("--dataset", choices=["digits", "mnist", "fashion-mnist"], default="digits", help="images")
+    options = script.parse(parser, quick_ignores=("seeds", "dataset"))
     dataset, seeds = ("digits", 1) if options.quick else (options.dataset, options.seeds)
     output = script.Output.of("linear_mlp_oracle", options, dataset)
     if not options.redraw:

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 import isometry
-from isometry.command import main
+from isometry.command import main, sources
 
 SHAPE = (1, 8, 8)
 _MODULE = r"""
@@ -74,7 +74,7 @@ def test_measure_prints_writes_and_draws_what_the_library_measures(folder: Path,
     written = json.loads((folder / "out.json").read_text())
     report = isometry.Report.from_dict(written["report"])
     x = torch.randperm(12, generator=torch.Generator().manual_seed(0))
-    expected = isometry.measure(build(), isometry.command.sources.read_weights("x.safetensors")[0]["inputs"][x])
+    expected = isometry.measure(build(), sources.read_weights("x.safetensors")[0]["inputs"][x])
     assert report.mean_jsv == pytest.approx(expected.mean_jsv, rel=1e-6)
     assert f"{expected.mean_jsv:.4g}" in out
     assert "12 of the 12 test inputs of x.safetensors, drawn with seed 0" in out
@@ -91,7 +91,7 @@ def test_published_weights_get_their_normalization(monkeypatch: pytest.MonkeyPat
         ("resnet-20", "mine.pt", "cifar10"),
         ("mine:build", None, "mnist"),
     ):
-        isometry.command.sources.read_data(data, network, weights)
+        sources.read_data(data, network, weights)
     assert seen == [("cifar10", isometry.data.IMAGENET), ("cifar10", None), ("mnist", None)]
 
 
