@@ -11,14 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from isometry.data import Data, Split
 from isometry.errors import InvalidValueError, join_names
 from isometry.networks import example_inputs, placed, size
 from isometry.networks.masks import computed_weight, mask_of, refresh, set_masks
-from isometry.networks.modules import UNIT_LAYERS, clone, evaluating, hooked, unwrap
+from isometry.networks.modules import UNIT_LAYERS, call, clone, evaluating, hooked, unwrap
+from isometry.pruners.preparation import samples_of
 from isometry.pruners.pruner import Pruner, PruningContext
 from isometry.pruners.result import Pruned
 from isometry.surgery import Plan, UnitGroup
+from isometry.training.objective import Loss
 
 __all__ = ["Masking", "mask_weights"]
 
@@ -62,8 +63,9 @@ def mask_weights(
     *,
     flops: float | None,
     round_to: int,
-    data: Data | Split | tuple[Tensor, Tensor] | None,
-    inputs: Tensor | None,
+    data: Any,
+    inputs: Any,
+    loss: Loss | None,
     layers: str | Sequence[str] | None,
     skip: str | Sequence[str] | None,
     seed: int,
@@ -81,9 +83,7 @@ def mask_weights(
             f"got ratio={ratio}, flops={flops}, round_to={round_to} for {type(pruner).__name__}, which masks weights and "
             "removes neither units nor FLOPs; it takes a ratio alone, e.g. prune(model, isometry.Magnitude(), 0.9)."
         )
-    data = data if data is None or isinstance(data, Data) else Split(*data)
-    split = data.train if isinstance(data, Data) else data
-    if pruner.needs_data and split is None:
+    if pruner.needs_data and data is None:
         name = type(pruner).__name__
         raise InvalidValueError(
             f"got no data for {name}, which scores weights on some. Pass them, e.g. prune(model, isometry.{name}(), 0.9, "
@@ -91,7 +91,7 @@ def mask_weights(
         )
     if inputs is None:
         call = "prune(model, pruner, ratio, inputs=inputs)"
-        inputs = split.inputs[:2] if split is not None else example_inputs(model, 2, call=call)
+        inputs = example_inputs(model, 2, call=call) if data is None else samples_of(data)
     masked = clone(unwrap(model))
     refresh(masked)
     inputs = placed(inputs, masked)
@@ -100,7 +100,7 @@ def mask_weights(
     requested = _requested_ratios(list(maskable), fixed, ratio, layers, skip)
     ratios = {name: value for name, value in requested.items() if value}  # a mask that masks nothing is none
     chosen = {name: maskable[name] for name in ratios}
-    context = PruningContext(clone(masked), [], data, seed, False, None, inputs=inputs)
+    context = PruningContext(clone(masked), [], data, seed, False, None, inputs=inputs, loss=loss)
     scores = _scores(pruner, context, chosen)
     set_masks(masked, {f"{name}.weight": mask for name, mask in _select(scores, ratios, pruner).items()})
     left_alone = fixed | {name: "not requested" for name in maskable if name not in ratios}
@@ -108,7 +108,7 @@ def mask_weights(
     return Pruned(masked.eval(), Plan({}, {}), DataFrame(), before, after, left_alone)
 
 
-def _find_fixed(model: nn.Module, inputs: Tensor) -> dict[str, str]:
+def _find_fixed(model: nn.Module, inputs: Any) -> dict[str, str]:
     """Return {layer: why it cannot be masked}."""
     ran: set[str] = set()
     layers = {name: module for name, module in model.named_modules() if isinstance(module, UNIT_LAYERS)}
@@ -117,7 +117,7 @@ def _find_fixed(model: nn.Module, inputs: Tensor) -> dict[str, str]:
         evaluating(model),
         torch.no_grad(),
     ):
-        model(inputs)
+        call(model, inputs)
     # A mask is a hook: where a network reads a weight without running its layer (attention does), it would do nothing.
     fixed = {name: "it does not run as a module of its own" for name in layers if name not in ran}
     return fixed | {n: "its weight is computed from other parameters" for n, m in layers.items() if computed_weight(m)}

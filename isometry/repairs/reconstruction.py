@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import itemgetter
@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from isometry.data import Data, Split
-from isometry.errors import InvalidTypeError, InvalidValueError, signed
+from isometry.data import Batches, Pair, read_data
+from isometry.data.nests import channels_last, concatenate, count_samples, first_samples, map_tensors
+from isometry.data.reading import first_inputs
+from isometry.errors import InvalidValueError, signed
 from isometry.networks import placed
 from isometry.networks.bounded import to_batchnorm
 from isometry.networks.masks import refresh, set_weight
@@ -36,7 +38,7 @@ def repair(
     model: nn.Module,
     *,
     reference: nn.Module,
-    data: Tensor | Data | Split | tuple[Tensor, Tensor] | Iterable[Any],
+    data: Any,
     samples: int = 1024,
     positions: int = 24,
     batch_size: int = 128,
@@ -67,8 +69,8 @@ def repair(
     Args:
         model: a pruned network (`prune(...).model`), or one of the same widths with weights set to 0; it is left alone.
         reference: the network before pruning, with the same layers; it is left alone.
-        data: inputs [N, ...], (inputs, targets), a `Split`, a `Data` (its training part is used), or an iterable of batches
-            x or (x, y), of which the first ones are used. Targets are not used.
+        data: inputs [N, ...], (inputs, targets), a `Split`, a `Data` or `Folder` (its training part is used), or an iterable
+            of batches, see `isometry.data.Batches`, of which the first ones are used. Targets are not used.
         samples: the largest number of samples, drawn without replacement.
         positions: places per sample (pixels of a convolution's output, tokens) that equations are written for.
         batch_size: samples per forward pass, and per product of Gram matrices.
@@ -93,22 +95,23 @@ def repair(
     refresh(repaired)
     inputs = placed(_read_samples(data, samples, seed), repaired)
     with evaluating(repaired, original):
-        readers = find_readers(repaired, original, inputs[:2], downstream=downstream, outputs=outputs)
+        readers = find_readers(repaired, original, first_samples(inputs, 2), downstream=downstream, outputs=outputs)
         if not match_sums:
             readers = [replace(reader, summed=False) for reader in readers]
         passes = _passes(repaired, inputs, batch_size), _passes(original, inputs, batch_size)
         targets = draw_targets(passes[1], readers, positions, seed)
-        cuts = find_cuts(repaired, passes[0].course, inputs[:2], [reader.layer for reader in readers])
+        cuts = find_cuts(repaired, passes[0].course, first_samples(inputs, 2), [reader.layer for reader in readers])
         quiet = None if progress is None else not progress
         with tqdm(total=len(readers), desc="repair", unit="layer", disable=quiet) as bar:
             _Reconstruction(*passes, targets, ridge, bar.update).run(readers, cuts)
     return repaired
 
 
-def _passes(model: nn.Module, inputs: Tensor, batch_size: int) -> Passes:
+def _passes(model: nn.Module, inputs: Any, batch_size: int) -> Passes:
     """Return passes of a network over batches of the inputs; its course is followed at another input, of zeros."""
     inputs = placed(inputs, model)
-    return Passes(model, follow(model, torch.zeros_like(inputs[:1])), inputs.split(batch_size))
+    example = map_tensors(first_samples(inputs, 1), torch.zeros_like)
+    return Passes(model, follow(model, example), [batch.inputs for batch in Pair(inputs, None).split(batch_size)])
 
 
 def _check_options(*, ridge: float, **counts: int) -> None:
@@ -121,56 +124,18 @@ def _check_options(*, ridge: float, **counts: int) -> None:
         raise InvalidValueError(f"got ridge={ridge}; it takes a number of at least 0, e.g. ridge=1e-3.")
 
 
-def _read_samples(data: Any, samples: int, seed: int) -> Tensor:
+def _read_samples(data: Any, samples: int, seed: int) -> Any:
     """Return at most `samples` inputs [N, ...] of what a user calls data."""
-    if isinstance(data, Data):
-        data = data.train
-    if isinstance(data, Tensor) or _is_pair(data):
-        parts = [_inputs_of(data)]
-    elif data is None or (isinstance(data, Iterable) and not isinstance(data, str)):
-        parts = list(_first_batches(data or (), samples))
-    else:
-        raise _not_data(data)
-    if not sum(map(len, parts)):
+    split = read_data(torch.empty(0) if data is None else data)
+    inputs = concatenate(list(first_inputs(split, samples))) if isinstance(split, Batches) else split.inputs
+    count = count_samples(inputs)
+    if not count:
         raise InvalidValueError(
             "got no data; it takes inputs to compare the two networks at, training images for instance, e.g. "
             "repair(pruned, reference=dense, data=isometry.data.load('digits'))."
         )
-    inputs = torch.cat(parts)
-    order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(seed))[:samples]
-    drawn = inputs[order.to(inputs.device)]
-    return drawn.contiguous(memory_format=torch.channels_last) if drawn.ndim == 4 else drawn
-
-
-def _first_batches(batches: Iterable[Any], samples: int) -> Iterator[Tensor]:
-    """Yield the inputs of batches until there are `samples` of them."""
-    for batch in batches:
-        inputs = _inputs_of(batch)[:samples]
-        yield inputs
-        samples -= len(inputs)
-        if not samples:
-            return
-
-
-def _inputs_of(batch: Any) -> Tensor:
-    inputs = batch[0] if isinstance(batch, tuple | list) and batch else batch
-    if not isinstance(inputs, Tensor):
-        raise _not_data(batch)
-    return inputs
-
-
-def _not_data(data: Any) -> InvalidTypeError:
-    return InvalidTypeError(
-        f"got data of type {type(data).__name__}; it takes inputs, (inputs, targets), or an iterable of such batches, e.g. "
-        "repair(pruned, reference=dense, data=torch.randn(256, 3, 32, 32))."
-    )
-
-
-def _is_pair(data: Any) -> bool:
-    """Whether data are (inputs, targets), or a list of them as loaders give it, rather than two batches."""
-    if not isinstance(data, tuple | list) or len(data) != 2 or not all(isinstance(part, Tensor) for part in data):
-        return False
-    return isinstance(data, tuple) or (len(data[0]) == len(data[1]) and not data[1].is_floating_point())
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:samples]
+    return channels_last(map_tensors(inputs, lambda tensor: tensor[order.to(tensor.device)]))
 
 
 @dataclass(frozen=True)

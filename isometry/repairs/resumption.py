@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from isometry.networks.modules import hooked
+from isometry.data.nests import count_samples, map_tensors, tensors_in
+from isometry.networks.modules import call, hooked
 
 __all__ = ["Course", "Passes", "Stop", "find_cuts", "follow"]
 
@@ -28,18 +29,20 @@ class Course:
     """How a network runs.
 
     Attributes:
+        inputs: of the run.
         outputs: {module that runs once: what it returns}, in the order in which modules finish.
         before: {module: how many modules of `outputs` have finished when it starts}.
         result: what the network returns.
     """
 
+    inputs: Any
     outputs: dict[str, Any]
     before: dict[str, int]
     result: Any
 
 
-def follow(model: nn.Module, inputs: Tensor) -> Course:
-    """Run a network and return its course."""
+def follow(model: nn.Module, inputs: Any) -> Course:
+    """Run a network at inputs, a tensor [B, ...] or a tuple or dict of its arguments, and return its course."""
     finished: list[tuple[str, Any]] = []
     starts: dict[str, int] = {}
 
@@ -56,15 +59,18 @@ def follow(model: nn.Module, inputs: Tensor) -> Course:
     handles = [module.register_forward_pre_hook(enter(name)) for name, module in named]
     handles += [module.register_forward_hook(leave(name)) for name, module in named]
     with hooked(*handles):
-        result = model(inputs.clone())
+        result = call(model, map_tensors(inputs, torch.clone))
     names = [name for name, _ in finished]
     once = {name: output for name, output in finished if names.count(name) == 1}
-    return Course(once, {name: sum(n in once for n in names[:count]) for name, count in starts.items()}, result)
+    return Course(inputs, once, {name: sum(n in once for n in names[:count]) for name, count in starts.items()}, result)
 
 
 @contextlib.contextmanager
-def _resumed(model: nn.Module, course: Course, cut: str, output: Tensor) -> Iterator[None]:
-    """Let a module return `output`, and all that finish before it what they return in `course`, without computing."""
+def _resumed(model: nn.Module, course: Course, cut: str, output: Tensor) -> Iterator[Any]:
+    """Let a module return `output`, and all that finish before it what they return in `course`, without computing.
+
+    Yields the inputs to call the network with, those of the course.
+    """
     returned = {}
     for name, result in course.outputs.items():
         returned[name] = output if name == cut else result
@@ -75,7 +81,7 @@ def _resumed(model: nn.Module, course: Course, cut: str, output: Tensor) -> Iter
     try:
         for module, result in modules:
             vars(module)["forward"] = lambda *args, result=result, **kwargs: result
-        yield
+        yield map_tensors(course.inputs, torch.clone)
     finally:
         for module, forward in own:
             del vars(module)["forward"]
@@ -83,7 +89,7 @@ def _resumed(model: nn.Module, course: Course, cut: str, output: Tensor) -> Iter
                 vars(module)["forward"] = forward
 
 
-def find_cuts(model: nn.Module, course: Course, inputs: Tensor, layers: Sequence[str]) -> list[str | None]:
+def find_cuts(model: nn.Module, course: Course, inputs: Any, layers: Sequence[str]) -> list[str | None]:
     """Return, for every layer, a module that finishes before it and that everything passes through; None where none is found.
 
     That is tried: with the outputs of the modules before it those of another input, the network must return the same. One
@@ -92,7 +98,7 @@ def find_cuts(model: nn.Module, course: Course, inputs: Tensor, layers: Sequence
     Args:
         model: in eval mode.
         course: of the network at another single sample.
-        inputs: [B, ...], B > 1.
+        inputs: of several samples.
         layers: in the order in which they start.
     """
     full = follow(model, inputs)
@@ -106,20 +112,20 @@ def find_cuts(model: nn.Module, course: Course, inputs: Tensor, layers: Sequence
         if candidates:
             name = max(candidates, key=lambda name: (largest[name], place[name]))
             tried.add(name)
-            if _separates(model, course, full, name, inputs):
+            if _separates(model, course, full, name):
                 cut, first = name, place[name] + 1
         cuts.append(cut)
     return cuts
 
 
-def _separates(model: nn.Module, course: Course, full: Course, name: str, inputs: Tensor) -> bool:
-    """Whether the network returns the same from the output of a module alone."""
+def _separates(model: nn.Module, course: Course, full: Course, name: str) -> bool:
+    """Whether the network returns the same from the output of a module alone, with the inputs of another course."""
     output = full.outputs.get(name)
-    if not isinstance(output, Tensor) or not output.ndim or len(output) != len(inputs):
+    if not isinstance(output, Tensor) or not output.ndim or len(output) != count_samples(full.inputs):
         return False
     try:
-        with _resumed(model, course, name, output.clone()):
-            result = model(inputs[:1])
+        with _resumed(model, course, name, output.clone()) as inputs:
+            result = call(model, inputs)
     except (RuntimeError, ValueError, IndexError, TypeError):
         return False
     pairs = list(zip(tree_leaves(full.result), tree_leaves(result), strict=False))
@@ -137,10 +143,10 @@ class Passes:
     Args:
         model: in eval mode.
         course: of the network at a single sample.
-        batches: inputs [B, ...] each.
+        batches: inputs, a tensor [B, ...] or a tuple or dict of arguments each.
     """
 
-    def __init__(self, model: nn.Module, course: Course, batches: Sequence[Tensor]) -> None:
+    def __init__(self, model: nn.Module, course: Course, batches: Sequence[Any]) -> None:
         self.model, self.course, self.batches = model, course, batches
         self._cut: str | None = None
         self._kept: list[Tensor] = []
@@ -150,11 +156,11 @@ class Passes:
         for number, batch in enumerate(self.batches):
             with contextlib.suppress(Stop):
                 if self._cut is None:
-                    self.model(batch.clone())
+                    call(self.model, map_tensors(batch, torch.clone))
                 else:
-                    output = self._kept[number].to(batch.device, copy=True)
-                    with _resumed(self.model, self.course, self._cut, output):
-                        self.model(batch[:1])
+                    output = self._kept[number].to(tensors_in(batch)[0].device, copy=True)
+                    with _resumed(self.model, self.course, self._cut, output) as inputs:
+                        call(self.model, inputs)
             yield number
 
     def advance(self, cut: str) -> None:

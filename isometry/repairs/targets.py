@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from isometry.data.nests import count_samples
 from isometry.networks.modules import hooked
 from isometry.repairs.least_squares import draw_positions, output_samples
 from isometry.repairs.readers import Reader, Sums
@@ -40,7 +41,7 @@ def draw_targets(passes: Passes, readers: Sequence[Reader], count: int, seed: in
     for batch in passes.batches:
         for reader in sorted(readers, key=lambda reader: order.index(reader.last)):
             target, layer = targets[reader.layer], passes.model.get_submodule(reader.layer)
-            output = torch.empty(len(batch), *target.shape, device="meta")
+            output = torch.empty(count_samples(batch), *target.shape, device="meta")
             target.positions.append(draw_positions(layer, output, count, generator))
     return targets
 
