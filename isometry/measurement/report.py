@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from isometry.measurement import serialization
+from isometry.measurement import ratios, serialization
 from isometry.measurement.brackets import Brackets
 from isometry.measurement.cost import Cost
+from isometry.measurement.summary import summarize
+from isometry.measurement.verdict import describe_ratio
 from isometry.spectra import Estimate, Spectrum, mean_with_error
 
 if TYPE_CHECKING:
@@ -36,6 +38,8 @@ class Report:
         notes: how it was done: routes of differentiation, folding, bottlenecks, why sampling ended.
         brackets: the quadrature bounds of a krylov measurement, else None.
         outputs: the number of outputs per sample.
+        layer_means: {layer: [B], every sample's mean JSV of the map from it to the output}.
+        reference: the report of the dense network at the same samples, or None.
     """
 
     spectrum: Spectrum
@@ -46,6 +50,8 @@ class Report:
     notes: tuple[str, ...] = ()
     brackets: Brackets | None = None
     outputs: int | None = None
+    layer_means: Mapping[str, Tensor] | None = None
+    reference: Report | None = None
 
     @property
     def sample_means(self) -> Tensor:
@@ -127,6 +133,38 @@ class Report:
         return self.spectrum.singular_samples
 
     @property
+    def ratio(self) -> Estimate:
+        """The mean JSV over the reference's, with its paired 95 % interval over samples.
+
+        Raises:
+            ValueError: measured without a reference.
+        """
+        return ratios.mean_ratio(self, self._dense())
+
+    @property
+    def sample_ratios(self) -> Tensor:
+        """[B]: every sample's mean JSV over the reference's; raises as `ratio` does."""
+        return ratios.sample_ratios(self, self._dense())
+
+    @property
+    def sample_ratio(self) -> Estimate:
+        """The mean of `sample_ratios` with its 95 % interval; nan where the reference has a sample of JSVs of 0."""
+        return ratios.sample_ratio(self, self._dense())
+
+    @property
+    def verdict(self) -> str:
+        """What the ratio means, in words; raises as `ratio` does. See `isometry.measurement.verdict` for the thresholds."""
+        return describe_ratio(self, self.ratio)
+
+    def _dense(self) -> Report:
+        if self.reference is None:
+            raise ValueError(
+                "Report.ratio needs the dense network at the same inputs; measure with it, e.g. "
+                "measure(pruned, x, reference=dense)."
+            )
+        return self.reference
+
+    @property
     def estimates(self) -> dict[str, Estimate]:
         """{statistic: its value with its 95 % interval over samples}.
 
@@ -167,6 +205,7 @@ class Report:
         bounds = {"max_jsv": self.max_jsv, "min_jsv": self.min_jsv, "condition_number": self.condition_number}
         return {
             "mean_jsv": self.mean_jsv,
+            **(ratios.statistics(self, self.reference) if self.reference is not None else {}),
             "sem": self.sem,
             "interval_low": self.interval[0],
             "interval_high": self.interval[1],
@@ -202,45 +241,16 @@ class Report:
         Raises:
             ValueError: the content is not that of a report.
         """
-        return cls(**serialization.from_dict(content))
-
-    def _lines(self) -> list[tuple[str, str]]:
-        count, values = self.spectrum.values.shape
-        kind = "values" if self.spectrum.complete else "nodes"
-        estimates = {name: _with_interval(estimate) for name, estimate in self.estimates.items()}
-        rows = [
-            ("mean JSV", estimates["mean_jsv"] if count > 1 else f"{self.mean_jsv:.4g}   one sample: error unknown")
-        ]
-        if self.brackets is not None:
-            parts = (f"{name} {value:.2g}" for name, value in self.components.items())
-            rows.append(("its errors", f"{', '.join(parts)} (two standard errors, one half-width)"))
-        conditions = f"{self.median_condition_number:.4g} (median), {self.condition_number:.4g} (mean)"
-        rows += [("std", estimates["std_jsv"]), ("smallest, largest", f"{self.min_jsv:.4g}, {self.max_jsv:.4g}")]
-        if self.brackets is not None:
-            rows.append(("largest within", f"{self.brackets.largest_residual:.2g} of a singular value"))
-        return [
-            *rows,
-            ("condition number", conditions),
-            ("isometry gap", estimates["isometry_gap"]),
-            ("spectrum", f"{count} samples x {values} {kind}, {self.method}"),
-            ("inputs", self.inputs),
-            ("cost", f"{self.cost.products} products, {self.cost.forwards} forwards, {self.cost.seconds:.2g} s"),
-            *(("note", note) for note in self.notes),
-        ]
+        return cls(**serialization.from_dict(content, cls))
 
     def __str__(self) -> str:
-        return "\n".join(f"{name:<18} {text}" for name, text in self._lines())
+        return "\n".join(f"{name:<18} {text}" for name, text in summarize(self))
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
         rows = "".join(
             f"<tr><th style='text-align:left'>{name}</th><td style='text-align:left'>{text.replace('<', '&lt;')}</td></tr>"
-            for name, text in self._lines()
+            for name, text in summarize(self)
         )
         return f"<table>{rows}</table>"
-
-
-def _with_interval(estimate: Estimate) -> str:
-    low, high = estimate.interval
-    return f"{estimate.value:.4g}" + ("" if math.isnan(low) else f"   95 % interval [{low:.4g}, {high:.4g}]")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from isometry.data import Data, Split
 from isometry.errors import InvalidTypeError, InvalidValueError, join_names
-from isometry.networks import example_inputs, placed, size
+from isometry.networks import InputSpec, example_inputs, placed, size
 from isometry.pruners.pruner import Pruner, PruningContext
 from isometry.pruners.result import Pruned
 from isometry.pruners.selection import requested_ratios, select
@@ -134,6 +134,7 @@ class Preparation:
             size(pruned, self.inputs),
             left_alone,
             tuple(sorted({name for group, units in selection if units for name in group.mixes})),
+            InputSpec.of(self.inputs),
         )
 
 

@@ -51,7 +51,8 @@ def prune(
         flops: in place of a ratio, the fraction of FLOPs removed, in (0, 1): the smallest ratio that removes as much is
             found by bisection.
         data: what a pruner that trains is to train on: a `Data` (its training part), a `Split`, or (inputs, targets).
-        inputs: [B, ...], a batch for tracing; taken from `data` or from the first layer's shape when None.
+        inputs: [B, ...], a batch for tracing; None takes it from `data`, or draws one of a shape that the model is
+            found to take.
         layers: name patterns (fnmatch) of the layers that may lose units; None means all that can.
         skip: name patterns of layers that keep their units, and so do all that are coupled with them.
         round_to: the units kept in a layer are rounded up to a multiple of it (8 for instance, for speed).

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from isometry.errors import join_names
-from isometry.networks import Size
+from isometry.networks import InputSpec, Size
 from isometry.surgery import Plan
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ class Pruned:
         left_alone: {layer: why none of its units were removed}.
         inexact: layers that normalize over channels (LayerNorm, GroupNorm) some of which were removed: their statistics
             change, so that this removal is not exact.
+        input_spec: the shape of the inputs it was traced with, which `save` stores; None where that is not known.
     """
 
     model: nn.Module
@@ -39,6 +40,7 @@ class Pruned:
     after: Size
     left_alone: dict[str, str]
     inexact: tuple[str, ...] = ()
+    input_spec: InputSpec | None = None
 
     @property
     def ratio(self) -> float:
@@ -78,6 +80,7 @@ class Pruned:
             later.after,
             {layer: reason for layer, reason in later.left_alone.items() if not plan.removed.get(layer)},
             tuple(sorted({*self.inexact, *later.inexact})),
+            self.input_spec,
         )
 
     def __str__(self) -> str:

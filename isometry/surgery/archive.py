@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from isometry.errors import InvalidTypeError, InvalidValueError, join_names, signed
 from isometry.files import read_tensors, write_tensors
-from isometry.networks import example_inputs
+from isometry.networks import InputSpec, find_inputs
 from isometry.networks.modules import is_transposed
 from isometry.surgery.adoption import fill
 from isometry.surgery.plan import Applied, Plan
@@ -30,7 +30,7 @@ class Loaded(NamedTuple):
 def save(result: Applied, path: str | os.PathLike[str]) -> None:
     """Write a pruned network to one safetensors file, weights and plan, atomically and without pickle.
 
-    The file also holds the kinds of its modules, and a digest of everything.
+    The file also holds the kinds of its modules, the shape of its inputs, and a digest of everything.
 
     Args:
         result: what `prune` returned, or anything with a `model` and its `plan`.
@@ -47,7 +47,20 @@ def save(result: Applied, path: str | os.PathLike[str]) -> None:
         )
     _check_widths(result)
     metadata = {"format": "isometry-2", "plan": result.plan.to_json(), "architecture": _describe(result.model)}
+    if (spec := _input_spec(result)) is not None:
+        metadata["inputs"] = json.dumps({"shape": spec.shape, "vocabulary": spec.vocabulary})
     write_tensors(path, result.model.state_dict(), metadata)
+
+
+def _input_spec(result: Applied) -> InputSpec | None:
+    """Return the inputs that the network was pruned with; else those it is found to take, if any."""
+    known = getattr(result, "input_spec", None)
+    if isinstance(known, InputSpec):
+        return known
+    try:
+        return find_inputs(result.model)
+    except ValueError:
+        return None
 
 
 def _check_widths(result: Applied) -> None:
@@ -76,16 +89,18 @@ def load(path: str | os.PathLike[str], model: nn.Module, *, inputs: Tensor | Non
     Args:
         path: a file that `save` wrote.
         model: a network of the original architecture; its weights do not matter.
-        inputs: [B, ...], a batch that it accepts, for the trace; None takes the shape from the first layer.
+        inputs: [B, ...], a batch that it accepts, for the trace; None draws one of the shape in the file, or, for a file of
+            an earlier version, of a shape that the model is found to take.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is no such archive, is damaged, holds NaN, or belongs to another architecture. Files of
             earlier versions have no digest and no kinds of modules: they are read without these two checks.
     """
-    tensors, plan, architecture = _read(path)
+    tensors, plan, architecture, spec = _read(path)
     if inputs is None:
-        inputs = example_inputs(model, 2, call="load(path, model, inputs=inputs)")
+        spec = spec or find_inputs(model, "load(path, model, inputs=inputs)")
+        inputs = spec.draw(model, 2)
     pruned = remove(model, plan, inputs)
     expected = {name: tuple(tensor.shape) for name, tensor in pruned.state_dict().items()}
     stored = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -129,8 +144,11 @@ def _has_nan(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and bool(tensor.float().isnan().any())  # eight-bit types know no isnan
 
 
-def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Plan, str | None]:
-    """Return tensors, plan, and what `_describe` returned when the file was written (None in those of earlier versions)."""
+def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Plan, str | None, InputSpec | None]:
+    """Return tensors, plan, what `_describe` returned when the file was written, and the inputs.
+
+    The last two are None in files of earlier versions.
+    """
     try:
         tensors, metadata = read_tensors(path)
     except ValueError as error:
@@ -143,8 +161,10 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Plan, str | 
             f"safetensors.torch.load_file({str(path)!r}) returns the tensors as they are."
         )
     try:
-        return tensors, Plan.from_json(metadata["plan"]), metadata.get("architecture")
-    except ValueError as error:
+        known = json.loads(metadata["inputs"]) if "inputs" in metadata else None
+        spec = None if known is None else InputSpec(tuple(known["shape"]), known["vocabulary"])
+        return tensors, Plan.from_json(metadata["plan"]), metadata.get("architecture"), spec
+    except (ValueError, KeyError, TypeError) as error:
         raise InvalidValueError(
             f"got {path}, which carries a plan that cannot be read ({error}); write it with isometry.save()."
         ) from error
