@@ -17,10 +17,11 @@ from isometry.errors import InvalidTypeError, InvalidValueError, signed
 from isometry.measurement.function import NetworkFunction
 from isometry.measurement.inputs import Inputs, read_inputs, takes_several_inputs
 from isometry.measurement.options import Options, check_model
+from isometry.measurement.ranks import Ranks
 from isometry.measurement.ratios import with_reference
 from isometry.measurement.reference import Remembered, check_outputs, check_reference, of_reference
 from isometry.measurement.report import Report
-from isometry.measurement.sampling import INTERRUPTED, measure_samples
+from isometry.measurement.sampling import INTERRUPTED, Manner, measure_samples
 from isometry.networks.modules import state_preserved, unwrap
 
 __all__ = ["BRACKET", "interrupts_raised", "measure", "measure_with"]
@@ -48,6 +49,7 @@ def measure(
     dtype: torch.dtype | None = None,
     seed: int = 0,
     progress: bool | None = None,
+    distributed: bool = True,
 ) -> Report:
     """Measure the singular values of a network's input-output Jacobian (JSVs), sample by sample.
 
@@ -84,6 +86,9 @@ def measure(
         dtype: precision of the computation; None is the model's own, float32 for half-precision models.
         seed: of drawn inputs, of the order in which samples are taken where only some may be needed, and of probes.
         progress: False silences the progress bar, None shows it on work of some seconds.
+        distributed: whether the processes of an initialized `torch.distributed` group split the samples between them and
+            all return the same report. All of them must then call it, with the same network and inputs; False measures
+            in the calling process alone, e.g. on rank 0 during training.
 
     How to read it: for linear networks, and at initialization, 1 is the yardstick (dynamical isometry). For trained non-linear
     networks the dense network is, hence `reference`; see `isometry.measurement.verdict`.
@@ -112,6 +117,7 @@ def measure(
         at=at,
         wrt=wrt,
         progress=progress,
+        distributed=distributed,
         keeps=_KEEPS.get(),
     )
 
@@ -136,6 +142,7 @@ def measure_with(
     at: str | None = None,
     wrt: str | int | None = None,
     progress: bool | None = None,
+    distributed: bool = True,
     keeps: bool = False,
 ) -> Report:
     """Measure with options that have been checked; see `measure`. Threads take turns, as settings of torch are global.
@@ -155,8 +162,10 @@ def measure_with(
             f"got wrt={wrt!r} with a tensor; with wrt= the inputs are a tuple or dict of all of the model's, e.g. "
             "measure(model, (inputs, condition), wrt=0)."
         )
-    hidden = None if progress is None else not progress
+    ranks = Ranks.present(distributed)
+    how = Manner(ranks, True if ranks.rank else None if progress is None else not progress, keeps and ranks.size == 1)
     with _TURN, state_preserved(model):
+        ranks.check_same(model, f"{options} {getattr(output, '__name__', output)} {at} {wrt}")
         read = read_inputs(
             model,
             inputs,
@@ -169,40 +178,36 @@ def measure_with(
         )
         function = NetworkFunction(model, output, at or read.at)
         if dense is None:
-            return _report(function, read, options, hidden=hidden, keeps=keeps)
+            return _report(function, read, options, how)
         with state_preserved(dense):
-            return _report_ratio(function, replace(function, model=dense), read, options, hidden=hidden, keeps=keeps)
+            ranks.check_same(dense, "reference")
+            return _report_ratio(function, replace(function, model=dense), read, options, how)
 
 
-def _report(function: NetworkFunction, inputs: Inputs, options: Options, *, hidden: bool | None, keeps: bool) -> Report:
+def _report(function: NetworkFunction, inputs: Inputs, options: Options, how: Manner) -> Report:
     """Return the report of a network whose state is preserved."""
     start = time.perf_counter()
     with function.differentiable():
-        tally, subject, method = measure_samples(function, inputs, options, hidden=hidden, keeps=keeps)
-    return tally.report(subject, method, inputs.description, time.perf_counter() - start)
+        tally, subject, method = measure_samples(function, inputs, options, how)
+    return tally.report(subject, method, inputs.description, how.ranks.largest(time.perf_counter() - start))
 
 
 def _report_ratio(
-    function: NetworkFunction,
-    dense: NetworkFunction,
-    inputs: Inputs,
-    options: Options,
-    *,
-    hidden: bool | None,
-    keeps: bool,
+    function: NetworkFunction, dense: NetworkFunction, inputs: Inputs, options: Options, how: Manner
 ) -> Report:
     """Return the report of a network with that of its reference, measured at the samples that the first one took."""
     seen = Remembered(inputs)
     check_outputs(function, dense, seen)
-    report = _report(function, seen.inputs, options, hidden=hidden, keeps=keeps)
+    report = _report(function, seen.inputs, options, how)
     if any(note.startswith(INTERRUPTED) for note in report.notes):
         return report
     every = replace(options, method=report.method, rtol=None, budget=None)
+    again = seen.first(len(report.spectrum), dense.model)
     try:
         with of_reference():
-            of_dense = _report(dense, seen.first(len(report.spectrum), dense.model), every, hidden=hidden, keeps=False)
+            of_dense = _report(dense, again, every, replace(how, keeps=False))
     except KeyboardInterrupt:
-        if not keeps:
+        if not how.keeps:
             raise
         return replace(report, notes=(*report.notes, f"{INTERRUPTED} before the reference was measured"))
     return with_reference(report, of_dense)
