@@ -36,7 +36,7 @@ def compare(
 
     Args:
         networks: {name: model}; the first, usually the dense one, is the reference that the others are compared with.
-        inputs: as `measure` takes them; an iterable is read once (of one without a length, its first 1024 samples). None
+        inputs: as `measure` takes them; an iterable is read once (of one without a length, batches of 1024 samples). None
             draws inputs for the first network.
         oracle: add to every network its repaired twin: "<name> + oracle" (`recover`, for linear MLPs) or "<name> + OrthP"
             (`orthogonalize`, with the reference's gain of sqrt(2) for ReLU; of 1 where the network's activations are

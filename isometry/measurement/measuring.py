@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import replace
@@ -108,7 +109,7 @@ def measure(
     `isometry.spectra.intervals`.
     """
     bracket = BRACKET if reference is not None and rtol is None and budget is None else None
-    return measure_with(
+    report = measure_with(
         Options(method, layers, rtol, budget, dtype, seed, bracket),
         model,
         inputs,
@@ -120,6 +121,10 @@ def measure(
         distributed=distributed,
         keeps=_KEEPS.get(),
     )
+    if _was_interrupted(report):
+        message = f"measure() was interrupted: its report is that of the {len(report.spectrum)} samples seen"
+        warnings.warn(message, stacklevel=3)  # above the frame that signs the errors: the caller's line
+    return report
 
 
 @contextlib.contextmanager
@@ -199,7 +204,7 @@ def _report_ratio(
     seen = Remembered(inputs)
     check_outputs(function, dense, seen)
     report = _report(function, seen.inputs, options, how)
-    if any(note.startswith(INTERRUPTED) for note in report.notes):
+    if _was_interrupted(report):
         return report
     every = replace(options, method=report.method, rtol=None, budget=None)
     again = seen.first(len(report.spectrum), dense.model)
@@ -211,3 +216,7 @@ def _report_ratio(
             raise
         return replace(report, notes=(*report.notes, f"{INTERRUPTED} before the reference was measured"))
     return with_reference(report, of_dense)
+
+
+def _was_interrupted(report: Report) -> bool:
+    return any(note.startswith(INTERRUPTED) for note in report.notes)

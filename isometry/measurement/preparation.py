@@ -125,7 +125,8 @@ def prepare(function: NetworkFunction, batch: Batch, options: Options) -> Subjec
     check_per_sample(function, pair, outputs)
     layers: LayerOutputs | None = None
     if options.layers is not False:
-        layers, unconnected = find_layers(function, pair, select_layers(function.model, options.layers))
+        names = [name for name in select_layers(function.model, options.layers) if name != function.at]
+        layers, unconnected = find_layers(function, pair, names)
         if unconnected:
             notes.append(f"without {join_names(unconnected)}: not between the input and the output")
     folded = fold_network(function, pair, frozenset(layers.names if layers else ()))

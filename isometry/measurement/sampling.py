@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -81,7 +80,6 @@ def measure_samples(
     tally.note_ending(enough, interrupted)
     if interrupted:
         tally.note(f"{INTERRUPTED} after {len(tally)} samples")
-        warnings.warn(f"measure() was interrupted: its report holds the {len(tally)} samples seen", stacklevel=7)
     elif most is not None and len(tally) == most:
         tally.note(
             f"the first {most} of inputs without a length, which may have no end; rtol=0.05 goes on until that is reached, a "

@@ -79,19 +79,17 @@ def worst_layers(report: Report, count: int = 3) -> str | None:
     With a reference, that factor over the reference's.
     """
     table = report.layers
-    if table is None or len(table) < 2 or report.outputs is None:
+    if table is None or len(table) < 2:
         return None
     if report.reference is not None and "ratio" in table:
-        factors, meaning = _relative_factors(report, report.ratio.value), "as a share of the dense network's factor"
+        factors, meaning = _relative_factors(report, report.ratio.value), ", over the dense network's"
     else:
-        counts = table["width"].clip(upper=report.outputs)
-        rank = min(report.spectrum.values.shape[1], report.outputs)
-        factors = _factors(list(table["layer"]), [report.mean_jsv * rank, *(table["mean_jsv"] * counts)])
-        meaning = "1 keeps it"
+        factors = _factors(list(table["layer"]), [report.mean_jsv, *table["mean_jsv"]])
+        meaning = ""
     worst = sorted(factors, key=lambda factor: -abs(math.log(factor[1])))[:count]
     if not worst:
         return None
-    return f"{', '.join(f'{layer} x{factor:.2g}' for layer, factor in worst)} (what the mean JSV is multiplied by there; {meaning})"
+    return f"{', '.join(f'{layer} x{factor:.2g}' for layer, factor in worst)} (the factor by which each changes the mean JSV{meaning})"
 
 
 def _relative_factors(report: Report, ratio: float) -> list[tuple[str, float]]:

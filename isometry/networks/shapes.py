@@ -42,7 +42,7 @@ def find_inputs(model: nn.Module, call: str = "measure(model, inputs)") -> Input
     """
     model = unwrap(model)
     known = getattr(model, "input_shape", None)
-    if known is not None:
+    if isinstance(known, tuple | list) and all(isinstance(size, int) for size in known):
         return InputSpec(tuple(known))
     _refuse_uninitialized(model, call)
     every = list(list_candidates(model))
