@@ -103,7 +103,7 @@ def _row(name: str, report: Report, first_name: str, first: Report, confidence: 
     low, high = difference.interval
     row = {**report.statistics(), "difference": difference.value, "difference_low": low, "difference_high": high}
     related = with_reference(report, first)
-    row |= ratios.statistics(related, first, confidence)
+    row |= ratios.ratio_statistics(related, first, confidence)
     if report is first:
         row["verdict"] = "the reference"
     if related.layers is not None:

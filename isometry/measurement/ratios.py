@@ -14,7 +14,7 @@ from isometry.spectra import Estimate, mean_with_error
 if TYPE_CHECKING:
     from isometry.measurement.report import Report
 
-__all__ = ["bounds_of", "mean_ratio", "paired_ratio", "sample_ratio", "sample_ratios", "statistics", "with_reference"]
+__all__ = ["bounds_of", "paired_ratio", "ratio_estimates", "ratio_statistics", "sample_ratios", "with_reference"]
 
 _Bounds = tuple[Tensor, Tensor]
 
@@ -55,39 +55,34 @@ def paired_ratio(
     return replace(found, value=ratio, interval=ends)
 
 
-def mean_ratio(report: Report, reference: Report, confidence: float = 0.95) -> Estimate:
-    """Return the ratio of two reports' mean JSVs at the same samples; see `paired_ratio`."""
-    return paired_ratio(
-        report.sample_means, reference.sample_means, bounds_of(report), bounds_of(reference), confidence=confidence
-    )
-
-
 def sample_ratios(report: Report, reference: Report) -> Tensor:
     """Return every sample's own ratio of mean JSVs [B]; infinite or nan where the reference's is 0."""
     return report.sample_means / reference.sample_means
 
 
-def sample_ratio(report: Report, reference: Report, confidence: float = 0.95) -> Estimate:
-    """Return the mean over samples of their own ratios, with its interval; nan where a sample of the reference has 0."""
-    (low, high), (reference_low, reference_high) = bounds_of(report), bounds_of(reference)
+def ratio_estimates(report: Report, reference: Report, confidence: float = 0.95) -> dict[str, Estimate]:
+    """Return the `ratio` of two reports' mean JSVs at the same samples, and the mean of the samples' own, `sample_ratio`.
+
+    The second is nan where a sample of the reference has JSVs of 0.
+    """
+    bounds, reference_bounds = bounds_of(report), bounds_of(reference)
+    ratio = paired_ratio(report.sample_means, reference.sample_means, bounds, reference_bounds, confidence=confidence)
+    (low, high), (reference_low, reference_high) = bounds, reference_bounds
     if not bool((reference_low > 0).all()):
-        return Estimate(math.nan, math.nan, (math.nan, math.nan), len(low))
-    ratios = sample_ratios(report, reference)
-    return mean_with_error(ratios, low / reference_high, high / reference_low, confidence=confidence)
+        return {"ratio": ratio, "sample_ratio": Estimate(math.nan, math.nan, (math.nan, math.nan), len(low))}
+    by_sample = mean_with_error(
+        sample_ratios(report, reference), low / reference_high, high / reference_low, confidence=confidence
+    )
+    return {"ratio": ratio, "sample_ratio": by_sample}
 
 
-def statistics(report: Report, reference: Report, confidence: float = 0.95) -> dict[str, Any]:
-    """Return the ratios and the verdict by name, as columns of a table."""
-    whole, by_sample = mean_ratio(report, reference, confidence), sample_ratio(report, reference, confidence)
-    return {
-        "ratio": whole.value,
-        "ratio_low": whole.interval[0],
-        "ratio_high": whole.interval[1],
-        "sample_ratio": by_sample.value,
-        "sample_ratio_low": by_sample.interval[0],
-        "sample_ratio_high": by_sample.interval[1],
-        "verdict": describe_ratio(report, whole),
-    }
+def ratio_statistics(report: Report, reference: Report, confidence: float = 0.95) -> dict[str, Any]:
+    """Return the ratios with the ends of their intervals, and the verdict, by name, as columns of a table."""
+    estimates = ratio_estimates(report, reference, confidence)
+    columns: dict[str, Any] = {}
+    for name, estimate in estimates.items():
+        columns |= {name: estimate.value, f"{name}_low": estimate.interval[0], f"{name}_high": estimate.interval[1]}
+    return columns | {"verdict": describe_ratio(report, estimates["ratio"])}
 
 
 def bounds_of(report: Report) -> _Bounds:

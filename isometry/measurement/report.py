@@ -133,36 +133,27 @@ class Report:
         return self.spectrum.singular_samples
 
     @property
-    def ratio(self) -> Estimate:
-        """The mean JSV over the reference's, with its paired 95 % interval over samples.
+    def ratio(self) -> float | None:
+        """The mean JSV over the reference's; None without a reference."""
+        return None if self.reference is None else self.estimates["ratio"].value
 
-        Raises:
-            ValueError: measured without a reference.
+    @property
+    def ratio_interval(self) -> tuple[float, float] | None:
+        """95 % confidence interval of `ratio`, paired sample by sample; None without a reference."""
+        return None if self.reference is None else self.estimates["ratio"].interval
+
+    @property
+    def sample_ratios(self) -> Tensor | None:
+        """[B]: every sample's mean JSV over the reference's; None without a reference.
+
+        Their mean with its interval is `estimates["sample_ratio"]`.
         """
-        return ratios.mean_ratio(self, self._dense())
+        return None if self.reference is None else ratios.sample_ratios(self, self.reference)
 
     @property
-    def sample_ratios(self) -> Tensor:
-        """[B]: every sample's mean JSV over the reference's; raises as `ratio` does."""
-        return ratios.sample_ratios(self, self._dense())
-
-    @property
-    def sample_ratio(self) -> Estimate:
-        """The mean of `sample_ratios` with its 95 % interval; nan where the reference has a sample of JSVs of 0."""
-        return ratios.sample_ratio(self, self._dense())
-
-    @property
-    def verdict(self) -> str:
-        """What the ratio means, in words; raises as `ratio` does. See `isometry.measurement.verdict` for the thresholds."""
-        return describe_ratio(self, self.ratio)
-
-    def _dense(self) -> Report:
-        if self.reference is None:
-            raise ValueError(
-                "Report.ratio needs the dense network at the same inputs; measure with it, e.g. "
-                "measure(pruned, x, reference=dense)."
-            )
-        return self.reference
+    def verdict(self) -> str | None:
+        """What `ratio` means, in words, by the thresholds of `isometry.measurement.verdict`; None without a reference."""
+        return None if self.reference is None else describe_ratio(self, self.estimates["ratio"])
 
     @property
     def estimates(self) -> dict[str, Estimate]:
@@ -170,6 +161,7 @@ class Report:
 
         The mean JSV, isometry gap and condition number are means over samples; the standard deviation's interval is that of
         its jackknife pseudo-values. The condition number's is (nan, nan) where a sample is singular, or only bounds are known.
+        With a reference there are also the `ratio` of the mean JSVs, and `sample_ratio`, the mean of the samples' own ratios.
         """
         conditions = self.spectrum.condition_numbers
         known = self.spectrum.complete and bool(torch.isfinite(conditions).all())
@@ -179,6 +171,7 @@ class Report:
             "std_jsv": self._jackknifed_std(),
             "condition_number": mean_with_error(conditions) if known else unknown,
             "isometry_gap": mean_with_error(self.spectrum.isometry_gaps),
+            **({} if self.reference is None else ratios.ratio_estimates(self, self.reference)),
         }
 
     def _jackknifed_std(self) -> Estimate:
@@ -205,7 +198,7 @@ class Report:
         bounds = {"max_jsv": self.max_jsv, "min_jsv": self.min_jsv, "condition_number": self.condition_number}
         return {
             "mean_jsv": self.mean_jsv,
-            **(ratios.statistics(self, self.reference) if self.reference is not None else {}),
+            **(ratios.ratio_statistics(self, self.reference) if self.reference is not None else {}),
             "sem": self.sem,
             "interval_low": self.interval[0],
             "interval_high": self.interval[1],

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
+from isometry.measurement.ratios import sample_ratios
 from isometry.measurement.verdict import worst_layers
 from isometry.spectra import Estimate
 
@@ -34,13 +33,14 @@ def summarize(report: Report) -> list[tuple[str, str]]:
     estimates = {name: _with_interval(estimate) for name, estimate in report.estimates.items()}
     rows = [("mean JSV", estimates["mean_jsv"] if count > 1 else f"{report.mean_jsv:.4g}   one sample: error unknown")]
     if report.reference is not None:
+        dense, ratios = report.reference.mean_jsv, sample_ratios(report, report.reference)
         rows += [
+            ("ratio", f"{estimates['ratio']}, to the dense network's mean JSV of {dense:.4g}"),
             (
-                "ratio",
-                f"{_with_interval(report.ratio)}, to the dense network's mean JSV of {report.reference.mean_jsv:.4g}",
+                "ratio by sample",
+                f"{estimates['sample_ratio']}, from {float(ratios.min()):.3g} to {float(ratios.max()):.3g}",
             ),
-            ("ratio by sample", f"{_with_interval(report.sample_ratio)}, from {_range(report.sample_ratios)}"),
-            ("verdict", report.verdict),
+            ("verdict", str(report.verdict)),
         ]
     if report.brackets is not None:
         parts = (f"{name} {value:.2g}" for name, value in report.components.items())
@@ -70,10 +70,6 @@ def _explained(note: str) -> str:
     if kind or not routes:
         return note
     return f"derivatives by {', '.join(f'{route} ({_ROUTES[route]})' for route in routes.split(', '))}"
-
-
-def _range(units: Tensor) -> str:
-    return f"{float(units.min()):.3g} to {float(units.max()):.3g}"
 
 
 def _with_interval(estimate: Estimate) -> str:

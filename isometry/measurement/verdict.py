@@ -81,8 +81,8 @@ def worst_layers(report: Report, count: int = 3) -> str | None:
     table = report.layers
     if table is None or len(table) < 2:
         return None
-    if report.reference is not None and "ratio" in table:
-        factors, meaning = _relative_factors(report, report.ratio.value), ", over the dense network's"
+    if report.ratio is not None and "ratio" in table:
+        factors, meaning = _relative_factors(report, report.ratio), ", over the dense network's"
     else:
         factors = _factors(list(table["layer"]), [report.mean_jsv, *table["mean_jsv"]])
         meaning = ""

@@ -52,7 +52,7 @@ def find_inputs(model: nn.Module, call: str = "measure(model, inputs)") -> Input
         for candidates in every:
             for spec in candidates.specs:
                 response = respond(spec, confirm=not candidates.sized)
-                if response.error is None and candidates.sized and response.extent >= 2:
+                if response.error is None and response.extent >= 2 and not response.confirmed:
                     response = respond(spec, confirm=True)
                 if response.error is not None:
                     refusals.append((spec, response.error))
@@ -118,11 +118,13 @@ class _Response:
         error: that of the forward pass, or None.
         extent: the smallest spatial extent before the head; infinite where there is none.
         embedding: the first module that embedded the input as token ids.
+        confirmed: whether that was the model itself, rather than its copy on the meta device.
     """
 
     error: Exception | None = None
     extent: float = math.inf
     embedding: str | None = None
+    confirmed: bool = False
 
 
 @contextlib.contextmanager
@@ -146,7 +148,7 @@ def _trying(model: nn.Module) -> Iterator[Callable[..., _Response]]:
                     return response
             if 2 * math.prod(spec.shape) > _ENTRIES:
                 return _Response(ValueError("too large to be tried"))
-            return _run(model, spec.draw(model, 2))
+            return replace(_run(model, spec.draw(model, 2)), confirmed=True)
 
         yield respond
 
