@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from isometry.data import Data, Split
+from isometry.data import Batches, Data, Folder, Split
 from isometry.errors import InvalidTypeError, InvalidValueError
 from isometry.measurement.batch import Batch, map_entries
 from isometry.networks import find_inputs, required_inputs
@@ -146,8 +146,11 @@ def read_inputs(
     reader = _Reader(device, key, whole, integers, dtype if dtype in _HALF else None, notes)
     if inputs is None:
         return _drawn(model, count, seed, integers)
-    if isinstance(inputs, Data):
+    if isinstance(inputs, Data | Folder):
         inputs = inputs.test
+    if isinstance(inputs, Batches):
+        named = inputs.inputs is not None or inputs.targets is not None
+        inputs = (pair.inputs for pair in inputs) if named or whole else inputs.source
     if isinstance(inputs, Split) or (not whole and _is_pair(inputs)):
         inputs = inputs[0]
     if isinstance(inputs, Tensor):

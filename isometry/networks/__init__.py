@@ -1,7 +1,7 @@
 """The networks of the papers by name; input shape, size and modules of any network."""
 
 from isometry.networks.bounded import BoundedBatchNorm1d, BoundedBatchNorm2d, convert, fold, importances
-from isometry.networks.candidates import InputSpec
+from isometry.networks.candidates import InputSpec, describe_inputs
 from isometry.networks.catalogue import build, names
 from isometry.networks.footprint import Size, size
 from isometry.networks.pretrained import PRETRAINED
@@ -15,6 +15,7 @@ __all__ = [
     "Size",
     "build",
     "convert",
+    "describe_inputs",
     "example_inputs",
     "find_inputs",
     "fold",

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from isometry.data.nests import map_tensors, tensors_in
 from isometry.networks.modules import is_transposed
 
-__all__ = ["Candidates", "InputSpec", "list_candidates"]
+__all__ = ["Candidates", "InputSpec", "describe_inputs", "list_candidates"]
 
 _SIZES = (32, 28, 64, 96, 128, 224, 256, 299, 384, 512)  # CIFAR's and MNIST's, then ascending
 _UNUSUAL = (8, 16, 48, 112, 160, 192, 448)
@@ -58,6 +59,19 @@ class InputSpec:
     def __str__(self) -> str:
         kind = "standard normal inputs" if self.vocabulary is None else f"random token ids below {self.vocabulary}"
         return f"{kind} of shape {self.shape}"
+
+
+def describe_inputs(inputs: Any) -> Any:
+    """Return the `InputSpec` of a batch's inputs, or a tuple or dict of those of several; None where they are not alike.
+
+    Args:
+        inputs: a tensor [B, ...], or a tuple or dict of tensors; those that all samples share cannot be described.
+    """
+    tensors = tensors_in(inputs)
+    if len({len(tensor) if tensor.ndim else 0 for tensor in tensors}) != 1:
+        return None
+    of: Any = InputSpec.of
+    return map_tensors(inputs, of)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from isometry.data.nests import map_tensors, tensors_in
 from isometry.networks.candidates import Candidates, InputSpec, list_candidates
 from isometry.networks.modules import CONVOLUTIONS, clone, hooked, state_preserved, unwrap
 
@@ -88,12 +89,21 @@ def example_inputs(model: nn.Module, count: int, *, seed: int = 0, call: str = "
     return find_inputs(model, call).draw(model, count, seed)
 
 
-def placed(inputs: Tensor, model: nn.Module) -> Tensor:
-    """Return `inputs` on the model's device; floating point inputs in a dtype that some of its parameters have."""
-    floating: list[Tensor] = [p for p in model.parameters() if p.is_floating_point()] or [inputs]
-    if not inputs.is_floating_point() or inputs.dtype in {p.dtype for p in floating}:
-        return inputs.to(floating[0].device)
-    return inputs.to(floating[0].device, floating[0].dtype)
+def placed(inputs: Any, model: nn.Module) -> Any:
+    """Return `inputs` on the model's device; floating point inputs in a dtype that some of its parameters have.
+
+    Args:
+        inputs: a tensor, or a tuple or dict of tensors.
+        model: any network.
+    """
+    floating: list[Tensor] = [p for p in model.parameters() if p.is_floating_point()] or tensors_in(inputs)
+
+    def place(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point() or tensor.dtype in {p.dtype for p in floating}:
+            return tensor.to(floating[0].device)
+        return tensor.to(floating[0].device, floating[0].dtype)
+
+    return map_tensors(inputs, place)
 
 
 def required_inputs(model: nn.Module) -> list[str] | None:

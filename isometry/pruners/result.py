@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from isometry.errors import join_names
-from isometry.networks import InputSpec, Size
+from isometry.networks import Size
 from isometry.surgery import Plan
 
 if TYPE_CHECKING:
@@ -30,7 +30,8 @@ class Pruned:
         left_alone: {layer: why none of its units were removed}.
         inexact: layers that normalize over channels (LayerNorm, GroupNorm) some of which were removed: their statistics
             change, so that this removal is not exact.
-        input_spec: the shape of the inputs it was traced with, which `save` stores; None where that is not known.
+        input_spec: the `InputSpec` of the inputs it was traced with, or a tuple or dict of several, which `save` stores; None
+            where that is not known.
     """
 
     model: nn.Module
@@ -40,7 +41,7 @@ class Pruned:
     after: Size
     left_alone: dict[str, str]
     inexact: tuple[str, ...] = ()
-    input_spec: InputSpec | None = None
+    input_spec: Any = None
 
     @property
     def ratio(self) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -47,20 +47,52 @@ def save(result: Applied, path: str | os.PathLike[str]) -> None:
         )
     _check_widths(result)
     metadata = {"format": "isometry-2", "plan": result.plan.to_json(), "architecture": _describe(result.model)}
-    if (spec := _input_spec(result)) is not None:
-        metadata["inputs"] = json.dumps({"shape": spec.shape, "vocabulary": spec.vocabulary})
+    if (stored := _to_json(_input_spec(result))) is not None:
+        metadata["inputs"] = stored
     write_tensors(path, result.model.state_dict(), metadata)
 
 
-def _input_spec(result: Applied) -> InputSpec | None:
+def _input_spec(result: Applied) -> Any:
     """Return the inputs that the network was pruned with; else those it is found to take, if any."""
     known = getattr(result, "input_spec", None)
-    if isinstance(known, InputSpec):
+    if known is not None:
         return known
     try:
         return find_inputs(result.model)
     except ValueError:
         return None
+
+
+def _to_json(spec: Any) -> str | None:
+    """Return the description of inputs as JSON; None where it holds what JSON does not know."""
+
+    def encoded(part: InputSpec) -> dict[str, Any]:
+        return {"shape": part.shape, "vocabulary": part.vocabulary}
+
+    try:
+        return None if spec is None else json.dumps(spec, default=encoded)
+    except (TypeError, AttributeError):
+        return None
+
+
+def _from_json(text: str) -> Any:
+    """Return the description of inputs that `_to_json` wrote."""
+
+    def decoded(content: dict[str, Any]) -> Any:
+        is_spec = set(content) == {"shape", "vocabulary"}
+        return InputSpec(tuple(content["shape"]), content["vocabulary"]) if is_spec else content
+
+    spec = json.loads(text, object_hook=decoded)
+    return tuple(spec) if isinstance(spec, list) else spec
+
+
+def _draw(spec: Any, model: nn.Module) -> Any:
+    """Return two inputs as described."""
+    if isinstance(spec, InputSpec):
+        return spec.draw(model, 2)
+    if isinstance(spec, dict):
+        return {key: _draw(part, model) for key, part in spec.items()}
+    return tuple(_draw(part, model) for part in spec) if isinstance(spec, tuple) else spec
 
 
 def _check_widths(result: Applied) -> None:
@@ -81,7 +113,7 @@ def _check_widths(result: Applied) -> None:
 
 
 @signed("load")
-def load(path: str | os.PathLike[str], model: nn.Module, *, inputs: Tensor | None = None) -> Loaded:
+def load(path: str | os.PathLike[str], model: nn.Module, *, inputs: Any = None) -> Loaded:
     """Return a pruned copy of the dense `model` with the weights of the file, and the plan; `model` is left alone.
 
     The copy is in eval mode and in the precision of the file.
@@ -99,8 +131,7 @@ def load(path: str | os.PathLike[str], model: nn.Module, *, inputs: Tensor | Non
     """
     tensors, plan, architecture, spec = _read(path)
     if inputs is None:
-        spec = spec or find_inputs(model, "load(path, model, inputs=inputs)")
-        inputs = spec.draw(model, 2)
+        inputs = _draw(spec or find_inputs(model, "load(path, model, inputs=inputs)"), model)
     pruned = remove(model, plan, inputs)
     expected = {name: tuple(tensor.shape) for name, tensor in pruned.state_dict().items()}
     stored = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -144,7 +175,7 @@ def _has_nan(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and bool(tensor.float().isnan().any())  # eight-bit types know no isnan
 
 
-def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Plan, str | None, InputSpec | None]:
+def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Plan, str | None, Any]:
     """Return tensors, plan, what `_describe` returned when the file was written, and the inputs.
 
     The last two are None in files of earlier versions.
@@ -161,8 +192,7 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Plan, str | 
             f"safetensors.torch.load_file({str(path)!r}) returns the tensors as they are."
         )
     try:
-        known = json.loads(metadata["inputs"]) if "inputs" in metadata else None
-        spec = None if known is None else InputSpec(tuple(known["shape"]), known["vocabulary"])
+        spec = _from_json(metadata["inputs"]) if "inputs" in metadata else None
         return tensors, Plan.from_json(metadata["plan"]), metadata.get("architecture"), spec
     except (ValueError, KeyError, TypeError) as error:
         raise InvalidValueError(

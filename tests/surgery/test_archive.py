@@ -197,3 +197,20 @@ def test_a_network_of_tokens_is_saved_and_loaded_without_inputs(tmp_path: Path) 
     with safe_open(tmp_path / "net.safetensors", "pt") as opened:
         assert json.loads(opened.metadata()["inputs"])["shape"] == [3]
     assert isometry.load(tmp_path / "net.safetensors", net).plan == pruned.plan
+
+
+class Two(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(5, 8), nn.Embedding(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor, kind: Tensor) -> Tensor:
+        return self.head((self.a(x) + self.b(kind)).relu())
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_network_of_several_inputs_is_saved_and_loaded_without_inputs(tmp_path: Path, named: bool) -> None:
+    net, x, kind = Two(), torch.randn(4, 5), torch.tensor([0, 1, 3, 2])
+    pruned = prune(net, L1(), {"a": 0.5}, inputs={"x": x, "kind": kind} if named else (x, kind))
+    isometry.save(pruned, tmp_path / "net.safetensors")
+    assert torch.equal(isometry.load(tmp_path / "net.safetensors", net).model(x, kind), pruned.model(x, kind))
