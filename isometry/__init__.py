@@ -34,7 +34,22 @@ from isometry import data, networks, spectra
 from isometry.measurement import compare, measure
 from isometry.measurement.report import Report
 from isometry.networks import convert, fold
-from isometry.pruners import L1, TPP, GReg, GReg2, Polarization, Pruner, Pruning, Random, RecedingBN, Slimming, prune
+from isometry.pruners import (
+    L1,
+    SNIP,
+    TPP,
+    GReg,
+    GReg2,
+    Magnitude,
+    Polarization,
+    Pruner,
+    Pruning,
+    Random,
+    RandomWeights,
+    RecedingBN,
+    Slimming,
+    prune,
+)
 from isometry.repairs import orthogonalize, recalibrate, recover, repair
 from isometry.surgery import Plan, load, save
 from isometry.training import train
@@ -47,17 +62,20 @@ if TYPE_CHECKING:
 
 __all__ = [
     "L1",
+    "SNIP",
     "TPP",
     "Cosine",
     "GReg",
     "GReg2",
     "KernOrth",
+    "Magnitude",
     "OrthConv",
     "Plan",
     "Polarization",
     "Pruner",
     "Pruning",
     "Random",
+    "RandomWeights",
     "RecedingBN",
     "Recipe",
     "Report",

@@ -118,7 +118,12 @@ def _with_repaired(networks: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
     """Return the networks with a repaired twin of each."""
     everything = dict(networks)
     for name, model in networks.items():
-        kind, repaired = best_repair(unwrap(model))
+        try:
+            kind, repaired = best_repair(unwrap(model))
+        except ValueError as error:
+            raise InvalidValueError(
+                f"got oracle=True and no repair works for {name!r} ({error}). Leave that network out, or oracle=True."
+            ) from error
         if f"{name} + {kind}" in networks:
             raise InvalidValueError(
                 f"got a network named {name + ' + ' + kind!r}, which is what oracle=True calls the repaired {name!r}. Give it "

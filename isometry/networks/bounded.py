@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
+from isometry.networks.masks import mask_of, refresh
 from isometry.networks.modules import call, clone, evaluating, feeding_layers
 from isometry.networks.shapes import example_inputs, placed
 
@@ -147,6 +148,7 @@ def convert(
         with evaluating(result):
             pairs, before = feeding_layers(result, lambda: call(result, x))
         _move_signs(result, negative, {norm: layer for layer, norm in pairs})
+        refresh(result)
     for norm in norms.values():
         _replace(result, norm, _bounded(norm, headroom))
     if negative:
@@ -189,7 +191,7 @@ def _move_signs(model: nn.Module, norms: Mapping[str, Any], feeders: Mapping[str
                 f"convert(model, skip={name!r})."
             )
         layer = model.get_submodule(feeders[name])
-        layer.get_parameter("weight")[flipped] *= -1
+        layer.get_parameter("weight" if mask_of(layer) is None else "weight_orig")[flipped] *= -1
         if isinstance(layer.bias, Tensor):
             layer.bias[flipped] *= -1
         if norm.running_mean is not None:

@@ -25,7 +25,7 @@ from isometry.pruners.selection import requested_ratios, select
 from isometry.surgery import Graph, Selection, check_supported, cut, find_inexact, remove, to_plan, trace
 from isometry.training.objective import Loss, Metric
 
-__all__ = ["Preparation", "prepare"]
+__all__ = ["Preparation", "prepare", "samples_of"]
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def prepare(
     check_supported(model)
     if inputs is None:
         call = f"{'Pruning' if own_loop else 'prune'}(model, pruner, ratio, inputs=inputs)"
-        inputs = example_inputs(model, 2, call=call) if data is None else _samples_of(data)
+        inputs = example_inputs(model, 2, call=call) if data is None else samples_of(data)
     inputs = placed(inputs, model)
     graph = trace(copy.deepcopy(model), inputs)
     requested = requested_ratios(graph, 0.5 if ratio is None else ratio, layers, skip)
@@ -227,7 +227,7 @@ def _check_arguments(pruner: object, ratio: object, flops: float | None, round_t
         )
 
 
-def _samples_of(data: Any) -> Any:
+def samples_of(data: Any) -> Any:
     """Return the first two samples of data, on which the network is traced; no random state changes."""
     with random_preserved([]):
         batches = read_data(data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 from isometry.errors import InvalidTypeError, InvalidValueError, join_names, signed
 from isometry.files import read_tensors, write_tensors
 from isometry.networks import InputSpec, find_inputs
-from isometry.networks.modules import is_transposed
+from isometry.networks.masks import refresh, set_masks
+from isometry.networks.modules import clone, is_transposed
 from isometry.surgery.adoption import fill
 from isometry.surgery.plan import Applied, Plan
 from isometry.surgery.removal import remove
@@ -30,7 +32,8 @@ class Loaded(NamedTuple):
 def save(result: Applied, path: str | os.PathLike[str]) -> None:
     """Write a pruned network to one safetensors file, weights and plan, atomically and without pickle.
 
-    The file also holds the kinds of its modules, the shape of its inputs, and a digest of everything.
+    Masked weights are written as they are, the masks beside the weights behind them. The file also holds the kinds of
+    its modules, the shape of its inputs, and a digest of everything.
 
     Args:
         result: what `prune` returned, or anything with a `model` and its `plan`.
@@ -130,9 +133,13 @@ def load(path: str | os.PathLike[str], model: nn.Module, *, inputs: Any = None) 
             earlier versions have no digest and no kinds of modules: they are read without these two checks.
     """
     tensors, plan, architecture, spec = _read(path)
-    if inputs is None:
-        inputs = _draw(spec or find_inputs(model, "load(path, model, inputs=inputs)"), model)
-    pruned = remove(model, plan, inputs)
+    if any(plan.removed.values()):
+        if inputs is None:
+            inputs = _draw(spec or find_inputs(model, "load(path, model, inputs=inputs)"), model)
+        pruned = remove(model, plan, inputs)
+    else:
+        pruned = clone(model)
+    set_masks(pruned, _missing_masks(pruned, tensors))
     expected = {name: tuple(tensor.shape) for name, tensor in pruned.state_dict().items()}
     stored = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if expected != stored:
@@ -144,7 +151,20 @@ def load(path: str | os.PathLike[str], model: nn.Module, *, inputs: Any = None) 
         )
     _check_modules(path, architecture, _describe(pruned))
     fill(pruned, tensors)
+    refresh(pruned)
     return Loaded(pruned.eval(), plan)
+
+
+def _missing_masks(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return {parameter: its mask} of the masks of a file, as torch.nn.utils.prune names them, that a network lacks."""
+    parameters = dict(model.named_parameters())
+    return {
+        name: mask
+        for name, mask in (
+            (key.removesuffix("_mask"), tensor) for key, tensor in tensors.items() if key.endswith("_mask")
+        )
+        if f"{name}_orig" in tensors and name in parameters and parameters[name].shape == mask.shape
+    }
 
 
 def _describe(model: nn.Module) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from isometry.data import Batches, Data, Split, read_data
 from isometry.data.nests import channels_last, count_samples
 from isometry.errors import InvalidValueError, signed
+from isometry.networks.masks import refresh
 from isometry.training.checkpoint import Checkpoint, TrainingState, locked
 from isometry.training.epoch import Epoch
 from isometry.training.evaluation import like_outputs
@@ -239,6 +240,7 @@ class _Loop:
                 if state.steps % _CHECK_INTERVAL == 0 and not math.isfinite(float(totals.loss)):
                     break
         state.model.eval()
+        refresh(state.model)  # the masked weights that the last step left; a graph on them would forbid copies
         # The loss of the last step does not show what that step did to the parameters.
         finite = all(bool(torch.isfinite(p).all()) for p in state.model.parameters() if p.requires_grad)
         mean_loss = float(totals.loss) / totals.samples
