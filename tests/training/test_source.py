@@ -238,6 +238,11 @@ def test_what_is_no_optimizer_is_refused(optimizer: Any) -> None:
         train(digits_mlp(), (X, CLASSES), lr=0.1, epochs=1, optimizer=optimizer)
 
 
+def test_what_is_no_network_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"train\(\) got SGD as model; it takes a torch\.nn\.Module"):
+        train(torch.optim.SGD(net().parameters(), 0.1), (X, CLASSES), lr=0.1, epochs=1)  # type: ignore[arg-type]
+
+
 def test_workers_read_the_same_batches() -> None:
     loaders = [DataLoader(DATASET, 5, num_workers=workers) for workers in (0, 2)]
     assert torch.equal(trained(loaders[0], epochs=1), trained(loaders[1], epochs=1))
