@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from isometry.data import Split, read_data
 from isometry.errors import InvalidValueError
@@ -23,6 +22,7 @@ from isometry.pruners.stage import Stage
 from isometry.surgery import Member, Selection, UnitGroup
 from isometry.training import Epoch, Recipe, train
 from isometry.training.objective import Loss, Metric
+from isometry.training.step_bar import show_steps
 
 __all__ = ["DivergedError", "Pruner", "PruningContext", "average_scores", "magnitude"]
 
@@ -138,22 +138,18 @@ class PruningContext:
         Raises:
             DivergedError: the training diverged.
         """
-        hidden = None if self.progress is None else not self.progress
         path = self.checkpoint_path(f"{stage}.jsonl")
         rows = read_records(path) if path else []
-        with tqdm(total=steps, unit="step", desc=stage, disable=hidden) as bar:
-            for epoch in epochs:
-                rows = [row for row in rows if row["number"] < epoch.number]
-                columns = asdict(epoch)
-                if math.isnan(columns["metric"]):
-                    del columns["metric"]
-                rows.append({"stage": stage, **columns, **log()})
-                if path:
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    write_records(path, rows)
-                bar.update(epoch.steps - bar.n)
-                shown = {name: getattr(epoch, name) for name in ("loss", "accuracy", "metric")}
-                bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items() if not math.isnan(value)})
+        description = stage.replace("_", " ")
+        for epoch in show_steps(epochs, self.model, steps, description=description, progress=self.progress):
+            rows = [row for row in rows if row["number"] < epoch.number]
+            columns = asdict(epoch)
+            if math.isnan(columns["metric"]):
+                del columns["metric"]
+            rows.append({"stage": stage, **columns, **log()})
+            if path:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_records(path, rows)
         self.records += rows
         if rows and rows[-1]["diverged"]:
             raise DivergedError(
