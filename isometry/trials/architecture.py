@@ -141,7 +141,7 @@ class Factory(Architecture):
                     f"got the factory {self.title}, which failed ({type(error).__name__}: {error}); it takes a function that "
                     "returns a torch module."
                 ) from error
-            return clone(_checked(built, f"the factory {self.title}")).cpu()
+            return _copied(_checked(built, f"the factory {self.title}"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,7 +173,7 @@ class Given(Architecture):
 
     def build(self, classes: int, seed: int, options: Mapping[str, Any], *, weights: str | None = None) -> nn.Module:
         """Return a copy."""
-        return clone(self.model).cpu()
+        return _copied(self.model)
 
 
 def read_architecture(network: Any) -> Architecture:
@@ -198,7 +198,7 @@ def read_architecture(network: Any) -> Architecture:
             )
         return Catalogued(network)
     if isinstance(network, nn.Module):
-        return Given(clone(unwrap(network)))
+        return Given(_copied(unwrap(network)))
     if isinstance(network, type) or not callable(network):
         kind = f"the class {network.__name__}" if isinstance(network, type) else type(network).__name__
         raise InvalidTypeError(
@@ -236,6 +236,17 @@ def find_function(reference: str) -> Callable[..., Any]:
             f"got the network {reference!r}, which is no function but {type(found).__name__}; {example}."
         )
     return found
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """Return a copy on the CPU."""
+    try:
+        return clone(model).cpu()
+    except TypeError as error:
+        raise InvalidTypeError(
+            f"got a network of class {type(model).__name__}, which cannot be copied ({error}), and every trial starts from a copy. It "
+            "takes networks without open files, locks or generators, e.g. a function that returns a new one."
+        ) from error
 
 
 def _checked(built: Any, source: str) -> nn.Module:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -82,13 +83,14 @@ def run(
 
 
 class Manner(NamedTuple):
-    """How trials are run; see `run`."""
+    """How trials are run; see `run`. Errors name no file in a folder that is temporary."""
 
     folder: Path
     jobs: int | None = None
     device: str = "cpu"
     progress: bool | None = None
     weights: bool = False
+    temporary: bool = False
 
 
 def run_tables(trials: Sequence[Trial], manner: Manner, verb: str) -> list[pd.DataFrame]:
@@ -116,6 +118,8 @@ def run_tables(trials: Sequence[Trial], manner: Manner, verb: str) -> list[pd.Da
     shown = manner.progress if jobs == 1 else False  # bars of several processes would overwrite each other
     work = {name: Job(stage, folder, device, weights, os.getpid(), shown) for name, stage in waiting.items()}
     errors = _run_stages(work, jobs, manner.progress, done=len(records))
+    if manner.temporary:
+        errors = {name: re.sub(r" \(see [^()]*\)$", "", text) for name, text in errors.items()}
     names = Counter(trial.key for trial in {chain[-1].folder: chain[-1].trial for chain in chains}.values())
     tables = [_table(chain, folder, errors, unique=names[chain[-1].trial.key] == 1) for chain in chains]
     _warn_of_failures(trials, chains, errors, verb)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import math
+import operator
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -17,6 +20,8 @@ from torch import Tensor, nn
 from isometry.data import Data, Split
 from isometry.errors import InvalidTypeError, InvalidValueError, signed
 from isometry.files import check_writable
+from isometry.networks import placed
+from isometry.networks.modules import evaluating
 from isometry.pruners import Pruner
 from isometry.repairs import REPAIRS
 from isometry.training.recipe import Recipe
@@ -78,7 +83,7 @@ def sweep(
         pruners: {label: pruner}. A label that ends in " + " and a repair (recover, orthogonalize, recalibrate, repair, or their
             names in `isometry.repairs.REPAIRS`) repairs the pruned network by it: {"L1 + repair": isometry.L1()}.
         ratios: fractions of units removed, each in (0, 1).
-        data: what is trained on: a `Data`, (inputs [N, ...], targets [N]), or a name that `data.load` knows.
+        data: what is trained on: a `Data`, (inputs [N, ...], targets [N]), or a name that `data.load` knows, without a validation part.
         test: (inputs, targets) for accuracy and loss; None takes the test part of a `Data`, else the training data themselves,
             as the column `evaluated_on` says.
         pretrain: how the network is trained before pruning; None takes it as it is. Or the name of weights of the catalogue.
@@ -119,10 +124,11 @@ def sweep(
             )
             for seed in numbers for ratio in ratios for method in methods
         ]  # fmt: skip
+        _check_accepted(trials[0])
         if jobs > 1:
             _check_sendable(trials[0], methods)
         try:
-            manner = Manner(runs, jobs, device, progress, keep == "weights")
+            manner = Manner(runs, jobs, device, progress, keep == "weights", temporary=folder is None)
             tables = run_tables(trials, manner, "sweep")
         finally:
             if isinstance(dataset, Tensors) and dataset.file is not None:
@@ -179,7 +185,9 @@ def _read_method(label: str, pruner: Pruner) -> Method:
 
 
 def _check_ratios(ratios: Any) -> None:
-    listed = list(ratios) if isinstance(ratios, Sequence | Tensor) and not isinstance(ratios, str) else None
+    listed = (
+        list(ratios) if isinstance(ratios, Sequence | Tensor | np.ndarray) and not isinstance(ratios, str) else None
+    )
     if not listed or not all(_is_number(ratio) and 0 < ratio < 1 for ratio in listed):
         raise InvalidValueError(f"got ratios={ratios!r}; it takes fractions of units removed in (0, 1), {_CALL}.")
     if len({float(ratio) for ratio in listed}) < len(listed):
@@ -194,10 +202,10 @@ def _is_number(value: Any) -> bool:
 
 
 def _read_seeds(seeds: Any) -> list[int]:
-    whole = isinstance(seeds, int) and not isinstance(seeds, bool)
-    if not isinstance(seeds, str) and (whole or isinstance(seeds, Sequence)):
-        listed = list(range(seeds) if whole else seeds)
-        if listed and len(set(listed)) == len(listed) and all(isinstance(s, int) and s >= 0 for s in listed):
+    with contextlib.suppress(TypeError):
+        counted = isinstance(seeds, Integral) and not isinstance(seeds, bool)
+        listed = [operator.index(seed) for seed in (range(operator.index(seeds)) if counted else seeds)]
+        if listed and len(set(listed)) == len(listed) and min(listed) >= 0:
             return listed
     raise InvalidValueError(
         f"got seeds={seeds!r}; it takes how many, at least 1, or different seeds, e.g. seeds=3 or seeds=[0, 7]."
@@ -216,6 +224,28 @@ def _check_settings(*, finetune: Any, pretrain: Any, jobs: Any, keep: Any) -> No
 
 def _device_of(network: Any) -> str:
     return str(next((tensor.device for tensor in (*network.parameters(), *network.buffers())), torch.device("cpu")))
+
+
+def _check_accepted(trial: Trial) -> None:
+    """Raise an error unless the network takes the data."""
+    data = trial.load_data()
+    name = trial.pretrain if isinstance(trial.pretrain, str) else None
+    model = trial.architecture.build(data.classes, trial.seed, trial.options, weights=name)
+    x = placed(data.train.inputs[:2], model)
+    try:
+        with evaluating(model), torch.no_grad():
+            outputs = model(x)
+    except Exception as error:  # whatever the user's network raises
+        raise InvalidValueError(
+            f"got data whose inputs have the shape {tuple(x.shape[1:])} and the type {str(x.dtype).removeprefix('torch.')}, which the "
+            f"network refuses ({type(error).__name__}: {error}); it takes those that it was made for, {_CALL}."
+        ) from error
+    if not isinstance(outputs, Tensor) or len(outputs) != len(x):
+        kind = f"a tensor of shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise InvalidTypeError(
+            f"got a network that returned {kind} for {len(x)} inputs; it takes one that returns a tensor with an entry for each, e.g. "
+            "sweep(lambda: Wrapper(model), ...) with a Wrapper that returns the logits."
+        )
 
 
 def _check_sendable(trial: Trial, methods: Sequence[Method]) -> None:
