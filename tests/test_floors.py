@@ -11,7 +11,8 @@ FLOORS = {
     "measurement": 3, "pruners": 3,
     "repairs": 2, "surgery": 2, "training": 2,
     "networks": 1,
-    "data": 0, "spectra": 0, "files": 0, "errors": 0,
+    "data": 0, "spectra": 0, "files": 0,
+    "errors": -1,
 }  # fmt: skip
 
 

@@ -14,9 +14,10 @@ import torch_pruning as tp
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from isometry.data.nests import describe, tensors_in
 from isometry.errors import InvalidValueError, join_names
 from isometry.networks.bounded import BOUNDED
-from isometry.networks.modules import UNIT_LAYERS, modes_preserved, requires_grad_preserved
+from isometry.networks.modules import UNIT_LAYERS, call, modes_preserved, requires_grad_preserved
 from isometry.surgery.groups import Coupling, UnitGroup, group_units, unit_count
 from isometry.surgery.support import check_supported, reason_fixed
 
@@ -72,12 +73,12 @@ class _BoundedPruner(tp.pruner.function.BatchnormPruner):
     prune_in_channels = prune_out_channels
 
 
-def trace(model: nn.Module, inputs: Tensor) -> Graph:
+def trace(model: nn.Module, inputs: Any) -> Graph:
     """Trace `model` at `inputs` and return its groups; modes and `requires_grad` stay as they were.
 
     Args:
         model: any module that Torch-Pruning's autograd trace can follow.
-        inputs: [B, ...], a batch that it accepts.
+        inputs: [B, ...], a batch that it accepts, or a tuple or dict of its arguments.
 
     Returns:
         `Graph`; `fixed` says of each layer whose units cannot be removed why that is.
@@ -88,9 +89,9 @@ def trace(model: nn.Module, inputs: Tensor) -> Graph:
             it.
     """
     check_supported(model)
-    if not inputs.numel():
+    if not all(tensor.numel() for tensor in tensors_in(inputs)):
         raise InvalidValueError(
-            f"got inputs of shape {tuple(inputs.shape)}, which hold nothing; it takes a batch that the network "
+            f"got inputs of {describe(inputs)}, which hold nothing; it takes a batch that the network "
             "accepts, e.g. inputs=torch.randn(2, 3, 32, 32)."
         )
     dependencies = _build_dependencies(model, inputs)
@@ -98,7 +99,7 @@ def trace(model: nn.Module, inputs: Tensor) -> Graph:
     return Graph(model, groups, fixed, dependencies)
 
 
-def _build_dependencies(model: nn.Module, inputs: Tensor) -> tp.DependencyGraph:
+def _build_dependencies(model: nn.Module, inputs: Any) -> tp.DependencyGraph:
     graph = tp.DependencyGraph()
     # The autograd trace sees the layers whose parameters take a gradient. Torch-Pruning sets eval mode.
     with (
@@ -112,13 +113,14 @@ def _build_dependencies(model: nn.Module, inputs: Tensor) -> tp.DependencyGraph:
             return graph.build_dependency(
                 model,
                 inputs,
+                forward_fn=call,
                 output_transform=output_tensors,
                 customized_pruners={kind: _BoundedPruner() for kind in BOUNDED},
                 verbose=False,
             )
         except (RuntimeError, TypeError, IndexError) as error:
             raise InvalidValueError(
-                f"cannot follow the forward pass at inputs of shape {tuple(inputs.shape)}, dtype {inputs.dtype} "
+                f"cannot follow the forward pass at inputs of {describe(inputs)} "
                 f"({textwrap.shorten(str(error), _LONGEST)}). Pass a batch that the network accepts, e.g. "
                 "inputs=torch.randn(2, 3, 32, 32)."
             ) from error

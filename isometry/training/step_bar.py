@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from tqdm.auto import tqdm
 
-from isometry.training.loop import Epoch
+from isometry.training.epoch import Epoch
 from isometry.training.recipe import Recipe
 
 __all__ = ["count_steps", "show_steps"]
@@ -46,7 +47,8 @@ def show_steps(
         try:
             for epoch in epochs:
                 bar.update(epoch.steps - bar.n)  # of a resumed training, those done before
-                bar.set_postfix(loss=f"{epoch.loss:.3f}", accuracy=f"{epoch.accuracy:.3f}")
+                shown = {name: getattr(epoch, name) for name in ("loss", "accuracy", "metric")}
+                bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items() if not math.isnan(value)})
                 yield epoch
         finally:
             if hook is not None:

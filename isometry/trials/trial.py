@@ -12,6 +12,7 @@ from torch import nn
 from isometry.data import Data
 from isometry.pruners import Pruner
 from isometry.repairs import REPAIRS
+from isometry.training.objective import describe_callable
 from isometry.training.recipe import Recipe
 from isometry.trials.architecture import Architecture, read_architecture
 from isometry.trials.dataset import Tensors, load_named
@@ -145,8 +146,15 @@ def label(recipe: Recipe | None) -> str:
 
 
 def to_json(value: Any) -> Any:
-    """Return a dataclass as JSON types, its nested dataclasses (regularizers, schedules) with their class names."""
+    """Return a dataclass as JSON types, its nested dataclasses (regularizers, schedules) with their class names.
+
+    A recipe's loss is written as its name and code; where it has none, it has no entry. Its metric changes nothing.
+    """
     if value is None or isinstance(value, str):
         return value
     entries = {entry.name: getattr(value, entry.name) for entry in fields(value)}
+    if isinstance(value, Recipe):
+        del entries["metric"]
+        loss = entries.pop("loss")
+        entries |= {} if loss is None else {"loss": describe_callable(loss)}
     return {name: asdict(v) | {"name": type(v).__name__} if is_dataclass(v) else v for name, v in entries.items()}  # type: ignore[arg-type]
