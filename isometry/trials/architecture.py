@@ -5,23 +5,20 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-import random
 import re
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
 from torch import nn
 
 from isometry import networks
 from isometry.errors import InvalidTypeError, InvalidValueError
 from isometry.networks.modules import clone, unwrap
 from isometry.trials.digests import code_digest, function_digest, network_digest
+from isometry.trials.seeding import seeded
 
 __all__ = ["Architecture", "Factory", "Given", "find_function", "read_architecture"]
 
@@ -133,7 +130,7 @@ class Factory(Architecture):
             ) from error
         except ValueError:  # no signature: a builtin
             pass
-        with _seeded(seed):
+        with seeded(seed):
             try:
                 built = self.function(**options)
             except Exception as error:  # whatever the user's function raises
@@ -256,23 +253,6 @@ def _checked(built: Any, source: str) -> nn.Module:
             "lambda: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))."
         )
     return unwrap(built)
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seed the generators of torch, numpy and Python, with one thread; afterwards all are as they were."""
-    states, threads = (random.getstate(), np.random.get_state()), torch.get_num_threads()  # noqa: NPY002
-    torch.set_num_threads(1)  # as in the workers: some initializations depend on it
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            random.seed(seed)
-            np.random.seed(seed % 2**32)  # noqa: NPY002
-            yield
-    finally:
-        torch.set_num_threads(threads)
-        random.setstate(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002
 
 
 def _as_file_name(text: str) -> str:

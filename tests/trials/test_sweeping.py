@@ -188,11 +188,13 @@ def test_bars_move_with_steps() -> None:
         ({"network": "tests.trials.test_sweeping:TUNE"}, "which is no function but Recipe"),
         ({"data": "mnisty"}, "got the data 'mnisty'; it takes cifar10"),
         ({"data": "digits", "test": tensors()}, "got test= with the data 'digits', which have a test part"),
-        ({"data": [torch.ones(2, 1, 8, 8)] * 3}, r"got the data of 3 entries \(Tensor, Tensor, Tensor\)"),
-        ({"data": (torch.ones(2, 1, 8, 8), [0, 1])}, r"got the data of 2 entries \(Tensor, list\)"),
-        ({"data": (torch.ones(2, 1, 8, 8), torch.ones(3).long())}, "got 2 inputs and 3 targets as the data"),
-        ({"data": {"x": 1}}, "got dict as the data; it takes a name, a Data"),
-        ({"test": 3}, "got int as test="),
+        ({"data": (torch.ones(2, 1, 8, 8), torch.ones(3).long())}, "got 2 inputs and 3 targets"),
+        ({"data": (torch.ones(0, 1, 8, 8), torch.ones(0).long())}, "got data without samples"),
+        ({"data": iter([tensors()])}, "got data that can be read only once"),
+        ({"data": []}, "gives no batches"),
+        ({"data": 3}, "got data of type int"),
+        ({"test": 3}, "got data of type int"),
+        ({"data": ((torch.ones(4, 3), torch.ones(4, 3)), torch.arange(4))}, "whose inputs are of type tuple; it takes one tensor"),
         ({"data": (torch.ones(4, 3, 8, 8), torch.arange(4))}, r"inputs have the shape \(3, 8, 8\) .* which the network refuses \(RuntimeError"),
         ({"network": lambda: nn.Sequential(nn.Flatten(0), nn.Linear(128, 10))}, r"returned a tensor of shape \(10,\) for 2 inputs"),
     ],
@@ -205,6 +207,49 @@ def test_what_makes_no_sense_is_refused_before_anything_is_trained(
         sweep(**changes)
     assert str(caught.value).startswith("sweep() got")
     assert type(caught.value) in (ValueError, TypeError)
+
+
+def loader(shuffle: bool = True, generator: torch.Generator | None = None) -> torch.utils.data.DataLoader:
+    return torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(*tensors()), batch_size=32, shuffle=shuffle, generator=generator
+    )
+
+
+def test_loaders_give_the_same_whatever_was_read_from_them_before(tmp_path: Path) -> None:
+    own = loader(generator=torch.Generator().manual_seed(3))
+    state = own.generator.get_state()
+    pruners = {"Random": isometry.Random(), "L1": L1()}
+    table = sweep(pruners=pruners, data=own, folder=tmp_path / "a", pretrain=TUNE)
+    assert torch.equal(own.generator.get_state(), state)
+    assert list(table["dataset"].unique()) == ["DataLoader"]
+    alone = sweep(pruners={"L1": L1()}, data=own, folder=tmp_path / "b", pretrain=TUNE)
+    both = table[table["method"] != "Random"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(alone, both)
+    parallel = sweep(pruners=pruners, data=own, folder=tmp_path / "c", pretrain=TUNE, jobs=2)
+    pd.testing.assert_frame_equal(parallel, table)
+    count = len(list((tmp_path / "a").rglob("done.json")))
+    sweep(
+        pruners=pruners, data=loader(generator=torch.Generator().manual_seed(3)), folder=tmp_path / "a", pretrain=TUNE
+    )
+    assert len(list((tmp_path / "a").rglob("done.json"))) == count
+
+
+def test_a_regression_is_swept_by_its_own_loss_and_metric() -> None:
+    def absolute(outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs - targets).abs().mean()
+
+    x = torch.randn(64, 4)
+    y = x.square().sum(1, keepdim=True)
+    model = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 1))
+    table = sweep(model, data=(x, y), loss=nn.functional.mse_loss, metric=absolute)
+    assert table["accuracy"].isna().all()
+    expected = isometry.evaluate(model, (x, y), loss=nn.functional.mse_loss, metric=absolute)
+    assert table["loss"].iloc[0] == expected.loss
+    assert table["metric"].iloc[0] == expected.metric
+    tuned = sweep(model, data=(x, y), finetune=Recipe(0.05, 2, 64, loss=nn.functional.mse_loss))
+    assert list(tuned["loss"]) == list(table["loss"])
+    with pytest.warns(UserWarning, match="cross-entropy takes logits"):
+        assert sweep(model, data=(x, y))["error"].notna().all()
 
 
 def test_numbers_may_be_arrays() -> None:
