@@ -23,8 +23,8 @@ from filelock import FileLock, Timeout
 from isometry.files import make_folder, remove_leftovers, write
 from isometry.measurement.measuring import interrupts_raised
 from isometry.trials.record import find, write_record
+from isometry.trials.resumption import remove_checkpoints
 from isometry.trials.stage import ROWS_FILE, Stage
-from isometry.trials.stages import remove_checkpoints
 
 __all__ = ["ERROR_FILE", "Job", "Outcome", "execute", "record_failure", "was_started"]
 
