@@ -31,7 +31,20 @@ from isometry import data, networks, spectra
 from isometry.measurement import compare, measure
 from isometry.measurement.report import Report
 from isometry.networks import convert, fold
-from isometry.pruners import L1, TPP, GReg, GReg2, Polarization, Pruner, Pruning, Random, RecedingBN, Slimming, prune
+from isometry.pruners import (
+    L1,
+    TPP,
+    GReg,
+    GReg2,
+    Polarization,
+    Pruned,
+    Pruner,
+    Pruning,
+    Random,
+    RecedingBN,
+    Slimming,
+    prune,
+)
 from isometry.repairs import orthogonalize, recalibrate, recover, repair
 from isometry.surgery import Plan, load, save
 from isometry.training import train
@@ -49,6 +62,7 @@ __all__ = [
     "OrthConv",
     "Plan",
     "Polarization",
+    "Pruned",
     "Pruner",
     "Pruning",
     "Random",
