@@ -17,6 +17,7 @@ Pruning moves the singular values of a network's input-output Jacobian (JSVs) aw
 In a training loop of your own, `Pruning` does step by step what `prune` does. Repairs of any pruned network are `repair`
 (least squares on the dense network's features), `recalibrate` (BatchNorm statistics) and `orthogonalize`; `convert` and `fold` go
 between ordinary and bounded BatchNorm, `save` and `load` between a pruned network and its file.
+`sweep` compares pruners at several ratios on a network and data of your own, resumably, in one table.
 Every verb leaves its argument alone and returns a new thing; `train` trains in place. Spectra of explicit matrices are
 in `isometry.spectra`, channel surgery in `isometry.surgery`, experiments as data in `isometry.trials`, pictures in
 `isometry.plots`.
@@ -25,7 +26,7 @@ in `isometry.spectra`, channel surgery in `isometry.surgery`, experiments as dat
 from __future__ import annotations
 
 import importlib
-from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from isometry import data, networks, spectra
 from isometry.measurement import compare, measure
@@ -51,6 +52,9 @@ from isometry.training import train
 from isometry.training.evaluation import evaluate
 from isometry.training.recipe import Cosine, Recipe, Steps
 from isometry.training.regularizers import KernOrth, OrthConv
+
+if TYPE_CHECKING:
+    from isometry.trials import sweep
 
 __all__ = [
     "L1",
@@ -86,12 +90,15 @@ __all__ = [
     "repair",
     "save",
     "spectra",
+    "sweep",
     "train",
 ]
 
 
-def __getattr__(name: str) -> ModuleType:
-    """Import `isometry.plots` and `isometry.trials` when first asked for: drawing is not needed to measure."""
+def __getattr__(name: str) -> Any:
+    """Import `isometry.plots`, `isometry.trials` and `sweep` when first asked for: drawing is not needed to measure."""
     if name in ("plots", "trials"):
         return importlib.import_module(f"isometry.{name}")
+    if name == "sweep":
+        return importlib.import_module("isometry.trials").sweep
     raise AttributeError(f"module 'isometry' has no attribute {name!r}")

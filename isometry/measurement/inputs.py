@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from isometry.data import Data, Split
+from isometry.data import Batches, Data, Folder, Split
 from isometry.errors import InvalidTypeError, InvalidValueError
 from isometry.measurement.batch import Batch, map_entries
 from isometry.networks import example_inputs, input_shape
@@ -133,8 +133,11 @@ def read_inputs(
         shape = input_shape(model, "measure(model, inputs)")
         x = reader.checked(example_inputs(model, count, seed=seed))
         return Inputs(iter([Batch.of(x)]), count, f"standard normal inputs of shape {shape}, as none were given")
-    if isinstance(inputs, Data):
+    if isinstance(inputs, Data | Folder):
         inputs = inputs.test
+    if isinstance(inputs, Batches):
+        named = inputs.inputs is not None or inputs.targets is not None
+        inputs = (pair.inputs for pair in inputs) if named or whole else inputs.source
     if isinstance(inputs, Split) or (not whole and _is_pair(inputs)):
         inputs = inputs[0]
     if isinstance(inputs, Tensor):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
-from isometry.networks.modules import clone, evaluating, feeding_layers
+from isometry.networks.modules import call, clone, evaluating, feeding_layers
 from isometry.networks.shapes import example_inputs, placed
 
 __all__ = ["BOUNDED", "BoundedBatchNorm1d", "BoundedBatchNorm2d", "convert", "fold", "importances", "to_batchnorm"]
@@ -111,7 +111,7 @@ def importances(model: nn.Module) -> dict[str, Tensor]:
 @torch.no_grad()
 def convert(
     model: nn.Module,
-    inputs: Tensor | None = None,
+    inputs: Any = None,
     *,
     headroom: float = 1.5,
     skip: str | Sequence[str] = (),
@@ -124,7 +124,7 @@ def convert(
 
     Args:
         model: a network with BatchNorm1d or BatchNorm2d layers.
-        inputs: [B, ...], a batch for the forward pass that finds those layers; None infers the shape from the first layer.
+        inputs: [B, ...], a batch for the forward pass that finds those layers, or a tuple or dict of arguments; None infers the shape from the first layer.
         headroom: above 1; the ratio of a layer's bound to its largest scale. Near the bound the sigmoid is flat and
             its gradient vanishes.
         skip: name patterns (fnmatch) of BatchNorms that are not converted.
@@ -144,13 +144,13 @@ def convert(
     if negative:
         x = placed(example_inputs(result, 2, call="convert(model, inputs)") if inputs is None else inputs, result)
         with evaluating(result):
-            pairs, before = feeding_layers(result, lambda: result(x))
+            pairs, before = feeding_layers(result, lambda: call(result, x))
         _move_signs(result, negative, {norm: layer for layer, norm in pairs})
     for norm in norms.values():
         _replace(result, norm, _bounded(norm, headroom))
     if negative:
         with evaluating(result):
-            outputs = zip(_tensors(result(x)), _tensors(before), strict=True)
+            outputs = zip(_tensors(call(result, x)), _tensors(before), strict=True)
         if any(float((new - old).abs().max()) > 1e-3 * float(old.abs().max()) for new, old in outputs):
             names = ", ".join(list(negative)[:5]) + (f" and {len(negative) - 5} more" if len(negative) > 5 else "")
             raise ValueError(

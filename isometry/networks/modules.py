@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ __all__ = [
     "BATCH_NORMS",
     "CONVOLUTIONS",
     "UNIT_LAYERS",
+    "call",
     "clone",
     "clone_output",
     "evaluating",
@@ -23,6 +24,7 @@ __all__ = [
     "hooked",
     "is_transposed",
     "modes_preserved",
+    "random_preserved",
     "requires_grad_preserved",
     "restoring",
     "state_preserved",
@@ -40,6 +42,13 @@ BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 def is_transposed(layer: nn.Module) -> bool:
     """Whether a layer is a transposed convolution, whose units are the second dimension of its weight."""
     return isinstance(layer, nn.modules.conv._ConvTransposeNd)
+
+
+def call(model: nn.Module, inputs: Any) -> Any:
+    """Return what a network gives at `inputs`: one argument, or a tuple of positional or a dict of keyword arguments."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
 
 
 @contextlib.contextmanager
@@ -135,7 +144,7 @@ def _attributes_preserved(model: nn.Module) -> contextlib.AbstractContextManager
     return restoring(restore)
 
 
-def _random_preserved(devices: Sequence[torch.device]) -> contextlib.AbstractContextManager[None]:
+def random_preserved(devices: Sequence[torch.device]) -> contextlib.AbstractContextManager[None]:
     """Put back the states of torch's, NumPy's and Python's global generators."""
     state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
     torch_state, device_states = torch.get_rng_state(), {d: torch.cuda.get_rng_state(d) for d in devices}
@@ -162,7 +171,7 @@ def state_preserved(model: nn.Module) -> Iterator[nn.Module]:
     with (
         _buffers_preserved(model),
         _attributes_preserved(model),
-        _random_preserved(devices),
+        random_preserved(devices),
         evaluating(model),
         requires_grad_preserved(model, False),
     ):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+
+from isometry.data.nests import map_tensors, tensors_in
 
 __all__ = ["example_inputs", "input_shape", "placed"]
 
@@ -64,9 +68,18 @@ def example_inputs(model: nn.Module, count: int, *, seed: int = 0, call: str = "
     return drawn.to(like.device, like.dtype)
 
 
-def placed(inputs: Tensor, model: nn.Module) -> Tensor:
-    """Return `inputs` on the model's device; floating point inputs in a dtype that some of its parameters have."""
-    floating: list[Tensor] = [p for p in model.parameters() if p.is_floating_point()] or [inputs]
-    if not inputs.is_floating_point() or inputs.dtype in {p.dtype for p in floating}:
-        return inputs.to(floating[0].device)
-    return inputs.to(floating[0].device, floating[0].dtype)
+def placed(inputs: Any, model: nn.Module) -> Any:
+    """Return `inputs` on the model's device; floating point inputs in a dtype that some of its parameters have.
+
+    Args:
+        inputs: a tensor, or a tuple or dict of tensors.
+        model: any network.
+    """
+    floating: list[Tensor] = [p for p in model.parameters() if p.is_floating_point()] or tensors_in(inputs)
+
+    def place(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point() or tensor.dtype in {p.dtype for p in floating}:
+            return tensor.to(floating[0].device)
+        return tensor.to(floating[0].device, floating[0].dtype)
+
+    return map_tensors(inputs, place)

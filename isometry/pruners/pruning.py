@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from isometry.data import Data, Split
 from isometry.errors import join_names, signed
 from isometry.pruners.preparation import prepare
 from isometry.pruners.pruner import Pruner
 from isometry.pruners.result import Pruned
+from isometry.training.objective import Loss, Metric
 
 __all__ = ["prune"]
 
@@ -24,11 +25,13 @@ def prune(
     ratio: float | Mapping[str, float] | None = None,
     *,
     flops: float | None = None,
-    data: Data | Split | tuple[Tensor, Tensor] | None = None,
-    inputs: Tensor | None = None,
+    data: Any = None,
+    inputs: Any = None,
     layers: str | Sequence[str] | None = None,
     skip: str | Sequence[str] | None = None,
     round_to: int = 1,
+    loss: Loss | None = None,
+    metric: Metric | None = None,
     autocast: bool = False,
     seed: int = 0,
     progress: bool | None = None,
@@ -50,11 +53,15 @@ def prune(
             win and layers that match none keep their units.
         flops: in place of a ratio, the fraction of FLOPs removed, in (0, 1): the smallest ratio that removes as much is
             found by bisection.
-        data: what a pruner that trains is to train on: a `Data` (its training part), a `Split`, or (inputs, targets).
-        inputs: [B, ...], a batch for tracing; taken from `data` or from the first layer's shape when None.
+        data: what a pruner that trains is to train on, as `isometry.train` takes it: a `Data` or `Folder` (its training part),
+            a `Split`, (inputs, targets), a DataLoader or another iterable of batches, which is read once per epoch.
+        inputs: [B, ...], a batch for tracing, or a tuple or dict of the arguments of a network of several inputs; taken from
+            `data` or from the first layer's shape when None.
         layers: name patterns (fnmatch) of the layers that may lose units; None means all that can.
         skip: name patterns of layers that keep their units, and so do all that are coupled with them.
         round_to: the units kept in a layer are rounded up to a multiple of it (8 for instance, for speed).
+        loss: of pruners that train, as `isometry.train` takes it: a callable (outputs, targets) -> scalar.
+        metric: likewise; its column of the history is `metric`.
         autocast: whether pruners that train do so in bfloat16.
         seed: of everything random.
         progress: False silences the progress bar; None shows it in terminals and notebooks.
@@ -79,6 +86,8 @@ def prune(
         layers=layers,
         skip=skip,
         round_to=round_to,
+        loss=loss,
+        metric=metric,
         autocast=autocast,
         seed=seed,
         progress=progress,

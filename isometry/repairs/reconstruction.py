@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from isometry.data import Data, Split
-from isometry.errors import InvalidTypeError, InvalidValueError, signed
+from isometry.data import Batches, Pair, read_data
+from isometry.data.nests import channels_last, concatenate, count_samples, first_samples, map_tensors
+from isometry.data.reading import first_inputs
+from isometry.errors import InvalidValueError, signed
 from isometry.networks import placed
 from isometry.networks.bounded import to_batchnorm
-from isometry.networks.modules import clone, evaluating, hooked, unwrap
+from isometry.networks.modules import call, clone, evaluating, hooked, unwrap
 from isometry.repairs.correspondence import match_outputs, match_weights
 from isometry.repairs.least_squares import NormalEquations, output_samples, patches
 from isometry.repairs.readers import Reader, Sums, find_readers
@@ -32,7 +34,7 @@ def repair(
     model: nn.Module,
     *,
     reference: nn.Module,
-    data: Tensor | Data | Split | tuple[Tensor, Tensor] | Iterable[Any],
+    data: Any,
     samples: int = 1024,
     positions: int = 24,
     batch_size: int = 128,
@@ -60,8 +62,8 @@ def repair(
     Args:
         model: a pruned network (`prune(...).model`), or one of the same widths with weights set to 0; it is left alone.
         reference: the network before pruning, with the same layers; it is left alone.
-        data: inputs [N, ...], (inputs, targets), a `Split`, a `Data` (its training part is used), or an iterable of batches
-            x or (x, y), of which the first ones are used. Targets are not used.
+        data: inputs [N, ...], (inputs, targets), a `Split`, a `Data` or `Folder` (its training part is used), or an iterable
+            of batches, see `isometry.data.Batches`, of which the first ones are used. Targets are not used.
         samples: the largest number of samples, drawn without replacement.
         positions: places per sample (pixels of a convolution's output, tokens) that equations are written for.
         batch_size: samples per forward pass of `reference`, and per product of Gram matrices.
@@ -85,10 +87,11 @@ def repair(
     repaired, original = clone(unwrap(model)), unwrap(reference)
     inputs = placed(_read_samples(data, samples, seed), repaired)
     with evaluating(repaired, original):
-        readers = find_readers(repaired, original, inputs[:2], downstream=downstream, outputs=outputs)
+        readers = find_readers(repaired, original, first_samples(inputs, 2), downstream=downstream, outputs=outputs)
         if not match_sums:
             readers = [replace(reader, summed=False) for reader in readers]
-        targets = dense_targets(original, readers, inputs.split(batch_size), positions, seed)
+        batches = (batch.inputs for batch in Pair(inputs, None).split(batch_size))
+        targets = dense_targets(original, readers, batches, positions, seed)
         quiet = None if progress is None else not progress
         with tqdm(total=len(readers), desc="repair", unit="layer", disable=quiet) as bar:
             _Reconstruction(repaired, original, targets, ridge, batch_size, bar.update).run(readers, inputs)
@@ -105,56 +108,18 @@ def _check_options(*, ridge: float, **counts: int) -> None:
         raise InvalidValueError(f"got ridge={ridge}; it takes a number of at least 0, e.g. ridge=1e-3.")
 
 
-def _read_samples(data: Any, samples: int, seed: int) -> Tensor:
+def _read_samples(data: Any, samples: int, seed: int) -> Any:
     """Return at most `samples` inputs [N, ...] of what a user calls data."""
-    if isinstance(data, Data):
-        data = data.train
-    if isinstance(data, Tensor) or _is_pair(data):
-        parts = [_inputs_of(data)]
-    elif data is None or (isinstance(data, Iterable) and not isinstance(data, str)):
-        parts = list(_first_batches(data or (), samples))
-    else:
-        raise _not_data(data)
-    if not sum(map(len, parts)):
+    split = read_data(torch.empty(0) if data is None else data)
+    inputs = concatenate(list(first_inputs(split, samples))) if isinstance(split, Batches) else split.inputs
+    count = count_samples(inputs)
+    if not count:
         raise InvalidValueError(
             "got no data; it takes inputs to compare the two networks at, training images for instance, e.g. "
             "repair(pruned, reference=dense, data=isometry.data.load('digits'))."
         )
-    inputs = torch.cat(parts)
-    order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(seed))[:samples]
-    drawn = inputs[order.to(inputs.device)]
-    return drawn.contiguous(memory_format=torch.channels_last) if drawn.ndim == 4 else drawn
-
-
-def _first_batches(batches: Iterable[Any], samples: int) -> Iterator[Tensor]:
-    """Yield the inputs of batches until there are `samples` of them."""
-    for batch in batches:
-        inputs = _inputs_of(batch)[:samples]
-        yield inputs
-        samples -= len(inputs)
-        if not samples:
-            return
-
-
-def _inputs_of(batch: Any) -> Tensor:
-    inputs = batch[0] if isinstance(batch, tuple | list) and batch else batch
-    if not isinstance(inputs, Tensor):
-        raise _not_data(batch)
-    return inputs
-
-
-def _not_data(data: Any) -> InvalidTypeError:
-    return InvalidTypeError(
-        f"got data of type {type(data).__name__}; it takes inputs, (inputs, targets), or an iterable of such batches, e.g. "
-        "repair(pruned, reference=dense, data=torch.randn(256, 3, 32, 32))."
-    )
-
-
-def _is_pair(data: Any) -> bool:
-    """Whether data are (inputs, targets), or a list of them as loaders give it, rather than two batches."""
-    if not isinstance(data, tuple | list) or len(data) != 2 or not all(isinstance(part, Tensor) for part in data):
-        return False
-    return isinstance(data, tuple) or (len(data[0]) == len(data[1]) and not data[1].is_floating_point())
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:samples]
+    return channels_last(map_tensors(inputs, lambda tensor: tensor[order.to(tensor.device)]))
 
 
 @dataclass(frozen=True)
@@ -176,7 +141,7 @@ class _Reconstruction:
     batch_size: int
     done: Callable[[], object]
 
-    def run(self, readers: Sequence[Reader], inputs: Tensor) -> None:
+    def run(self, readers: Sequence[Reader], inputs: Any) -> None:
         """Solve for `readers`, with inputs [N, ...] of the network."""
         waiting: dict[str, tuple[Reader, Tensor]] = {}
 
@@ -210,7 +175,7 @@ class _Reconstruction:
         handles = [module(r.layer).register_forward_pre_hook(before(r), with_kwargs=True) for r in readers]
         handles += [module(r.last).register_forward_hook(after(r)) for r in readers if r.summed]
         with hooked(*handles), sums:
-            self.model(inputs)
+            call(self.model, inputs)
 
     def _solve(self, reader: Reader, inputs: Tensor, other: Tensor | None) -> None:
         """Solve for a layer, with its inputs and what its output is added to, [N, ...] each."""

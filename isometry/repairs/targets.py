@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from isometry.networks import placed
-from isometry.networks.modules import hooked
+from isometry.networks.modules import call, hooked
 from isometry.repairs.least_squares import draw_positions, output_samples
 from isometry.repairs.readers import Reader, Sums
 
@@ -32,7 +33,7 @@ class Target:
 
 
 def dense_targets(
-    reference: nn.Module, readers: Sequence[Reader], batches: Iterable[Tensor], count: int, seed: int
+    reference: nn.Module, readers: Sequence[Reader], batches: Iterable[Any], count: int, seed: int
 ) -> dict[str, Target]:
     """Return {layer: what it gives in the dense network at `count` random places per sample}."""
     parts: dict[str, list[Target]] = {reader.layer: [] for reader in readers}
@@ -58,7 +59,7 @@ def dense_targets(
 
     with hooked(*(reference.get_submodule(r.last).register_forward_hook(watch(r)) for r in readers)), sums:
         for batch in batches:
-            reference(placed(batch, reference))
+            call(reference, placed(batch, reference))
     return {
         name: Target(
             torch.cat([part.positions for part in batch]), batch[0].shape, torch.cat([part.values for part in batch])

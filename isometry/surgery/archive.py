@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -68,7 +68,7 @@ def _check_widths(result: Applied) -> None:
 
 
 @signed("load")
-def load(path: str | os.PathLike[str], model: nn.Module, *, inputs: Tensor | None = None) -> Loaded:
+def load(path: str | os.PathLike[str], model: nn.Module, *, inputs: Any = None) -> Loaded:
     """Return a pruned copy of the dense `model` with the weights of the file, and the plan; `model` is left alone.
 
     The copy is in eval mode and in the precision of the file.

@@ -42,6 +42,7 @@ class Job(NamedTuple):
         device: where networks live.
         weights: whether the network of a fine-tuning is kept.
         parent: the process that runs all trials.
+        progress: whether trainings show a bar of their own; None: in terminals and notebooks.
     """
 
     stage: Stage
@@ -49,6 +50,7 @@ class Job(NamedTuple):
     device: str
     weights: bool
     parent: int
+    progress: bool | None = False
 
     @property
     def folder(self) -> Path:
@@ -99,7 +101,7 @@ def _compute(job: Job) -> None:
     (folder / _RUNNING).touch()
     write(folder / "settings.json", json.dumps(stage.settings, indent=1))
     start = time.perf_counter()
-    rows = stage.execute(job.runs, job.device, weights=job.weights)
+    rows = stage.execute(job.runs, job.device, weights=job.weights, progress=job.progress)
     write(folder / ROWS_FILE, pd.DataFrame(rows).to_csv(index=False))
     write_record(stage, job.runs, time.perf_counter() - start)
     remove_checkpoints(folder)

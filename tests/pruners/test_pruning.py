@@ -89,11 +89,13 @@ def test_skipping_every_layer_is_refused(monkeypatch) -> None:
         prune(networks.build("mlp-7-relu"), L1(), 0.5, skip="*")
 
 
-def test_a_tuple_of_inputs_is_refused(monkeypatch) -> None:
+@pytest.mark.parametrize("inputs", [[torch.randn(2, 1, 8, 8)], "batch", (3,)], ids=["list", "text", "numbers"])
+def test_inputs_without_tensors_are_refused(inputs: object) -> None:
     net = networks.build("conv-4", seed=0, input_shape=(1, 8, 8))
-    monkeypatch.setattr("isometry.pruners.pruner.train", lambda *a, **k: pytest.fail("trained"))
-    with pytest.raises(TypeError, match="inputs of type tuple; it takes one tensor"):
-        prune(net, L1(), 0.5, inputs=(torch.randn(2, 1, 8, 8),))
+    with pytest.raises(
+        TypeError, match=r"it takes a tensor \[B, \.\.\.\], or a tuple or dict of all of the network's arguments"
+    ):
+        prune(net, L1(), 0.5, inputs=inputs)
 
 
 def test_the_published_choice_of_layers_in_resnet_56() -> None:

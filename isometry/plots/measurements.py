@@ -1,4 +1,4 @@
-"""Results in, matplotlib axes out. Every method has one color in all figures."""
+"""Measurements of networks as pictures: spectra, comparisons, layers, importances."""
 
 from __future__ import annotations
 
@@ -11,46 +11,16 @@ import pandas as pd
 import torch
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from torch import Tensor, nn
 
 from isometry import networks
 from isometry.measurement.report import Report
+from isometry.plots.axes import new_axes, require_columns
+from isometry.plots.colors import color, distinct_colors
 from isometry.spectra import Spectrum
 from isometry.spectra.laws import Law
 
-__all__ = [
-    "color",
-    "comparison",
-    "importance_history",
-    "importances",
-    "layers",
-    "outcome",
-    "spectrum",
-    "sweep",
-    "trajectory",
-]
-
-_COLORS = {
-    "dense": "#222222", "random": "#8c8c8c", "l1": "#1f77b4", "greg": "#ff7f0e",
-    "tpp": "#2ca02c", "scratch": "#9467bd", "oracle": "#d62728", "l1 + orthp": "#d62728",
-    "l1 + recalibrate": "#17becf", "slimming": "#bcbd22", "ucs": "#7f7f4f", "rni": "#e377c2",
-    "rni, b = 0": "#9467bd", "bounded": "#8c8c8c", "polarization": "#8c564b",
-}  # fmt: skip
-_SPARE = ("#f77189", "#d58c32", "#a4a031", "#50b131", "#34ae91", "#37abb5", "#3ba3ec", "#bb83f4", "#f564d4")
-
-
-def color(name: str) -> str:
-    """Return the color of a method or network: the longest known method in its name decides, else a spare one."""
-    low = name.lower()
-    known = [method for method in _COLORS if method in low]
-    if known:
-        return _COLORS[max(known, key=lambda method: (low.find(method) == 0, len(method)))]
-    return _SPARE[sum(map(ord, low)) % len(_SPARE)]
-
-
-def _axes(ax: Axes | None) -> Axes:
-    return plt.subplots(figsize=(6.4, 4.2), layout="constrained")[1] if ax is None else ax
+__all__ = ["comparison", "importance_history", "importances", "layers", "spectrum"]
 
 
 def spectrum(
@@ -74,7 +44,7 @@ def spectrum(
         bins: number of bins.
         law: a closed-form law drawn over it, with its Kolmogorov-Smirnov distance to the first spectrum.
     """
-    ax = _axes(ax)
+    ax = new_axes(ax)
     named = {"network": x} if isinstance(x, Report | Spectrum) else dict(x)
     if not named:
         raise ValueError(
@@ -87,17 +57,20 @@ def spectrum(
     low = min(float(positive.min()), 1.0) * 0.95 if len(positive) else 0.5
     logarithmic = top / low > 30
     edges = np.geomspace(low, top, bins + 1) if logarithmic else np.linspace(0, top, bins + 1)
+    colors = distinct_colors(reports)
     for name, report in reports.items():
         mean = entry.mean_jsv if isinstance(entry := named[name], Report) else report.mean
         if not report.complete:
-            _draw_nodes(ax, report, name, mean)
+            _draw_nodes(ax, report, name, mean, colors[name])
             continue
         share, error = (part.numpy() for part in report.histogram(torch.from_numpy(edges)))
         width = np.diff(np.log10(edges)) if logarithmic else np.diff(edges)
-        ax.stairs(share / width, edges, color=color(name), label=f"{name}, mean {mean:.3g}", linewidth=1.6)
+        ax.stairs(share / width, edges, color=colors[name], label=f"{name}, mean {mean:.3g}", linewidth=1.6)
         if np.isfinite(error).all():
             middle = np.sqrt(edges[1:] * edges[:-1]) if logarithmic else (edges[1:] + edges[:-1]) / 2
-            ax.errorbar(middle, share / width, error / width, fmt="none", ecolor=color(name), elinewidth=0.7, alpha=0.6)
+            ax.errorbar(
+                middle, share / width, error / width, fmt="none", ecolor=colors[name], elinewidth=0.7, alpha=0.6
+            )
     if law is not None:
         s = np.geomspace(low, top, 800) if logarithmic else np.linspace(0, top, 800)
         density = law.pdf(s) * (s * math.log(10) if logarithmic else 1)
@@ -117,105 +90,12 @@ def spectrum(
     return ax
 
 
-def _draw_nodes(ax: Axes, nodes: Spectrum, name: str, mean: float) -> None:
+def _draw_nodes(ax: Axes, nodes: Spectrum, name: str, mean: float, shade: str) -> None:
     """Draw quadrature nodes against the share of the spectrum that each stands for."""
     weighted = nodes.weights > 1e-6
     shares = nodes.weights[weighted] * nodes.values.shape[1]
     label = f"{name}, mean {mean:.3g}, nodes (not the JSVs)"
-    ax.plot(nodes.values[weighted], shares, ".", color=color(name), markersize=3, alpha=0.5, label=label)
-
-
-def trajectory(table: pd.DataFrame, ax: Axes | None = None, *, y: str = "mean_jsv", by: str = "method") -> Axes:
-    """Draw `y` against the fine-tuning epoch, one line per method: the mean over seeds, the band one standard deviation.
-
-    Args:
-        table: columns `epoch` (0 is just before fine-tuning), `seed`, `by` and `y`.
-        ax: where to draw; a new figure when None.
-        y: the column drawn; mean JSVs get a logarithmic axis with the isometry line at 1.
-        by: the column that names the method; names that contain "+" are drawn dashed.
-    """
-    ax = _axes(ax)
-    _require(table, "trajectory", "epoch", by, y)
-    for name, rows in table.groupby(by, sort=False):
-        over = rows.groupby("epoch")[y].agg(["mean", "std"]).fillna(0.0)
-        style: dict[str, Any] = {"color": color(str(name)), "linestyle": "--" if "+" in str(name) else "-"}
-        ax.plot(over.index, over["mean"], label=str(name), linewidth=1.4, **style)
-        floor = over["mean"] * 0.05 if y == "mean_jsv" else -math.inf
-        low, high = np.maximum(over["mean"] - over["std"], floor), over["mean"] + over["std"]
-        ax.fill_between(over.index, low, high, color=style["color"], alpha=0.15, linewidth=0)
-    last = int(table["epoch"].max())
-    ax.set_xscale("symlog", linthresh=1)
-    ticks = [tick for tick in (0, 1, 3, 10, 30, 90, 300) if tick <= last]
-    ax.xaxis.set_major_locator(FixedLocator(ticks))
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:g}"))
-    ax.set_xlim(0, last)
-    ax.set_xlabel("fine-tuning epoch")
-    ax.set_ylabel(_label(y))
-    if y == "mean_jsv":
-        ax.set_yscale("log")
-        ax.axhline(1, color="#d62728", linewidth=1, linestyle=":")
-    return ax
-
-
-def sweep(
-    table: pd.DataFrame, ax: Axes | None = None, *, x: str = "ratio", y: str = "mean_jsv", by: str = "method"
-) -> Axes:
-    """Draw `y` against `x`, one line per method, error bars of one standard deviation over seeds.
-
-    Args:
-        table: columns `x`, `y`, `by`.
-        ax: where to draw; a new figure when None.
-        x: the column on the horizontal axis.
-        y: the column drawn; mean JSVs get a logarithmic axis with the isometry line at 1.
-        by: the column that names the method.
-    """
-    ax = _axes(ax)
-    _require(table, "sweep", x, y, by)
-    for name, rows in table.groupby(by, sort=False):
-        over = rows.groupby(x)[y].agg(["mean", "std"]).fillna(0.0)
-        ax.errorbar(
-            over.index, over["mean"], over["std"], label=str(name), color=color(str(name)), marker="o",
-            markersize=4, capsize=3, linestyle="--" if "+" in str(name) else "-", linewidth=1.4,
-        )  # fmt: skip
-    if y == "mean_jsv":
-        ax.set_yscale("log")
-        ax.axhline(1, color="#d62728", linewidth=1, linestyle=":")
-    ax.set_xlabel(_label(x))
-    ax.set_ylabel(_label(y))
-    ax.legend(frameon=False, fontsize="small")
-    return ax
-
-
-def outcome(table: pd.DataFrame, ax: Axes | None = None, *, by: str = "method") -> Axes:
-    """Draw the final accuracy of every trial against its mean JSV just before fine-tuning; the title has their correlation.
-
-    Args:
-        table: columns `trial`, `phase`, `epoch` (0 is just before fine-tuning), `lr`, `mean_jsv`, `accuracy` and `by`.
-        ax: where to draw; a new figure when None.
-        by: the column that names the method; names that contain "+" get open markers, every learning rate its own shape.
-    """
-    ax = _axes(ax)
-    _require(table, "outcome", "trial", "phase", "epoch", "lr", "mean_jsv", "accuracy", by)
-    keys = ["trial", by, "lr"]
-    start = table[table["epoch"] == 0].groupby(keys, sort=False)["mean_jsv"].first()
-    final = table[table["phase"] == "finetune"].sort_values("epoch").groupby(keys)["accuracy"].last()
-    points = pd.concat([start, final], axis=1).reset_index().dropna()
-    shapes = dict(zip(sorted(points["lr"].unique(), reverse=True), "os^Dv", strict=False))
-    for (method, lr), rows in points.groupby([by, "lr"], sort=False):
-        shade = color(str(method))
-        face = "none" if "+" in str(method) else shade
-        ax.scatter(rows["mean_jsv"], rows["accuracy"], marker=shapes[lr], s=34, facecolors=face, edgecolors=shade)
-    for lr, shape in shapes.items():
-        ax.scatter([], [], marker=shape, color="k", label=f"lr {lr:g}")
-    if points[by].str.contains("+", regex=False).any():
-        ax.scatter([], [], marker="o", facecolors="none", edgecolors="k", label="open: repaired")
-    ax.axvline(1, color="#d62728", linewidth=1, linestyle=":")
-    ax.set(xscale="log", xlabel="mean JSV just before fine-tuning", ylabel="test accuracy at the end of fine-tuning")
-    correlation = points["mean_jsv"].clip(lower=1e-12).rank().corr(points["accuracy"].rank())
-    ax.set_title(f"one point per trial; rank correlation {correlation:.2f}, n = {len(points)}", fontsize="medium")
-    ax.legend(frameon=False)
-    return ax
+    ax.plot(nodes.values[weighted], shares, ".", color=shade, markersize=3, alpha=0.5, label=label)
 
 
 def comparison(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
@@ -225,12 +105,13 @@ def comparison(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
         table: columns `network`, `mean_jsv`, `interval_low`, `interval_high`.
         ax: where to draw; a new figure when None.
     """
-    ax = _axes(ax)
-    _require(table, "comparison", "network", "mean_jsv", "interval_low", "interval_high")
+    ax = new_axes(ax)
+    require_columns(table, "comparison", "network", "mean_jsv", "interval_low", "interval_high")
     means = table["mean_jsv"].to_numpy()
     reach = np.nan_to_num(np.stack([means - table["interval_low"], table["interval_high"] - means]).clip(0))
+    colors = distinct_colors(table["network"])
     for row, name in enumerate(table["network"]):
-        ax.bar(row, means[row], yerr=reach[:, [row]], color=color(str(name)), capsize=4, width=0.6)
+        ax.bar(row, means[row], yerr=reach[:, [row]], color=colors[str(name)], capsize=4, width=0.6)
     ax.set_xticks(range(len(table)), table["network"], rotation=20 if len(table) > 4 else 0)
     positive = means[means > 0]
     if len(positive) and positive.max() / positive.min() > 30:
@@ -248,19 +129,19 @@ def layers(table: Report | pd.DataFrame | Mapping[str, Report], ax: Axes | None 
         table: a report measured with `layers`, its table, or {name: such a report}.
         ax: where to draw; a new figure when None.
     """
-    ax = _axes(ax)
+    ax = new_axes(ax)
     named: dict[str, Any] = dict(table) if isinstance(table, Mapping) else {"network": table}
-    names: list[str] = []
+    names, colors = list[str](), distinct_colors(named)
     for name, entry in named.items():
         rows = entry.layers if isinstance(entry, Report) else entry
         if rows is None:
             raise ValueError("plots.layers() got a report without layers; measure it with layers=True.")
-        _require(rows, "layers", "layer", "mean_jsv", "interval_low", "interval_high")
+        require_columns(rows, "layers", "layer", "mean_jsv", "interval_low", "interval_high")
         names = list(rows["layer"])
         reach = [rows["mean_jsv"] - rows["interval_low"], rows["interval_high"] - rows["mean_jsv"]]
         ax.errorbar(
             range(len(rows)), rows["mean_jsv"], [side.fillna(0).clip(lower=0) for side in reach], marker="o", markersize=3, capsize=2,
-            color=color(name), label=name, linewidth=1.3,
+            color=colors[name], label=name, linewidth=1.3,
         )  # fmt: skip
     ax.set_xticks(range(len(names)), names, rotation=90, fontsize="x-small")
     ax.set_yscale("log")
@@ -288,7 +169,7 @@ def importances(
         logarithmic: whether the axis of importances is; the group near 0 is visible only then.
         bins: number of bins.
     """
-    ax = _axes(ax)
+    ax = new_axes(ax)
     by_layer = networks.importances(x) if isinstance(x, nn.Module) else dict(x)
     every = np.concatenate([layer.detach().double().cpu().numpy() for layer in by_layer.values()])
     low = max(float(every.min()), 1e-12)
@@ -312,8 +193,8 @@ def importance_history(rows: pd.DataFrame, ax: Axes | None = None) -> Axes:
         rows: columns `method`, `epoch`, `low` and `high` (log10, the edges of a bin) and `units`.
         ax: where to draw; a new figure when None.
     """
-    ax = _axes(ax)
-    _require(rows, "importance_history", "method", "epoch", "low", "high", "units")
+    ax = new_axes(ax)
+    require_columns(rows, "importance_history", "method", "epoch", "low", "high", "units")
     epochs = sorted(rows["epoch"].unique())
     for shade, epoch in zip(plt.get_cmap("viridis")(np.linspace(0.9, 0.0, len(epochs))), epochs, strict=True):
         part = rows[rows["epoch"] == epoch]
@@ -323,24 +204,3 @@ def importance_history(rows: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax.set_title(str(rows["method"].iloc[0]), fontsize="medium")
     ax.legend(frameon=False, fontsize="small", loc="upper center")
     return ax
-
-
-def _label(column: str) -> str:
-    names = {
-        "mean_jsv": "mean JSV",
-        "accuracy": "test accuracy",
-        "ratio": "ratio of units removed",
-        "lr": "learning rate",
-    }
-    return names.get(column, column.replace("_", " "))
-
-
-def _require(table: Any, verb: str, *columns: str) -> None:
-    missing = [column for column in columns if column not in getattr(table, "columns", [])]
-    if missing or not len(table):
-        found = ", ".join(map(str, getattr(table, "columns", []))) or type(table).__name__
-        raise ValueError(
-            f"plots.{verb}() got a table with {len(table)} rows and the columns {found}; it takes a DataFrame with rows "
-            f"and the columns {', '.join(columns)}, e.g. the one that "
-            f"{'isometry.compare' if verb == 'comparison' else 'isometry.trials.run'} returns."
-        )
