@@ -1,5 +1,7 @@
 """Interrupted verbs, called again."""
 
+import contextlib
+
 import pytest
 from torch import nn
 
@@ -40,10 +42,8 @@ def test_a_call_that_cannot_be_interrupted_is_told(monkeypatch: pytest.MonkeyPat
 
 def _stubborn() -> tuple[object, ...]:
     for _ in range(2):
-        try:
+        with contextlib.suppress(KeyboardInterrupt, RuntimeError):
             nn.Identity()(interrupts._samples().inputs)
-        except (KeyboardInterrupt, RuntimeError):
-            pass
     return ()
 
 
