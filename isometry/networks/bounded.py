@@ -125,7 +125,8 @@ def convert(
 
     Args:
         model: a network with BatchNorm1d or BatchNorm2d layers.
-        inputs: [B, ...], a batch for the forward pass that finds those layers, or a tuple or dict of arguments; None infers the shape from the first layer.
+        inputs: [B, ...], a batch for the forward pass that finds those layers, or a tuple or dict of arguments; None draws
+            one of a shape that the model is found to take.
         headroom: above 1; the ratio of a layer's bound to its largest scale. Near the bound the sigmoid is flat and
             its gradient vanishes.
         skip: name patterns (fnmatch) of BatchNorms that are not converted.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from isometry.data import Batches, read_data
 from isometry.data.nests import first_samples, tensors_in
 from isometry.errors import InvalidTypeError, InvalidValueError, join_names
-from isometry.networks import example_inputs, placed, size
+from isometry.networks import describe_inputs, example_inputs, placed, size
 from isometry.networks.modules import random_preserved
 from isometry.pruners.pruner import Pruner, PruningContext
 from isometry.pruners.result import Pruned
@@ -138,6 +138,7 @@ class Preparation:
             size(pruned, self.inputs),
             left_alone,
             tuple(sorted({name for group, units in selection if units for name in group.mixes})),
+            describe_inputs(self.inputs),
         )
 
 

@@ -60,7 +60,7 @@ def prune(
         data: what a pruner that trains is to train on, as `isometry.train` takes it: a `Data` or `Folder` (its training part),
             a `Split`, (inputs, targets), a DataLoader or another iterable of batches, which is read once per epoch.
         inputs: [B, ...], a batch for tracing, or a tuple or dict of the arguments of a network of several inputs; taken from
-            `data` or from the first layer's shape when None.
+            `data`, or drawn in a shape that the model is found to take, when None.
         layers: name patterns (fnmatch) of the layers that may lose units; None means all that can.
         skip: name patterns of layers that keep their units, and so do all that are coupled with them.
         round_to: the units kept in a layer are rounded up to a multiple of it (8 for instance, for speed).

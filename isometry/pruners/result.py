@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -31,6 +31,8 @@ class Pruned:
         left_alone: {layer: why none of its units were removed}.
         inexact: layers that normalize over channels (LayerNorm, GroupNorm) some of which were removed: their statistics
             change, so that this removal is not exact.
+        input_spec: the `InputSpec` of the inputs it was traced with, or a tuple or dict of several, which `save` stores; None
+            where that is not known.
     """
 
     model: nn.Module
@@ -40,6 +42,7 @@ class Pruned:
     after: Size
     left_alone: dict[str, str]
     inexact: tuple[str, ...] = ()
+    input_spec: Any = None
 
     @property
     def ratio(self) -> float:
@@ -98,6 +101,7 @@ class Pruned:
             later.after,
             {layer: reason for layer, reason in later.left_alone.items() if not plan.removed.get(layer)},
             tuple(sorted({*self.inexact, *later.inexact})),
+            self.input_spec,
         )
 
     def __str__(self) -> str:
