@@ -100,7 +100,9 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
 
 def _add_measuring(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--samples", type=positive, default=64, help="how many inputs of the test part, drawn at random"
+        "--samples",
+        type=positive,
+        help="how many inputs of the test part, drawn at random (default: 64; with --rtol as many as it takes)",
     )
     parser.add_argument("--method", choices=["auto", "exact", "krylov"], default="auto", help="see isometry.measure")
     parser.add_argument("--json", metavar="FILE", help="write all numbers")

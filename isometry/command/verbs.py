@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,11 @@ from isometry.command.sources import (
 )
 from isometry.data import Data, Folder
 from isometry.files import software, write
+from isometry.networks import placed
 
 __all__ = ["compare", "measure", "prune"]
 
+_SAMPLES = 64
 _SUFFIXES = (".png", ".pdf", ".svg", ".jpg")
 
 
@@ -136,6 +139,8 @@ def _check(options: Namespace) -> torch.device:
     """Refuse what cannot be written, and a device that is not there."""
     check_output("--json", options.json)
     check_output("--plot", options.plot, suffixes=_SUFFIXES)
+    if options.samples is None:
+        options.samples = _SAMPLES if getattr(options, "rtol", None) is None else sys.maxsize
     return find_device(options.device)
 
 
@@ -147,7 +152,8 @@ def _prepare(
         raise ValueError("got --data and --input-shape; the data have a shape, so leave one of them out")
     model = build_network(options.network, weights, options, data)
     inputs = draw_inputs(options, data, device)
-    return load_weights(model, options.network, weights, inputs), inputs
+    model = load_weights(model, options.network, weights, inputs)
+    return model, None if inputs is None else placed(inputs, model)
 
 
 def _describe(weights: str | None) -> str:
@@ -157,8 +163,8 @@ def _describe(weights: str | None) -> str:
 def _describe_data(options: Namespace, data: Data | Folder | None) -> str:
     if data is None:
         return ""
-    count = count_tests(data)
-    return f"{'data':<18} {min(options.samples, count)} of the {count} test inputs of {options.data}, drawn with seed {options.seed}\n"
+    count, most = count_tests(data), "up to " if getattr(options, "rtol", None) is not None else ""
+    return f"{'data':<18} {most}{min(options.samples, count)} of the {count} test inputs of {options.data}, drawn with seed {options.seed}\n"
 
 
 def _write_json(options: Namespace, result: dict[str, Any]) -> None:

@@ -96,6 +96,14 @@ def test_published_weights_get_their_normalization(monkeypatch: pytest.MonkeyPat
     assert seen == [("cifar10", isometry.data.IMAGENET), ("cifar10", None), ("mnist", None)]
 
 
+def test_inputs_get_the_precision_of_the_network_and_may_be_as_many_as_it_takes(folder: Path, capsys: Any) -> None:
+    save_file({"inputs": torch.randn(40, *SHAPE, dtype=torch.float64)}, "double.safetensors")
+    status, out, _ = ends("measure mine:build --data double.safetensors --rtol 0.5", capsys)
+    assert status == 0
+    assert "up to 40 of the 40 test inputs" in out
+    assert "32 inputs of shape" in out  # the first look at the interval
+
+
 def test_compare_takes_files_with_a_plan_narrower_weights_and_wrapped_ones(folder: Path, capsys: Any) -> None:
     words = "compare dense=dense.safetensors l1=l1.safetensors ddp=ddp.pt --network mine:build --data x.safetensors --plot --json c.json"
     status, out, _ = ends(words, capsys)
@@ -246,7 +254,8 @@ def test_what_makes_no_sense_is_refused_with_2_and_one_line(
 def test_help_shows_defaults_and_warnings_are_one_line(folder: Path, capsys: Any) -> None:
     status, out, _ = ends("measure --help", capsys)
     assert status == 0
-    assert "(default: 64)" in " ".join(out.split())
+    assert "and everything random (default: 0)" in " ".join(out.split())
+    assert "(default: 64; with --rtol" in " ".join(out.split())
     status, _, err = ends("measure mine:warns --input-shape 1 8 8 --samples 2", capsys)
     assert (status, err) == (0, "note: two lines\n")
 
