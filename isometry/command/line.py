@@ -25,7 +25,7 @@ class _Defaults(argparse.HelpFormatter):
     """Help that shows the defaults of options that have one."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        hidden = action.default in (None, False, argparse.SUPPRESS) or action.const is not None
+        hidden = any(action.default is value for value in (None, False, argparse.SUPPRESS)) or action.const is not None
         return f"{action.help or ''}{'' if hidden else ' (default: %(default)s)'}"
 
 
