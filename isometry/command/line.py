@@ -116,6 +116,7 @@ def _add_measure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rtol", type=float, help="sample until the 95 %% interval is this narrow, relative to the mean"
     )
+    parser.add_argument("--reference", metavar="FILE|NAME", help="weights of the dense network, as the yardstick")
     parser.add_argument(
         "--layers",
         nargs="*",

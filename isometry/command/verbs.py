@@ -36,12 +36,14 @@ _SUFFIXES = (".png", ".pdf", ".svg", ".jpg")
 def measure(options: Namespace) -> None:
     """Print the report of a network, and write and draw it where that is wished."""
     device = _check(options)
-    check_network(options.network, [options.weights])
-    data = read_data(options.data, options.network, options.weights)
+    check_network(options.network, [options.weights, options.reference])
+    data = read_data(options.data, options.network, options.reference or options.weights)
     model, inputs = _prepare(options, options.weights, data, device)
+    reference = None if options.reference is None else _prepare(options, options.reference, data, device)[0].to(device)
     report = isometry.measure(
         model.to(device),
         inputs,
+        reference=reference,
         method=options.method,
         layers=_read_layers(options.layers),
         rtol=options.rtol,
@@ -62,7 +64,17 @@ def measure(options: Namespace) -> None:
         _save(figure, options.plot)
 
 
-_LAYER_COLUMNS = ("layer", "kind", "width", "mean_jsv", "interval_low", "interval_high", "std_jsv", "condition_number")
+_LAYER_COLUMNS = (
+    "layer",
+    "kind",
+    "width",
+    "mean_jsv",
+    "interval_low",
+    "interval_high",
+    "std_jsv",
+    "condition_number",
+    "ratio",
+)
 
 
 def _read_layers(words: list[str] | None) -> bool | int | list[str]:
@@ -98,6 +110,7 @@ def compare(options: Namespace) -> None:
     shown = [column for column in _SHOWN if column in table]
     print(f"{'network':<18} {options.network}\n{_describe_data(options, data)}")
     print(table[shown].to_string(index=False, float_format="{:.4g}".format))
+    print("\n".join(f"{name:<18} {verdict}" for name, verdict in zip(table["network"], table["verdict"], strict=True)))
     _write_json(options, {"networks": json.loads(table.to_json(orient="records"))})
     if options.plot is not None:
         from isometry import plots
@@ -107,7 +120,7 @@ def compare(options: Namespace) -> None:
         _save(figure, options.plot)
 
 
-_SHOWN = ("network", "mean_jsv", "interval_low", "interval_high", "difference", "difference_low", "difference_high", "max_jsv",
+_SHOWN = ("network", "mean_jsv", "interval_low", "interval_high", "ratio", "ratio_low", "ratio_high", "max_jsv",
           "condition_number_median", "isometry_gap")  # fmt: skip
 
 
