@@ -244,8 +244,15 @@ def software() -> dict[str, str]:
     tracked = git("ls-files", "--", Path(__file__).name)  # not the repository of a user who installed the package in it
     commit = (git("rev-parse", "--short=12", "HEAD") if tracked else "") or "unknown"
     changed = "+" if tracked and git("status", "--porcelain", "--untracked-files=no", "--", str(here)) else ""
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "numpy", "torch-pruning", "isometry")}
+    versions = {name: _version(name) for name in ("torch", "numpy", "torch-pruning", "isometry")}
     return {"commit": commit + changed, "python": platform.python_version(), **versions}
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # a source tree that is not installed, for instance
+        return "unknown"
 
 
 def markdown(table: pd.DataFrame) -> str:

@@ -150,11 +150,21 @@ class NetworkFunction:
     def differentiable(self) -> Iterator[None]:
         """Choose kernels that have the derivatives and the precision needed.
 
-        Attention in plain matrix products, no cuDNN for recurrent layers, full float32.
+        Attention in plain matrix products, no cuDNN for recurrent layers, full float32 also where the caller uses autocast.
         """
         recurrent = any(isinstance(module, _RECURRENT) for module in self.model.modules())
         kernels = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
-        with warnings.catch_warnings(), torch.enable_grad(), kernels, full_precision(cudnn=not recurrent):
+        kinds = {"cpu", *(tensor.device.type for tensor in (*self.model.parameters(), *self.model.buffers()))}
+        with contextlib.ExitStack() as stack:
+            for kind in filter(torch.amp.is_autocast_available, kinds):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+            for setting in (
+                warnings.catch_warnings(),
+                torch.enable_grad(),
+                kernels,
+                full_precision(cudnn=not recurrent),
+            ):
+                stack.enter_context(setting)
             # Re-entrant checkpoints say so in every forward pass that needs no gradient.
             warnings.filterwarnings("ignore", "None of the inputs have requires_grad")
             yield

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import textwrap
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,13 +17,14 @@ from torch.utils._pytree import tree_leaves
 from isometry.data.nests import describe, tensors_in
 from isometry.errors import InvalidValueError, join_names
 from isometry.networks.bounded import BOUNDED
-from isometry.networks.modules import UNIT_LAYERS, call, modes_preserved, requires_grad_preserved
+from isometry.networks.modules import UNIT_LAYERS, call, modes_preserved, requires_grad_preserved, restoring
 from isometry.surgery.groups import Coupling, UnitGroup, group_units, unit_count
 from isometry.surgery.support import check_supported, reason_fixed
 
 __all__ = ["Graph", "output_tensors", "trace"]
 
 _LONGEST = 200
+_ADD_DEP = tp.dependency.Group.add_dep  # replaced during a walk
 
 
 @dataclass
@@ -185,29 +186,24 @@ def _walk(graph: tp.DependencyGraph, layer: nn.Module, names: Mapping[nn.Module,
     return couplings
 
 
-@contextlib.contextmanager
-def _bounded_walk(steps: int, width: int) -> Iterator[None]:
+def _bounded_walk(steps: int, width: int) -> contextlib.AbstractContextManager[None]:
     """Raise a RuntimeError where Torch-Pruning's walk through the graph goes in circles, with ever more indices.
 
     Args:
         steps: the most that a walk may take.
         width: the most indices that one of them may have.
     """
-    kind = tp.dependency.Group
-    original, taken = kind.add_dep, 0
+    taken = 0
 
     def counted(group: Any, dep: Any, idxs: Any) -> Any:
         nonlocal taken
         taken += 1
         if taken > steps or len(idxs) > width:
             raise RuntimeError("the walk through the dependency graph does not end")
-        return original(group, dep, idxs)
+        return _ADD_DEP(group, dep, idxs)
 
-    kind.add_dep = counted
-    try:
-        yield
-    finally:
-        kind.add_dep = original
+    tp.dependency.Group.add_dep = counted
+    return restoring(lambda: setattr(tp.dependency.Group, "add_dep", _ADD_DEP))
 
 
 def output_tensors(output: Any) -> list[Tensor]:
