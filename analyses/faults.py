@@ -16,6 +16,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -30,6 +31,7 @@ from tqdm import tqdm
 import isometry
 from isometry import L1, networks
 from isometry.trials import script
+from isometry.trials.faults.disks import lose_power, mounted
 from isometry.trials.faults.interrupts import PLACES, VERBS, interrupt
 from isometry.trials.faults.kills import killed, killed_pool, two_runs
 from isometry.trials.faults.modes import MODES, measure_in
@@ -142,6 +144,20 @@ def _crashed(s: Sweep, disk: Disk) -> bool:
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 137
 
 
+def disks(quick: bool) -> list[Row]:
+    """Return what came of losses of power on ext4; nothing where this process may not mount an image."""
+    chance = random.Random(3)
+    with subject(2) as s:
+        try:
+            with s.folder() as folder, mounted(folder.with_suffix(".img")):
+                pass
+        except (OSError, subprocess.CalledProcessError) as error:
+            print(f"losses of power on ext4 are left out: an image cannot be mounted ({error})")
+            return []
+        moments = [chance.uniform(0, 1.2 * s.seconds) for _ in range(2 if quick else 60)]
+        return [row("power loss: ext4 image", Counter(lose_power(s, moment) for moment in moments))]
+
+
 def mutations(quick: bool) -> list[Row]:
     """Return what came of files that were changed: of finished folders, of interrupted ones, of archives."""
     chance = random.Random(1)
@@ -248,6 +264,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
 
 PARTS: dict[str, Callable[[bool], list[Row]]] = {
     "crashes": crashes,
+    "disks": disks,
     "changed files": mutations,
     "kills": kills,
     "killed workers": killed_workers,
