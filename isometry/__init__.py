@@ -1,6 +1,7 @@
 """Trainability analysis of pruned networks: see it, explain it, repair it.
 
-Pruning moves the singular values of a network's input-output Jacobian (JSVs) away from 1, and fine-tuning suffers.
+Pruning moves the singular values of a network's input-output Jacobian (JSVs) away from where training put them, and
+fine-tuning suffers.
 
     import isometry
 
@@ -12,6 +13,7 @@ Pruning moves the singular values of a network's input-output Jacobian (JSVs) aw
 
     pruned = isometry.prune(model, isometry.L1(), ratio=0.8)      # the network gets smaller; also TPP, RecedingBN, ...
     recovered = isometry.recover(pruned.model)                    # linear MLPs: every JSV becomes 1
+    isometry.measure(pruned.model, data.test, reference=model)    # also the ratio to the dense network, and a verdict
     isometry.compare({"dense": model, "L1": pruned.model, "recovered": recovered}, data.test)
 
 In a training loop of your own, `Pruning` does step by step what `prune` does. Repairs of any pruned network are `repair`
@@ -34,14 +36,17 @@ from isometry.measurement.report import Report
 from isometry.networks import convert, fold
 from isometry.pruners import (
     L1,
+    SNIP,
     TPP,
     GReg,
     GReg2,
+    Magnitude,
     Polarization,
     Pruned,
     Pruner,
     Pruning,
     Random,
+    RandomWeights,
     RecedingBN,
     Slimming,
     prune,
@@ -58,11 +63,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "L1",
+    "SNIP",
     "TPP",
     "Cosine",
     "GReg",
     "GReg2",
     "KernOrth",
+    "Magnitude",
     "OrthConv",
     "Plan",
     "Polarization",
@@ -70,6 +77,7 @@ __all__ = [
     "Pruner",
     "Pruning",
     "Random",
+    "RandomWeights",
     "RecedingBN",
     "Recipe",
     "Report",

@@ -141,6 +141,31 @@ def test_layers_are_drawn() -> None:
     assert [t.get_text() for t in ax.get_xticklabels()] == ["conv1", "conv2", "conv3", "fc1", "fc2"]
 
 
+def test_the_reference_of_a_report_is_drawn() -> None:
+    dense, x = networks.build("lenet-5-relu", seed=0), torch.randn(4, 1, 32, 32)
+    report = measure(networks.build("lenet-5-relu", seed=1), x, layers=True, reference=dense)
+    assert report.reference is not None
+    for draw in (plots.spectrum, plots.layers):
+        for given, names in (
+            (report, ["dense", "network"]),
+            ({"L1": report}, ["dense", "L1"]),
+            ({"dense": report}, ["dense"]),
+        ):
+            texts = [t.get_text().split(",")[0] for t in draw(given).get_legend().get_texts()]
+            assert sorted(texts) == sorted([*names, "isometry"])
+    lines = [line for line in plots.layers(report).lines if line.get_label() != "isometry"]
+    heights = [list(line.get_ydata()) for line in lines if len(line.get_ydata()) == 5]
+    assert list(report.reference.layers["mean_jsv"]) in heights
+
+
+def test_layers_are_drawn_at_the_place_of_their_name() -> None:
+    net = networks.build("lenet-5-relu", seed=0)
+    whole, part = (measure(net, torch.randn(4, 1, 32, 32), layers=names).layers for names in (True, ["fc*"]))
+    ax = plots.layers({"whole": whole, "part": part})
+    places = {tuple(line.get_xdata()) for line in ax.lines}
+    assert (3, 4) in places
+
+
 def test_a_report_without_layers_is_refused() -> None:
     net = networks.build("lenet-5-relu", seed=0)
     with pytest.raises(ValueError, match="layers=True"):

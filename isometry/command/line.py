@@ -87,7 +87,9 @@ _WEIGHTS = (
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--data", metavar="NAME|FILE", help="a data set by name, or a file with the tensors inputs and targets"
+        "--data",
+        metavar="NAME|FILE",
+        help="a data set by name, a folder of images, or a file with the tensors inputs and targets",
     )
     parser.add_argument(
         "--input-shape", type=positive, nargs="+", metavar="N", help="of one input, e.g. 3 32 32; without --data"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from isometry import data as sets
 from isometry import networks, pruners
-from isometry.data import Data, Split
+from isometry.data import Data, Folder, Split
 from isometry.errors import join_names
 from isometry.files import read_tensors
 from isometry.pruners import Pruner
@@ -25,6 +25,7 @@ __all__ = [
     "build_network",
     "check_network",
     "check_output",
+    "count_tests",
     "draw_inputs",
     "find_device",
     "find_pruner",
@@ -116,16 +117,18 @@ def read_weights(path: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     return {str(name): tensor for name, tensor in content.items()}, {}
 
 
-def read_data(name: str | None, network: str, weights: str | None) -> Data | None:
-    """Return a data set by its name, normalized as published weights need it, or the tensors of a file; None for none."""
+def read_data(name: str | None, network: str, weights: str | None) -> Data | Folder | None:
+    """Return a data set by its name, normalized as published weights need it, a folder of images, or the tensors of a file."""
     if name is None:
         return None
     if name in sets.names():
         known = networks.PRETRAINED.get((network, weights or ""))
         return sets.load(name, normalization=known.normalization if known and name.startswith("cifar") else None)
+    if Path(name).is_dir():
+        return sets.folder(name)
     if not Path(name).is_file():
         raise ValueError(
-            f"--data {name}: it takes {', '.join(sets.names())}, or a file with the tensors inputs and targets"
+            f"--data {name}: it takes {', '.join(sets.names())}, a folder of images, or a file with the tensors inputs and targets"
         )
     tensors, _ = read_weights(name)
     if "inputs" not in tensors:
@@ -143,28 +146,45 @@ def read_data(name: str | None, network: str, weights: str | None) -> Data | Non
     return Data(Path(name).stem, split, split, split, classes, tuple(inputs.shape[1:]))
 
 
-def draw_inputs(options: Namespace, data: Data | None, device: torch.device) -> Tensor | None:
+def count_tests(data: Data | Folder) -> int:
+    """Return the number of samples of the test part."""
+    return len(data.test.inputs) if isinstance(data, Data) else len(_images(data))
+
+
+def count_classes(data: Data | Folder | None) -> int:
+    """Return the number of classes, 10 where there are no data."""
+    return 10 if data is None else data.classes if isinstance(data, Data) else len(data.classes)
+
+
+def _images(data: Folder) -> Any:
+    """Return the test images of a folder, by index."""
+    loader: Any = data.test.source
+    return loader.dataset
+
+
+def draw_inputs(options: Namespace, data: Data | Folder | None, device: torch.device) -> Tensor | None:
     """Return the inputs [samples, ...] to measure at: of the test part, or drawn in the shape that was named; None without both."""
     generator = torch.Generator().manual_seed(options.seed)
     if data is not None:
-        order = torch.randperm(len(data.test.inputs), generator=generator)
-        return data.test.inputs[order[: options.samples]].to(device)
+        order = torch.randperm(count_tests(data), generator=generator)[: options.samples]
+        if isinstance(data, Folder):
+            return torch.stack([_images(data)[int(index)][0] for index in order]).to(device)
+        return data.test.inputs[order].to(device)
     if options.input_shape:
         return torch.randn(options.samples, *options.input_shape, generator=generator).to(device)
     return None
 
 
-def build_network(reference: str, weights: str | None, options: Namespace, data: Data | None) -> nn.Module:
+def build_network(reference: str, weights: str | None, options: Namespace, data: Data | Folder | None) -> nn.Module:
     """Return a network by its name or function, for the shape and the classes of the data, with published weights where named."""
     if ":" in reference:
         from isometry.trials.architecture import read_architecture  # takes long to import
 
-        return read_architecture(reference).build(data.classes if data else 10, options.seed, {})
+        return read_architecture(reference).build(count_classes(data), options.seed, {})
     published = weights if (reference, weights) in networks.PRETRAINED else None
     shape = tuple(options.input_shape) if options.input_shape else data.input_shape if data else None
     settings: dict[str, Any] = {} if shape is None else {"input_shape": shape}
-    classes = data.classes if data is not None else 10
-    return networks.build(reference, classes, seed=options.seed, weights=published, **settings)
+    return networks.build(reference, count_classes(data), seed=options.seed, weights=published, **settings)
 
 
 def load_weights(model: nn.Module, reference: str, weights: str | None, inputs: Tensor | None) -> nn.Module:

@@ -15,13 +15,14 @@ from isometry.command.sources import (
     build_network,
     check_network,
     check_output,
+    count_tests,
     draw_inputs,
     find_device,
     find_pruner,
     load_weights,
     read_data,
 )
-from isometry.data import Data
+from isometry.data import Data, Folder
 from isometry.files import software, write
 
 __all__ = ["compare", "measure", "prune"]
@@ -139,7 +140,7 @@ def _check(options: Namespace) -> torch.device:
 
 
 def _prepare(
-    options: Namespace, weights: str | None, data: Data | None, device: torch.device
+    options: Namespace, weights: str | None, data: Data | Folder | None, device: torch.device
 ) -> tuple[nn.Module, Tensor | None]:
     """Return a network with its weights, and the inputs to measure it at."""
     if data is not None and options.input_shape:
@@ -153,10 +154,10 @@ def _describe(weights: str | None) -> str:
     return "as initialized" if weights is None else f"weights {weights}"
 
 
-def _describe_data(options: Namespace, data: Data | None) -> str:
+def _describe_data(options: Namespace, data: Data | Folder | None) -> str:
     if data is None:
         return ""
-    count = len(data.test.inputs)
+    count = count_tests(data)
     return f"{'data':<18} {min(options.samples, count)} of the {count} test inputs of {options.data}, drawn with seed {options.seed}\n"
 
 

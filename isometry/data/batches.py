@@ -8,7 +8,16 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 
 from isometry.data.nests import count_samples, describe, map_tensors, named_tensors, tensors_in
 from isometry.errors import InvalidTypeError, InvalidValueError, join_names
@@ -18,7 +27,7 @@ __all__ = ["Batches", "Pair", "Split"]
 Key = str | int
 _TARGETS = ("labels", "label", "targets", "target", "y")
 _LOADER = "torch.utils.data.DataLoader(dataset, batch_size=64, shuffle=True)"
-_SAMPLERS = (RandomSampler, SequentialSampler)
+_SAMPLERS = (RandomSampler, SequentialSampler, SubsetRandomSampler, WeightedRandomSampler)
 
 
 class Pair(NamedTuple):
@@ -139,14 +148,12 @@ class Batches:
         persistent workers, as long as the data set draws its random numbers from torch.
         """
         loader: Any = self.source
-        if isinstance(loader, list | tuple):
-            return True
-        return (
-            isinstance(loader, DataLoader)
-            and isinstance(getattr(loader, "sampler", None), _SAMPLERS)
-            and not isinstance(loader.dataset, IterableDataset)
-            and not loader.persistent_workers
-        )
+        if not isinstance(loader, DataLoader):
+            return isinstance(loader, list | tuple)
+        batch_sampler = loader.batch_sampler
+        sampler = loader.sampler if batch_sampler is None else getattr(batch_sampler, "sampler", None)
+        plain = type(sampler) in _SAMPLERS and type(batch_sampler) in (BatchSampler, type(None))
+        return plain and not isinstance(loader.dataset, IterableDataset) and not loader.persistent_workers
 
     def generators(self) -> dict[str, torch.Generator]:
         """Return the generators of a DataLoader and its samplers by name, each once."""

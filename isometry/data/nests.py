@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from isometry.errors import InvalidValueError, is_out_of_memory, join_names
+from isometry.errors import InvalidTypeError, InvalidValueError, is_out_of_memory, join_names
 
 __all__ = [
     "Outline",
@@ -17,11 +17,11 @@ __all__ = [
     "concatenate",
     "count_samples",
     "describe",
+    "failures_explained",
     "first_samples",
     "map_tensors",
     "named_tensors",
     "outline",
-    "shapes_explained",
     "tensors_in",
 ]
 
@@ -103,14 +103,24 @@ def outline(inputs: Any) -> Outline:
 
 
 @contextlib.contextmanager
-def shapes_explained(inputs: Any, first: Outline) -> Iterator[None]:
-    """Raise an InvalidValueError where the network fails at inputs of other shapes than those of the first batch."""
+def failures_explained(inputs: Any, first: Outline) -> Iterator[None]:
+    """Raise an error that says so where the network fails at other entries or shapes than it takes.
+
+    Args:
+        inputs: of this batch.
+        first: of the first one, which the network took.
+    """
     try:
         yield
     except (RuntimeError, ValueError, TypeError) as error:
-        if outline(inputs).shapes == first.shapes or is_out_of_memory(error):
-            raise
-        raise InvalidValueError(
-            f"got batches whose shapes change: the first one has {first.text}, a later one {describe(inputs)}, which the "
-            f"network does not take ({error}). Crop or pad the samples to one shape, e.g. in the loader's collate_fn."
-        ) from error
+        if outline(inputs).shapes != first.shapes and not is_out_of_memory(error):
+            raise InvalidValueError(
+                f"got batches whose shapes change: the first one has {first.text}, a later one {describe(inputs)}, which the "
+                f"network does not take ({error}). Crop or pad the samples to one shape, e.g. in the loader's collate_fn."
+            ) from error
+        if isinstance(error, TypeError):
+            raise InvalidTypeError(
+                f"got a network that cannot be called with the inputs of a batch, {describe(inputs)} ({error}). Say which "
+                "entries of a batch are its inputs, in their order, e.g. isometry.data.Batches(loader, inputs=(0, 1))."
+            ) from error
+        raise

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
+from isometry.networks.masks import mask_of, refresh
 from isometry.networks.modules import call, clone, evaluating, feeding_layers
 from isometry.networks.shapes import example_inputs, placed
 
@@ -124,7 +125,8 @@ def convert(
 
     Args:
         model: a network with BatchNorm1d or BatchNorm2d layers.
-        inputs: [B, ...], a batch for the forward pass that finds those layers, or a tuple or dict of arguments; None infers the shape from the first layer.
+        inputs: [B, ...], a batch for the forward pass that finds those layers, or a tuple or dict of arguments; None draws
+            one of a shape that the model is found to take.
         headroom: above 1; the ratio of a layer's bound to its largest scale. Near the bound the sigmoid is flat and
             its gradient vanishes.
         skip: name patterns (fnmatch) of BatchNorms that are not converted.
@@ -146,6 +148,7 @@ def convert(
         with evaluating(result):
             pairs, before = feeding_layers(result, lambda: call(result, x))
         _move_signs(result, negative, {norm: layer for layer, norm in pairs})
+        refresh(result)
     for norm in norms.values():
         _replace(result, norm, _bounded(norm, headroom))
     if negative:
@@ -188,7 +191,7 @@ def _move_signs(model: nn.Module, norms: Mapping[str, Any], feeders: Mapping[str
                 f"convert(model, skip={name!r})."
             )
         layer = model.get_submodule(feeders[name])
-        layer.get_parameter("weight")[flipped] *= -1
+        layer.get_parameter("weight" if mask_of(layer) is None else "weight_orig")[flipped] *= -1
         if isinstance(layer.bias, Tensor):
             layer.bias[flipped] *= -1
         if norm.running_mean is not None:

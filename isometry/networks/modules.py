@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,12 @@ __all__ = [
     "clone_output",
     "evaluating",
     "feeding_layers",
+    "first_tensor",
     "hooked",
     "is_transposed",
     "modes_preserved",
     "random_preserved",
+    "replace_first_tensor",
     "requires_grad_preserved",
     "restoring",
     "state_preserved",
@@ -204,13 +207,51 @@ def clone(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
+def first_tensor(result: Any) -> Tensor | None:
+    """Return the first tensor of what a module returned: itself, or in a tuple, list, dict or dataclass, nested or not."""
+    return _replaced(result, lambda tensor: tensor)[0]
+
+
 def clone_output(result: Any) -> Any:
     """Return a module's result with a copy of its first tensor in its place, for what follows to change."""
+    return replace_first_tensor(result, torch.clone)
+
+
+def replace_first_tensor(result: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return a module's result with its first tensor changed."""
+    return _replaced(result, change)[1]
+
+
+def _replaced(result: Any, change: Callable[[Tensor], Tensor]) -> tuple[Tensor | None, Any]:
+    """Return the first tensor in a result, and the result with that tensor changed; (None, result) where there is none."""
     if isinstance(result, Tensor):
-        return result.clone()
-    if type(result) in (tuple, list) and result and isinstance(result[0], Tensor):
-        return type(result)((result[0].clone(), *result[1:]))
-    return result
+        return result, change(result)
+    if isinstance(result, Mapping):
+        entries: Iterable[tuple[Any, Any]] = result.items()
+    elif isinstance(result, tuple | list):
+        entries = enumerate(result)
+    elif dataclasses.is_dataclass(result) and not isinstance(result, type):
+        entries = [(field.name, getattr(result, field.name)) for field in dataclasses.fields(result)]
+    else:
+        return None, result
+    for key, part in entries:
+        found, changed = _replaced(part, change)
+        if found is not None:
+            return found, _with_entry(result, key, changed)
+    return None, result
+
+
+def _with_entry(result: Any, key: Any, part: Any) -> Any:
+    """Return a copy of a container with another entry."""
+    if isinstance(result, tuple):
+        parts = (*result[:key], part, *result[key + 1 :])
+        return type(result)(*parts) if hasattr(result, "_fields") else type(result)(parts)
+    other = copy.copy(result)
+    if isinstance(result, Mapping | list):
+        other[key] = part
+    else:
+        object.__setattr__(other, key, part)  # a frozen dataclass, too
+    return other
 
 
 def hooked(*handles: torch.utils.hooks.RemovableHandle) -> contextlib.AbstractContextManager[None]:

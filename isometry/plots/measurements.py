@@ -39,13 +39,13 @@ def spectrum(
     are drawn where a bin holds enough to see them.
 
     Args:
-        x: a report or spectrum, or {name: report or spectrum}.
+        x: a report or spectrum, or {name: report or spectrum}. The reference of a report is drawn as "dense".
         ax: where to draw; a new figure when None.
         bins: number of bins.
         law: a closed-form law drawn over it, with its Kolmogorov-Smirnov distance to the first spectrum.
     """
     ax = new_axes(ax)
-    named = {"network": x} if isinstance(x, Report | Spectrum) else dict(x)
+    named = _with_dense({"network": x} if isinstance(x, Report | Spectrum) else dict(x))
     if not named:
         raise ValueError(
             "plots.spectrum() got no spectra; it takes at least one, e.g. spectrum(isometry.measure(model))."
@@ -90,6 +90,12 @@ def spectrum(
     return ax
 
 
+def _with_dense(named: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is drawn with the first report's reference in front, as "dense", unless something has that name."""
+    reference = next((x.reference for x in named.values() if isinstance(x, Report) and x.reference is not None), None)
+    return dict(named) if reference is None or "dense" in named else {"dense": reference, **named}
+
+
 def _draw_nodes(ax: Axes, nodes: Spectrum, name: str, mean: float, shade: str) -> None:
     """Draw quadrature nodes against the share of the spectrum that each stands for."""
     weighted = nodes.weights > 1e-6
@@ -126,24 +132,26 @@ def layers(table: Report | pd.DataFrame | Mapping[str, Report], ax: Axes | None 
     """Draw where in the network the JSVs are lost: the mean JSV of the map from each layer to the output.
 
     Args:
-        table: a report measured with `layers`, its table, or {name: such a report}.
+        table: a report measured with `layers`, its table, or {name: such a report}. The reference of a report is drawn as
+            "dense", at the layers that it shares with the others.
         ax: where to draw; a new figure when None.
     """
     ax = new_axes(ax)
-    named: dict[str, Any] = dict(table) if isinstance(table, Mapping) else {"network": table}
-    names, colors = list[str](), distinct_colors(named)
+    named = _with_dense(dict(table) if isinstance(table, Mapping) else {"network": table})
+    places: dict[str, int] = {}
+    colors = distinct_colors(named)
     for name, entry in named.items():
         rows = entry.layers if isinstance(entry, Report) else entry
         if rows is None:
             raise ValueError("plots.layers() got a report without layers; measure it with layers=True.")
         require_columns(rows, "layers", "layer", "mean_jsv", "interval_low", "interval_high")
-        names = list(rows["layer"])
+        x = [places.setdefault(layer, len(places)) for layer in rows["layer"]]
         reach = [rows["mean_jsv"] - rows["interval_low"], rows["interval_high"] - rows["mean_jsv"]]
         ax.errorbar(
-            range(len(rows)), rows["mean_jsv"], [side.fillna(0).clip(lower=0) for side in reach], marker="o", markersize=3, capsize=2,
+            x, rows["mean_jsv"], [side.fillna(0).clip(lower=0) for side in reach], marker="o", markersize=3, capsize=2,
             color=colors[name], label=name, linewidth=1.3,
         )  # fmt: skip
-    ax.set_xticks(range(len(names)), names, rotation=90, fontsize="x-small")
+    ax.set_xticks(range(len(places)), list(places), rotation=90, fontsize="x-small")
     ax.set_yscale("log")
     ax.axhline(1, color="#d62728", linewidth=1, linestyle=":", label="isometry")
     ax.set_xlabel("layer, from input to output")

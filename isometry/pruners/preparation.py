@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from isometry.data import Batches, read_data
 from isometry.data.nests import first_samples, tensors_in
 from isometry.errors import InvalidTypeError, InvalidValueError, join_names
-from isometry.networks import example_inputs, placed, size
+from isometry.networks import describe_inputs, example_inputs, placed, size
 from isometry.networks.modules import random_preserved
 from isometry.pruners.pruner import Pruner, PruningContext
 from isometry.pruners.result import Pruned
@@ -25,7 +25,7 @@ from isometry.pruners.selection import requested_ratios, select
 from isometry.surgery import Graph, Selection, check_supported, cut, find_inexact, remove, to_plan, trace
 from isometry.training.objective import Loss, Metric
 
-__all__ = ["Preparation", "prepare"]
+__all__ = ["Preparation", "prepare", "samples_of"]
 
 
 @dataclass(frozen=True)
@@ -138,6 +138,7 @@ class Preparation:
             size(pruned, self.inputs),
             left_alone,
             tuple(sorted({name for group, units in selection if units for name in group.mixes})),
+            describe_inputs(self.inputs),
         )
 
 
@@ -176,7 +177,7 @@ def prepare(
     check_supported(model)
     if inputs is None:
         call = f"{'Pruning' if own_loop else 'prune'}(model, pruner, ratio, inputs=inputs)"
-        inputs = example_inputs(model, 2, call=call) if data is None else _samples_of(data)
+        inputs = example_inputs(model, 2, call=call) if data is None else samples_of(data)
     inputs = placed(inputs, model)
     graph = trace(copy.deepcopy(model), inputs)
     requested = requested_ratios(graph, 0.5 if ratio is None else ratio, layers, skip)
@@ -226,7 +227,7 @@ def _check_arguments(pruner: object, ratio: object, flops: float | None, round_t
         )
 
 
-def _samples_of(data: Any) -> Any:
+def samples_of(data: Any) -> Any:
     """Return the first two samples of data, on which the network is traced; no random state changes."""
     with random_preserved([]):
         batches = read_data(data)

@@ -103,7 +103,13 @@ class PruningContext:
         length = self._epoch_length(stage.recipe)
         # Without a length there may be as many epochs as steps; the penalty is finished before.
         epochs = stage.steps if length is None else -(-stage.steps // length)
-        recipe = replace(stage.recipe, epochs=epochs, autocast=self.autocast, loss=self.loss, metric=self.metric)
+        recipe = replace(
+            stage.recipe,
+            epochs=epochs,
+            autocast=self.autocast,
+            loss=self.loss or stage.recipe.loss,
+            metric=self.metric or stage.recipe.metric,
+        )
         training = train(
             self.model,
             self.training_data,

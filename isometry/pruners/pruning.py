@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from isometry.errors import join_names, signed
+from isometry.pruners.masking import Masking, mask_weights
 from isometry.pruners.preparation import prepare
 from isometry.pruners.pruner import Pruner
 from isometry.pruners.result import Pruned
@@ -46,17 +47,20 @@ def prune(
     cannot are left alone, with a warning. Afterwards the pruned network's outputs are compared with those of the masked
     network.
 
+    Unstructured pruners (`isometry.Magnitude`, `RandomWeights`, `SNIP`) mask single weights instead, those of the output
+    layer included: the copy has the masks of torch.nn.utils.prune, which every training keeps, and its original shape.
+
     Args:
-        model: any network that Torch-Pruning can trace.
+        model: any network that Torch-Pruning can trace; for unstructured pruners, any network at all.
         pruner: for instance `isometry.L1()`.
-        ratio: the fraction of units removed, in [0, 1); or {layer name pattern: fraction}, in which later patterns
+        ratio: the fraction of units removed, or of weights masked, in [0, 1); or {layer name pattern: fraction}, in which later patterns
             win and layers that match none keep their units.
         flops: in place of a ratio, the fraction of FLOPs removed, in (0, 1): the smallest ratio that removes as much is
             found by bisection.
         data: what a pruner that trains is to train on, as `isometry.train` takes it: a `Data` or `Folder` (its training part),
             a `Split`, (inputs, targets), a DataLoader or another iterable of batches, which is read once per epoch.
         inputs: [B, ...], a batch for tracing, or a tuple or dict of the arguments of a network of several inputs; taken from
-            `data` or from the first layer's shape when None.
+            `data`, or drawn in a shape that the model is found to take, when None.
         layers: name patterns (fnmatch) of the layers that may lose units; None means all that can.
         skip: name patterns of layers that keep their units, and so do all that are coupled with them.
         round_to: the units kept in a layer are rounded up to a multiple of it (8 for instance, for speed).
@@ -76,6 +80,20 @@ def prune(
             which nothing can be pruned, and whatever the trace refuses (tied weights, masks, parametrizations).
         DivergedError: the pruner's training diverged.
     """
+    if isinstance(pruner, Masking):
+        return mask_weights(
+            model,
+            pruner,
+            ratio,
+            flops=flops,
+            round_to=round_to,
+            data=data,
+            inputs=inputs,
+            loss=loss,
+            layers=layers,
+            skip=skip,
+            seed=seed,
+        )
     preparation = prepare(
         model,
         pruner,

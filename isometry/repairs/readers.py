@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from isometry.errors import InvalidValueError, join_names
 from isometry.networks import placed
+from isometry.networks.masks import computed_weight
 from isometry.networks.modules import BATCH_NORMS, UNIT_LAYERS, call, feeding_layers, hooked, is_transposed
 
 __all__ = ["Reader", "Sums", "find_readers"]
@@ -150,7 +151,7 @@ def _unsolvable(layer: nn.Module, calls: int) -> str | None:
     """Return why a layer that runs so often cannot be solved for, None where it can."""
     if is_transposed(layer):
         return "is a transposed convolution"
-    if parametrize.is_parametrized(layer) or "weight" not in layer._parameters:
+    if computed_weight(layer):
         return "has a weight that is computed from other parameters"
     return None if calls == 1 else f"runs {calls} times in a forward pass"
 

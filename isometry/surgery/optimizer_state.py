@@ -30,7 +30,8 @@ def transfer_optimizer_state(
         optimizer: of parameters of `model`.
         model: the network before pruning.
         result: what `prune(model, ...)` returned, or anything with a `model` and its `plan`.
-        inputs: [B, ...], a batch that `model` accepts, for the trace; None takes the shape from the first layer.
+        inputs: [B, ...], a batch that `model` accepts, for the trace; None draws one of a shape that it is
+            found to take.
 
     Raises:
         ValueError: the optimizer holds parameters that are not the model's, or state of other shapes than theirs.

@@ -116,8 +116,14 @@ class Checkpoint:
             except ValueError as error:
                 errors.append(str(error))
                 continue
-            self._recognize(state.model, tensors, metadata)
+            recognized = self._recognize(state.model, tensors, metadata)
             self._check(path, metadata)
+            if recognized and int(metadata["done"]) == json.loads(self.identity)["epochs"]:
+                warnings.warn(
+                    f"train() found all {metadata['done']} epochs done in {path}, and this network is the one that they gave: "
+                    "nothing is trained. To train on from here, name another file: train(..., checkpoint='other.safetensors').",
+                    stacklevel=2,
+                )
             try:
                 state.restore(tensors)
             except (RuntimeError, KeyError, IndexError, ValueError) as error:
@@ -134,21 +140,17 @@ class Checkpoint:
             raise InvalidValueError(f"found a checkpoint that cannot be read: {'; '.join(errors)}. {_WAY_OUT}")
         return False
 
-    def _recognize(self, model: nn.Module, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-        """Take the file's weights of the start as ours where the present ones are later ones of the same training."""
+    def _recognize(self, model: nn.Module, tensors: dict[str, Tensor], metadata: dict[str, str]) -> bool:
+        """Whether the present weights are later ones of the file's training; then its weights of the start become ours."""
         theirs, ours = json.loads(metadata["training"]), json.loads(self.identity)
         stored = [tensors.get(f"model.{name}") for name in model.state_dict()]
         reached = {fingerprint(tensor for tensor in stored if tensor is not None)}
         if (left := what_is_left(model)) is not None and left.began == theirs.get("weights"):
             reached.add(left.weights)
-        if ours["weights"] in reached and ours["weights"] != theirs.get("weights"):
-            if int(metadata["done"]) == ours["epochs"]:
-                warnings.warn(
-                    f"train() found all {ours['epochs']} epochs done in {self.path}, and this network is the one that they gave: "
-                    "nothing is trained. To train on from here, name another file: train(..., checkpoint='other.safetensors').",
-                    stacklevel=2,
-                )
-            self.identity = json.dumps({**ours, "weights": theirs.get("weights")})
+        if ours["weights"] not in reached or ours["weights"] == theirs.get("weights"):
+            return False
+        self.identity = json.dumps({**ours, "weights": theirs.get("weights")})
+        return True
 
     def _check(self, path: Path, metadata: dict[str, str]) -> None:
         """Raise an error that names `path` unless it is of this training, and no further than that goes."""

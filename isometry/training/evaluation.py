@@ -14,9 +14,9 @@ from isometry.data.nests import (
     Outline,
     channels_last,
     count_samples,
+    failures_explained,
     map_tensors,
     outline,
-    shapes_explained,
     tensors_in,
 )
 from isometry.errors import InvalidValueError, signed
@@ -82,7 +82,7 @@ def evaluate(
         for batch in split.batches(batch_size) if isinstance(split, Split) else split:
             x, y = placed(batch.inputs, model), map_tensors(batch.targets, lambda part: part.to(device))
             first = first or outline(x)
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast), shapes_explained(x, first):
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast), failures_explained(x, first):
                 outputs = call(model, channels_last(x))
             outputs, samples = in_float(outputs), count_samples(x)
             y = like_outputs(y, outputs)

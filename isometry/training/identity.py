@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import warnings
@@ -108,7 +109,8 @@ _left: WeakKeyDictionary[nn.Module, Left] = WeakKeyDictionary()
 
 def note_what_is_left(model: nn.Module, path: Path, identity: str) -> None:
     """Remember which training the present weights of a model are of, so that it goes on when it is called again."""
-    _left[model] = Left(path, json.loads(identity)["weights"], fingerprint(model.state_dict().values()))
+    with contextlib.suppress(RuntimeError):  # of a device that failed, whose own error is on its way
+        _left[model] = Left(path, json.loads(identity)["weights"], fingerprint(model.state_dict().values()))
 
 
 def what_is_left(model: nn.Module) -> Left | None:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from isometry.data import Batches, Data, Split, read_data
 from isometry.data.nests import channels_last, count_samples
-from isometry.errors import InvalidValueError, signed
+from isometry.errors import InvalidTypeError, InvalidValueError, signed
+from isometry.networks.masks import refresh
 from isometry.training.checkpoint import Checkpoint, TrainingState, locked
 from isometry.training.epoch import Epoch
 from isometry.training.evaluation import like_outputs
@@ -104,6 +105,10 @@ def train(
             what is no classification; a loss that fails, is no scalar or not differentiable; an iterator for several epochs;
             a loader that is empty, ends early or changes its entries or shapes.
     """
+    if not isinstance(model, nn.Module):
+        raise InvalidTypeError(
+            f"got {type(model).__name__} as model; it takes a torch.nn.Module, e.g. train(model, data, lr=0.01, epochs=10)."
+        )
     batches = read_data(data, batch_size=batch_size, shuffle=True)
     augment = data.augment if isinstance(data, Data) else None
     steps = 1 if epoch_steps is None else epoch_steps
@@ -239,6 +244,7 @@ class _Loop:
                 if state.steps % _CHECK_INTERVAL == 0 and not math.isfinite(float(totals.loss)):
                     break
         state.model.eval()
+        refresh(state.model)  # the masked weights that the last step left; a graph on them would forbid copies
         # The loss of the last step does not show what that step did to the parameters.
         finite = all(bool(torch.isfinite(p).all()) for p in state.model.parameters() if p.requires_grad)
         mean_loss = float(totals.loss) / totals.samples

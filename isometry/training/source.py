@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from isometry.data import Batches, Pair, Split
-from isometry.data.nests import Outline, count_samples, map_tensors, outline, shapes_explained
+from isometry.data.nests import Outline, count_samples, failures_explained, map_tensors, outline
 from isometry.networks.modules import call
 from isometry.training.random_state import RandomState
 from isometry.training.recipe import Recipe
@@ -50,7 +50,7 @@ class Source:
     def outputs(self, model: nn.Module, inputs: Any) -> Any:
         """Return what the network gives; where it fails at other shapes than those of the first batch, the error says so."""
         self._first = self._first or outline(inputs)
-        with shapes_explained(inputs, self._first):
+        with failures_explained(inputs, self._first):
             return call(model, inputs)
 
     def warn_of_lost_order(self, epochs: int) -> None:

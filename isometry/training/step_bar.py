@@ -11,27 +11,29 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from tqdm.auto import tqdm
 
+from isometry.data import Batches, Split
 from isometry.training.epoch import Epoch
 from isometry.training.recipe import Recipe
 
 __all__ = ["count_steps", "show_steps"]
 
 
-def count_steps(recipe: Recipe, samples: int) -> int:
-    """Return how many steps a recipe takes on a number of samples."""
-    epoch = -(-samples // recipe.batch_size)
-    return recipe.epochs * min(epoch, recipe.epoch_steps or epoch)
+def count_steps(recipe: Recipe, data: Split | Batches) -> int | None:
+    """Return how many steps a recipe takes on data; None where only their end tells."""
+    length = data.count_batches(recipe.batch_size) if isinstance(data, Split) else data.length
+    lengths = [steps for steps in (length, recipe.epoch_steps) if steps is not None]
+    return recipe.epochs * min(lengths) if lengths else None
 
 
 def show_steps(
-    epochs: Iterator[Epoch], model: nn.Module, steps: int, *, description: str, progress: bool | None
+    epochs: Iterator[Epoch], model: nn.Module, steps: int | None, *, description: str, progress: bool | None
 ) -> Iterator[Epoch]:
     """Yield the epochs of a training behind a bar of its steps, which says at once how many there are, and soon how long they take.
 
     Args:
         epochs: what `train` returned.
         model: the network that it trains; steps of other networks' optimizers are not counted.
-        steps: how many steps it takes at most.
+        steps: how many steps it takes at most; None where that is not known.
         description: what is trained, or by what.
         progress: False shows no bar, None shows it in terminals and notebooks.
     """

@@ -5,23 +5,20 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-import random
 import re
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
 from torch import nn
 
 from isometry import networks
 from isometry.errors import InvalidTypeError, InvalidValueError
 from isometry.networks.modules import clone, unwrap
 from isometry.trials.digests import code_digest, function_digest, network_digest
+from isometry.trials.seeding import seeded
 
 __all__ = ["Architecture", "Factory", "Given", "find_function", "read_architecture"]
 
@@ -133,7 +130,7 @@ class Factory(Architecture):
             ) from error
         except ValueError:  # no signature: a builtin
             pass
-        with _seeded(seed):
+        with seeded(seed):
             try:
                 built = self.function(**options)
             except Exception as error:  # whatever the user's function raises
@@ -141,7 +138,7 @@ class Factory(Architecture):
                     f"got the factory {self.title}, which failed ({type(error).__name__}: {error}); it takes a function that "
                     "returns a torch module."
                 ) from error
-            return clone(_checked(built, f"the factory {self.title}")).cpu()
+            return _copied(_checked(built, f"the factory {self.title}"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,7 +170,7 @@ class Given(Architecture):
 
     def build(self, classes: int, seed: int, options: Mapping[str, Any], *, weights: str | None = None) -> nn.Module:
         """Return a copy."""
-        return clone(self.model).cpu()
+        return _copied(self.model)
 
 
 def read_architecture(network: Any) -> Architecture:
@@ -198,7 +195,7 @@ def read_architecture(network: Any) -> Architecture:
             )
         return Catalogued(network)
     if isinstance(network, nn.Module):
-        return Given(clone(unwrap(network)))
+        return Given(_copied(unwrap(network)))
     if isinstance(network, type) or not callable(network):
         kind = f"the class {network.__name__}" if isinstance(network, type) else type(network).__name__
         raise InvalidTypeError(
@@ -238,6 +235,17 @@ def find_function(reference: str) -> Callable[..., Any]:
     return found
 
 
+def _copied(model: nn.Module) -> nn.Module:
+    """Return a copy on the CPU."""
+    try:
+        return clone(model).cpu()
+    except TypeError as error:
+        raise InvalidTypeError(
+            f"got a network of class {type(model).__name__}, which cannot be copied ({error}), and every trial starts from a copy. It "
+            "takes networks without open files, locks or generators, e.g. a function that returns a new one."
+        ) from error
+
+
 def _checked(built: Any, source: str) -> nn.Module:
     if not isinstance(built, nn.Module):
         raise InvalidTypeError(
@@ -245,23 +253,6 @@ def _checked(built: Any, source: str) -> nn.Module:
             "lambda: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))."
         )
     return unwrap(built)
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seed the generators of torch, numpy and Python, with one thread; afterwards all are as they were."""
-    states, threads = (random.getstate(), np.random.get_state()), torch.get_num_threads()  # noqa: NPY002
-    torch.set_num_threads(1)  # as in the workers: some initializations depend on it
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            random.seed(seed)
-            np.random.seed(seed % 2**32)  # noqa: NPY002
-            yield
-    finally:
-        torch.set_num_threads(threads)
-        random.setstate(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002
 
 
 def _as_file_name(text: str) -> str:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,18 @@ from torch import Tensor
 
 from isometry import data as sets
 from isometry import networks
-from isometry.data import Data, Split
-from isometry.errors import InvalidTypeError, InvalidValueError
+from isometry.data import Batches, Data, Folder, Split
+from isometry.data.nests import concatenate, count_samples, first_samples
+from isometry.data.reading import first_inputs as read_first_inputs
+from isometry.errors import InvalidValueError
 from isometry.files import read_tensors, write_tensors
 from isometry.trials.digests import data_digest
+from isometry.trials.seeding import seeded
 
-__all__ = ["Tensors", "load_named", "read_data"]
+__all__ = ["MEASURED", "Own", "load_named", "read_data"]
+
+MEASURED = 64
+"""How many training inputs the networks of trials are measured at."""
 
 _PARTS = ("train", "validation", "test")
 
@@ -32,13 +37,13 @@ def load_named(dataset: str, validation: int, network: str, weights: str) -> Dat
 
 
 @dataclass(frozen=True, eq=False)
-class Tensors:
-    """Data of the user's.
+class Own:
+    """Data of the user's: tensors, or loaders.
 
-    They go to worker processes by a file, which is written once.
+    Tensors go to worker processes by a file, which is written once.
 
     Attributes:
-        data: the parts that trials train on and are evaluated on.
+        data: the parts that trials train on and are evaluated on; `Split`s or `Batches`.
         folder: where that file is written.
     """
 
@@ -52,35 +57,61 @@ class Tensors:
 
     @functools.cached_property
     def digest(self) -> str:
-        """The digest of the tensors."""
-        return data_digest(self.data)
+        """The digest of the tensors, or of what can be known of loaders."""
+        with seeded(0):
+            return data_digest(self.data)
 
     @property
     def settings(self) -> dict[str, str]:
         """What decides the data, as JSON types."""
         return {"name": self.data.name, "digest": self.digest}
 
+    @functools.cached_property
+    def _states(self) -> list[tuple[torch.Generator, Tensor]]:
+        every: tuple[Any, ...] = (self.data.train, self.data.test)
+        parts = [part for part in every if isinstance(part, Batches)]
+        return [(generator, generator.get_state()) for part in parts for generator in part.generators().values()]
+
+    def restarted(self) -> Data:
+        """Return the data, with the generators of loaders as they were at first: no trial depends on those before."""
+        for generator, state in self._states:
+            generator.set_state(state)
+        return self.data
+
+    @functools.cached_property
+    def first_inputs(self) -> Any:
+        """The first inputs of training, as many as networks are measured at: of loaders always the same ones."""
+        with seeded(0):
+            return _first_inputs(self.restarted(), MEASURED)
+
+    def release(self) -> None:
+        """Put the generators of loaders back, and delete the file."""
+        self.restarted()
+        if self.file is not None:
+            self.file.unlink(missing_ok=True)
+
     @property
     def file(self) -> Path | None:
-        """The file by which they go to worker processes."""
-        return None if self.folder is None else self.folder / f".{self.name}-{self.digest}.safetensors"
+        """The file by which tensors go to worker processes; None for loaders, which are pickled."""
+        splits = all(isinstance(part, Split) and _is_flat(part) for part in (self.data.train, self.data.test))
+        return self.folder / f".{self.name}-{self.digest}.safetensors" if splits and self.folder is not None else None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return everything but the tensors, which are written to the file."""
+        """Return everything but tensors, which are written to the file."""
+        kept = {"folder": self.folder, "digest": self.digest, "first_inputs": self.first_inputs}
         if self.file is None:
-            return dict(vars(self))
+            return {**kept, "data": self.restarted()}
         if not self.file.exists():
             parts = {f"{part}.{key}": t for part in _PARTS for key, t in getattr(self.data, part)._asdict().items()}
             write_tensors(self.file, parts, {})
         rest = {name: value for name, value in vars(self.data).items() if name not in _PARTS}
-        return {"folder": self.folder, "digest": self.digest, "file": str(self.file), "rest": rest}
+        return {**kept, "file": str(self.file), "rest": rest}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore what `__getstate__` returned."""
         if "rest" in state:
-            settings: dict[str, Any] = {**state["rest"], **_read_parts(state["file"])}
-            data = Data(**settings)
-            state = {"data": data, "folder": state["folder"], "digest": state["digest"]}
+            settings: dict[str, Any] = {**state.pop("rest"), **_read_parts(state.pop("file"))}
+            state["data"] = Data(**settings)
         vars(self).update(state)
 
 
@@ -90,16 +121,27 @@ def _read_parts(file: str) -> dict[str, Split]:
     return {part: Split(tensors[f"{part}.inputs"], tensors[f"{part}.targets"]) for part in _PARTS}
 
 
+def _is_flat(part: Split) -> bool:
+    return isinstance(part.inputs, Tensor) and isinstance(part.targets, Tensor)
+
+
+def _first_inputs(data: Data, count: int) -> Any:
+    """Return the first inputs of the training part [count, ...], of loaders from as many batches as that takes."""
+    if isinstance(data.train, Split):
+        return first_samples(data.train.inputs, count)
+    return concatenate(list(read_first_inputs(data.train, count)))
+
+
 def read_data(data: Any, test: Any = None) -> str | Data:
-    """Return the data that trials work with: a name, or tensors in parts.
+    """Return the data that trials work with: a name, or parts.
 
     Args:
-        data: a name that `data.load` knows, a `Data`, a `Split`, or (inputs [N, ...], targets [N]), what is trained on.
-        test: (inputs, targets) that networks are evaluated on; None takes the test part of a `Data`, and otherwise the training
-            data themselves.
+        data: a name that `data.load` knows, or what `train` takes: what is trained on.
+        test: what networks are evaluated on; None takes the test part of a `Data` or `Folder`, and otherwise the training data
+            themselves.
 
     Raises:
-        ValueError: an unknown name, or inputs and targets that do not fit each other.
+        ValueError: an unknown name, inputs and targets that do not fit each other, or an iterator.
         TypeError: something else.
     """
     if isinstance(data, str):
@@ -111,36 +153,36 @@ def read_data(data: Any, test: Any = None) -> str | Data:
             )
         return data
     if isinstance(data, Data):
-        if test is None:
-            return data
-        return Data(data.name, data.train, data.validation, _read_split(test, "test="), data.classes, data.input_shape, data.augment)  # fmt: skip
-    train = _read_split(data, "the data")
-    evaluated = train if test is None else _read_split(test, "test=")
-    classes = int(train.targets.max()) + 1 if _are_classes(train.targets) else 0
-    empty = Split(train.inputs[:0], train.targets[:0])
-    return Data("tensors", train, empty, evaluated, classes, tuple(train.inputs.shape[1:]))
+        return data if test is None else replace(data, test=_read_part(test))
+    if isinstance(data, Folder):
+        evaluated: Any = data.test if test is None else _read_part(test)
+        return _whole("folder", data.train, evaluated, len(data.classes), data.input_shape)
+    train = _read_part(data)
+    example = _first_inputs(_whole("", train, train, 0, ()), 1) if isinstance(train, Split) else train.first().inputs
+    shape = tuple(example.shape[1:]) if isinstance(example, Tensor) else ()
+    classes = _count_classes(train.targets) if isinstance(train, Split) else 0
+    kind = "tensors" if isinstance(train, Split) else type(train.source).__name__
+    return _whole(kind, train, train if test is None else _read_part(test), classes, shape)
 
 
 _EXAMPLE = "or (inputs, targets), e.g. sweep(model, {'L1': isometry.L1()}, [0.5], (x, y), test=(x_test, y_test), finetune=recipe)."
 
 
-def _are_classes(targets: Tensor) -> bool:
-    return not targets.is_floating_point() and targets.dtype != torch.bool and targets.ndim == 1
+def _whole(name: str, train: Any, test: Any, classes: int, shape: tuple[int, ...]) -> Data:
+    return Data(name, train, Split(torch.empty(0), torch.empty(0)), test, classes, shape)
 
 
-def _read_split(data: Any, name: str) -> Split:
-    if isinstance(data, Mapping) or not isinstance(data, tuple | list):
-        raise InvalidTypeError(
-            f"got {type(data).__name__} as {name}; it takes a name, a Data, {_EXAMPLE} A loader is read into tensors by "
-            "tuple(map(torch.cat, zip(*loader)))."
-        )
-    if len(data) != 2 or not all(isinstance(part, Tensor) for part in data):
-        kinds = ", ".join(type(part).__name__ for part in data[:5])
-        raise InvalidTypeError(f"got {name} of {len(data)} entries ({kinds}); it takes a name, a Data, {_EXAMPLE}")
-    inputs, targets = data
-    if not len(inputs) or len(inputs) != len(targets):
-        raise InvalidValueError(
-            f"got {len(inputs)} inputs and {len(targets)} targets as {name}; it takes one target per input and at least one of "
-            f"both, {_EXAMPLE}"
-        )
-    return Split(inputs, targets)
+def _read_part(data: Any) -> Any:
+    """Return a part as `train` reads it; it must be readable more than once, and not empty."""
+    part = sets.read_data(data)
+    if isinstance(part, Batches):
+        part.first()
+    elif not count_samples(part.inputs):
+        raise InvalidValueError(f"got data without samples; it takes a name, a Data, a loader, {_EXAMPLE}")
+    return part
+
+
+def _count_classes(targets: Any) -> int:
+    """Return the number of classes; 0 where the targets are no classes."""
+    whole = isinstance(targets, Tensor) and not targets.is_floating_point() and targets.dtype != torch.bool
+    return int(targets.max()) + 1 if whole and targets.ndim == 1 else 0

@@ -14,15 +14,19 @@ import types
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
 
-from isometry.data import Data
+from isometry.data import Batches, Data
+from isometry.data.nests import named_tensors
 from isometry.files import digest_tensors
 
 __all__ = ["code_digest", "data_digest", "function_digest", "network_digest", "source_digest"]
 
 _LIBRARIES = (*sys.stdlib_module_names, "isometry", "torch", "numpy")
+_SAMPLED = 64
 _PLAIN = (str, int, float, bool, complex, type(None), torch.dtype, torch.device, torch.Size)
 
 
@@ -86,11 +90,52 @@ def code_digest(model: nn.Module) -> str | None:
 
 
 def data_digest(data: Data) -> str:
-    """Return a digest of a data set's tensors and of the function that changes its training images."""
+    """Return a digest of a data set's tensors and of the function that changes its training images.
+
+    Of a loader, the repr, the samples at 64 places of its data set, and the source of that set's class count; of other iterables
+    their first batch. The caller seeds what these draw from.
+    """
     parts = {"train": data.train, "validation": data.validation, "test": data.test}
-    tensors = {f"{name}.{key}": value for name, part in parts.items() for key, value in part._asdict().items()}
+    contents = {name: _read_contents(part) for name, part in parts.items()}
+    tensors = {
+        f"{name}{path}": tensor.detach().cpu()
+        for name, part in contents.items()
+        for path, tensor in named_tensors(part)
+    }
     augment = _describe_value(data.augment) + _describe_source(data.augment)
-    return _shortened(digest_tensors(tensors, {"augment": augment, "classes": str(data.classes)}))
+    return _shortened(
+        digest_tensors(tensors, {"augment": augment, "classes": str(data.classes), **_describe_loaders(parts)})
+    )
+
+
+def _read_contents(part: Any) -> Any:
+    """Return the tensors by which a part of a data set is known."""
+    if not isinstance(part, Batches):
+        return {key: value for key, value in part._asdict().items() if value is not None}
+    if isinstance(part.source, list | tuple):
+        return [pair._asdict() for pair in part]
+    dataset: Any = getattr(part.source, "dataset", None)
+    if isinstance(part.source, DataLoader) and not isinstance(dataset, IterableDataset) and hasattr(dataset, "__len__"):
+        return [_as_tensors(dataset[index]) for index in range(0, len(dataset), max(1, len(dataset) // _SAMPLED))]
+    return part.first()._asdict()
+
+
+def _as_tensors(sample: Any) -> Any:
+    """Return a sample with its numbers as tensors."""
+    if isinstance(sample, tuple | list):
+        return [_as_tensors(entry) for entry in sample]
+    if isinstance(sample, dict):
+        return {key: _as_tensors(entry) for key, entry in sample.items()}
+    return torch.as_tensor(sample) if isinstance(sample, int | float | np.generic | np.ndarray) else sample
+
+
+def _describe_loaders(parts: dict[str, Any]) -> dict[str, str]:
+    """Return the repr of loaders, and the digest of the source of their data sets' classes."""
+    loaders = {name: part for name, part in parts.items() if isinstance(part, Batches)}
+    return {
+        name: f"{part!r} {source_digest(type(getattr(part.source, 'dataset', part.source)))}"
+        for name, part in loaders.items()
+    }
 
 
 def _is_users(module: str) -> bool:

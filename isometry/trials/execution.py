@@ -21,9 +21,10 @@ import torch
 from filelock import FileLock, Timeout
 
 from isometry.files import make_folder, remove_leftovers, write
+from isometry.measurement.measuring import interrupts_raised
 from isometry.trials.record import find, write_record
+from isometry.trials.resumption import remove_checkpoints
 from isometry.trials.stage import ROWS_FILE, Stage
-from isometry.trials.stages import remove_checkpoints
 
 __all__ = ["ERROR_FILE", "Job", "Outcome", "execute", "record_failure", "was_started"]
 
@@ -93,6 +94,7 @@ def execute(job: Job) -> Outcome:
     return Outcome(job.stage.folder, error, tuple((str(note.message), note.category) for note in caught))
 
 
+@interrupts_raised()
 def _compute(job: Job) -> None:
     folder, stage = job.folder, job.stage
     remove_leftovers(folder)

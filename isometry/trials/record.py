@@ -131,17 +131,17 @@ def warn_of_versions(records: Iterable[Mapping[str, Any]], runs: Path, verb: str
         warnings.warn(
             f"{verb}() got the folder {runs}, whose results are of several versions: {'; '.join(mixed)}. Numbers may differ "
             "between versions; compute all with one in a new folder, e.g. 'runs-2'.",
-            stacklevel=5,
+            stacklevel=4,
         )
     if old := [record for record in records if "files" not in record]:
         warnings.warn(
             f"{verb}() got the folder {runs}, where {len(old)} stages are of an isometry that wrote no digests; that their files can "
             "be read is all that was checked. Compute them again in a new folder, e.g. 'runs-2'.",
-            stacklevel=5,
+            stacklevel=4,
         )
 
 
 def warn_of_damage(damages: Iterable[str], verb: str) -> None:
     """Warn once of what is damaged and computed again."""
     if found := list(damages):
-        warnings.warn(f"{verb}() computes again what is damaged: {join_names(found)}.", stacklevel=5)
+        warnings.warn(f"{verb}() computes again what is damaged: {join_names(found)}.", stacklevel=4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,8 +21,9 @@ from isometry.errors import signed
 from isometry.files import check_writable
 from isometry.trials.execution import Job, Outcome, execute, record_failure, was_started
 from isometry.trials.record import find, warn_of_damage, warn_of_versions
+from isometry.trials.resumption import remove_checkpoints
 from isometry.trials.stage import ROWS_FILE, Stage
-from isometry.trials.stages import plan_stages, remove_checkpoints
+from isometry.trials.stages import plan_stages
 from isometry.trials.trial import Trial
 
 __all__ = ["Manner", "run", "run_tables"]
@@ -29,7 +31,6 @@ __all__ = ["Manner", "run", "run_tables"]
 _START_ATTEMPTS = 3  # how often workers may die before they start anything
 
 
-@signed("run")
 def run(
     trials: Sequence[Trial],
     folder: str | os.PathLike[str],
@@ -82,13 +83,14 @@ def run(
 
 
 class Manner(NamedTuple):
-    """How trials are run; see `run`."""
+    """How trials are run; see `run`. Errors name no file in a folder that is temporary."""
 
     folder: Path
     jobs: int | None = None
     device: str = "cpu"
     progress: bool | None = None
     weights: bool = False
+    temporary: bool = False
 
 
 def run_tables(trials: Sequence[Trial], manner: Manner, verb: str) -> list[pd.DataFrame]:
@@ -100,8 +102,9 @@ def run_tables(trials: Sequence[Trial], manner: Manner, verb: str) -> list[pd.Da
         verb: the public function that the user called, for warnings.
     """
     folder, device, weights = manner.folder, manner.device, manner.weights
-    chains = [plan_stages(trial) for trial in trials]
-    stages = {stage.folder: stage for chain in chains for stage in chain}
+    with signed(verb):  # what stages raise is signed by the verb that raises it
+        chains = [plan_stages(trial) for trial in trials]
+        stages = {stage.folder: stage for chain in chains for stage in chain}
     found = {name: find(stage, folder, weights=weights) for name, stage in stages.items()}
     waiting = {name: stage for name, stage in stages.items() if found[name].record is None}
     warn_of_damage((finding.damage for finding in found.values() if finding.damage is not None), verb)
@@ -116,6 +119,8 @@ def run_tables(trials: Sequence[Trial], manner: Manner, verb: str) -> list[pd.Da
     shown = manner.progress if jobs == 1 else False  # bars of several processes would overwrite each other
     work = {name: Job(stage, folder, device, weights, os.getpid(), shown) for name, stage in waiting.items()}
     errors = _run_stages(work, jobs, manner.progress, done=len(records))
+    if manner.temporary:
+        errors = {name: re.sub(r" \(see [^()]*\)$", "", text) for name, text in errors.items()}
     names = Counter(trial.key for trial in {chain[-1].folder: chain[-1].trial for chain in chains}.values())
     tables = [_table(chain, folder, errors, unique=names[chain[-1].trial.key] == 1) for chain in chains]
     _warn_of_failures(trials, chains, errors, verb)
@@ -131,7 +136,7 @@ def _run_stages(work: Mapping[str, Job], jobs: int, progress: bool | None, *, do
             bar.update()
             bar.set_postfix_str(outcome.folder)
             for text, category in outcome.notes:
-                warnings.warn(text, category, stacklevel=5)
+                warnings.warn(text, category, stacklevel=4)
     return errors
 
 
@@ -144,7 +149,7 @@ def _warn_of_failures(
         warnings.warn(
             f"{verb}() finished {len(trials) - len(failed)} of {len(trials)} trials. Failed: {'; '.join(texts[:5])}"
             f"{f' and {len(texts) - 5} more' if len(texts) > 5 else ''}. Call it again to try them again.",
-            stacklevel=5,
+            stacklevel=4,
         )
 
 

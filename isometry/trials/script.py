@@ -27,6 +27,7 @@ from tqdm.auto import tqdm
 
 from isometry.errors import join_names
 from isometry.files import check_writable, markdown, software, write, write_table
+from isometry.measurement.measuring import interrupts_raised
 from isometry.trials.provenance import describe_origin
 from isometry.trials.runner import run
 from isometry.trials.trial import Trial
@@ -249,6 +250,7 @@ def run_measurement(
     output.publish(draw, tables)
 
 
+@interrupts_raised()
 def _measure_parts(parts: Mapping[str, Callable[[bool], list[Row]]], output: Output) -> None:
     only, start = output.options.only or list(parts), time.perf_counter()
     kept, used = pd.DataFrame(columns=["part"]), []

@@ -93,5 +93,5 @@ class Stage(ABC):
 
     def load(self, runs: Path, dataset: Data) -> Loaded:
         """Return the network that this stage saved, and its plan."""
-        example = dataset.train.inputs[:2]
-        return load(runs / self.folder / MODEL_FILE, self.architecture(dataset.classes), inputs=example)
+        model = self.architecture(dataset.classes)
+        return load(runs / self.folder / MODEL_FILE, model, inputs=self.trial.example_inputs(2))

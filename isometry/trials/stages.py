@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,17 +16,15 @@ from isometry.pruners import DivergedError, Pruner, prune
 from isometry.repairs import repair_by_name
 from isometry.surgery import Loaded, Plan, save
 from isometry.training import Epoch, train
-from isometry.training.checkpoint import checkpoint_files, remove_damaged
+from isometry.training.objective import describe_callable
 from isometry.training.recipe import Recipe
 from isometry.training.step_bar import count_steps, show_steps
+from isometry.trials.resumption import CHECKPOINT, LOG, check_resumable
 from isometry.trials.rows import Row, measure_row
 from isometry.trials.stage import MODEL_FILE, Stage
 from isometry.trials.trial import SCRATCH, Trial, label, to_json
 
-__all__ = ["DenseTraining", "FineTuning", "Pruning", "SparseTraining", "plan_stages", "remove_checkpoints"]
-
-_CHECKPOINT = "training.safetensors"
-_LOG = "rows.jsonl"
+__all__ = ["DenseTraining", "FineTuning", "Pruning", "SparseTraining", "plan_stages"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,8 @@ class DenseTraining(Stage):
         network = t.architecture.settings(t.seed, t.options)
         dataset = t.dataset if isinstance(t.dataset, str) else t.dataset.settings
         return {"network": network, "dataset": dataset, "options": t.options, "validation": t.validation,
-                "pretrain": to_json(t.pretrain), "seed": t.seed, "autocast": t.autocast}  # fmt: skip
+                "pretrain": to_json(t.pretrain), "seed": t.seed, "autocast": t.autocast,
+                **{name: describe_callable(value) for name, value in t.objective.items()}}  # fmt: skip
 
     @property
     def labels(self) -> list[str]:
@@ -70,7 +68,9 @@ class DenseTraining(Stage):
             model = self.architecture(dataset.classes).to(device)
             if trial.pretrain is not None:
                 epochs = trial.pretrain.epochs
-                diverged = _train(model, dataset, trial.pretrain, trial.seed, folder, "dense training", progress)
+                diverged = _train(
+                    model, dataset, trial.completed(trial.pretrain), trial.seed, folder, "dense training", progress
+                )
         save(Loaded(model, Plan({}, {})), folder / MODEL_FILE)
         return [measure_row(trial, model, dataset, "dense", epochs, diverged)]
 
@@ -109,7 +109,7 @@ class SparseTraining(Stage):
         pruner = _pruner(trial)
         model = pruner.adapt(self.parent.load(runs, dataset).model).to(device)
         recipe = replace(pruner.recipe(), autocast=trial.autocast)  # type: ignore[attr-defined]
-        diverged = _train(model, dataset, recipe, trial.seed, folder, "sparse training", progress)
+        diverged = _train(model, dataset, trial.completed(recipe), trial.seed, folder, "sparse training", progress)
         save(Loaded(model, Plan({}, {})), folder / MODEL_FILE)
         return [measure_row(trial, model, dataset, "sparse", 0, diverged)]
 
@@ -154,12 +154,12 @@ class Pruning(Stage):
         pruner = _pruner(trial)
         model = pruner.adapt(self.parent.load(runs, dataset).model).to(device)
         for stage in ("before_selection", "after_selection"):
-            checkpoint = folder / f"{_CHECKPOINT}.{stage}"
-            _check_resumable(checkpoint, folder / f"{checkpoint.name}.jsonl", "number")
+            checkpoint = folder / f"{CHECKPOINT}.{stage}"
+            check_resumable(checkpoint, folder / f"{checkpoint.name}.jsonl", "number")
         try:
             result = prune(
                 model, pruner.without_training(), trial.ratio, data=dataset, layers=trial.layers, autocast=trial.autocast, seed=trial.seed,
-                progress=progress, checkpoint=folder / _CHECKPOINT,
+                progress=progress, checkpoint=folder / CHECKPOINT, **trial.objective,
             )  # fmt: skip
         except DivergedError:
             return [{"phase": "pruned", "epoch": 0, "diverged": True}]
@@ -222,12 +222,6 @@ def plan_stages(trial: Trial) -> list[Stage]:
     return stages
 
 
-def remove_checkpoints(folder: Path) -> None:
-    """Delete what only an interrupted stage needs."""
-    for file in (*folder.glob(f"{_CHECKPOINT}*"), *folder.glob(_LOG)):
-        file.unlink(missing_ok=True)
-
-
 def _pruner(trial: Trial) -> Pruner:
     assert trial.pruner is not None
     return trial.pruner
@@ -236,11 +230,12 @@ def _pruner(trial: Trial) -> Pruner:
 def _finetune(trial: Trial, model: nn.Module, dataset: Data, folder: Path, progress: bool | None) -> list[Row]:
     """Train in place, resumably; return one row per epoch."""
     assert trial.finetune is not None
-    log = folder / _LOG
-    _check_resumable(folder / _CHECKPOINT, log, "epoch")
+    log = folder / LOG
+    check_resumable(folder / CHECKPOINT, log, "epoch")
     kept = read_records(log)
-    epochs = train(model, dataset, **trial.finetune.arguments(), seed=trial.seed + 1, checkpoint=folder / _CHECKPOINT)
-    for epoch in _show(epochs, model, dataset, trial.finetune, "fine-tuning", progress):
+    recipe = trial.completed(trial.finetune)
+    epochs = train(model, dataset, **recipe.arguments(), seed=trial.seed + 1, checkpoint=folder / CHECKPOINT)
+    for epoch in _show(epochs, model, dataset, recipe, "fine-tuning", progress):
         kept = [row for row in kept if row["epoch"] < epoch.number]
         row = measure_row(trial, model, dataset, "finetune", epoch.number, epoch.diverged)
         kept.append(row | {"steps": epoch.steps})
@@ -248,37 +243,13 @@ def _finetune(trial: Trial, model: nn.Module, dataset: Data, folder: Path, progr
     return kept
 
 
-def _check_resumable(checkpoint: Path, log: Path | None, number: str) -> None:
-    """Delete, with a warning, what an interrupted training cannot go on from.
-
-    That is a damaged checkpoint, or one without the rows of its epochs in the log; the training then starts again.
-
-    Args:
-        checkpoint: the training's.
-        log: what `write_records` wrote after every epoch; None for a training without rows.
-        number: the key of the epoch's number in a row.
-    """
-    done = remove_damaged(checkpoint)
-    if log is None:
-        return
-    try:
-        found = [row[number] for row in read_records(log)]
-        reason = None if found[:done] == list(range(1, done + 1)) else f"{log} lacks rows of the {done} epochs done"
-    except (ValueError, KeyError, TypeError) as error:
-        reason = str(error)
-    if reason is not None:
-        warnings.warn(f"{reason}. It is deleted with its checkpoint, and the training starts again.", stacklevel=2)
-        for file in (log, *checkpoint_files(checkpoint)):
-            file.unlink(missing_ok=True)
-
-
 def _train(
     model: nn.Module, dataset: Data, recipe: Recipe, seed: int, folder: Path, description: str, progress: bool | None
 ) -> bool:
     """Train in place, resumably; return whether training diverged."""
     last = None
-    _check_resumable(folder / _CHECKPOINT, None, "number")
-    epochs = train(model, dataset, **recipe.arguments(), seed=seed, checkpoint=folder / _CHECKPOINT)
+    check_resumable(folder / CHECKPOINT, None, "number")
+    epochs = train(model, dataset, **recipe.arguments(), seed=seed, checkpoint=folder / CHECKPOINT)
     for epoch in _show(epochs, model, dataset, recipe, description, progress):
         last = epoch
     return last is not None and last.diverged
@@ -287,7 +258,7 @@ def _train(
 def _show(
     epochs: Iterator[Epoch], model: nn.Module, dataset: Data, recipe: Recipe, description: str, progress: bool | None
 ) -> Iterator[Epoch]:
-    steps = count_steps(recipe, len(dataset.train.inputs))
+    steps = count_steps(recipe, dataset.train)
     return show_steps(epochs, model, steps, description=description, progress=progress)
 
 

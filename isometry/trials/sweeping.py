@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import math
+import operator
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from isometry.data import Data, Split
 from isometry.errors import InvalidTypeError, InvalidValueError, signed
 from isometry.files import check_writable
+from isometry.networks import placed
+from isometry.networks.modules import evaluating
 from isometry.pruners import Pruner
 from isometry.repairs import REPAIRS
+from isometry.training.objective import Loss, Metric
 from isometry.training.recipe import Recipe
 from isometry.trials.architecture import Given, read_architecture
-from isometry.trials.dataset import Tensors, read_data
+from isometry.trials.dataset import Own, read_data
 from isometry.trials.runner import Manner, run_tables
 from isometry.trials.trial import Trial
 
@@ -40,14 +45,13 @@ class Method(NamedTuple):
     repair: str | None
 
 
-@signed("sweep")
 def sweep(
     network: nn.Module | Callable[[], nn.Module] | str,
     pruners: Mapping[str, Pruner],
     ratios: Sequence[float],
-    data: Data | Split | tuple[Tensor, Tensor] | str,
+    data: Any,
     *,
-    test: Split | tuple[Tensor, Tensor] | None = None,
+    test: Any = None,
     pretrain: Recipe | str | None = None,
     finetune: Recipe | None = None,
     seeds: int | Sequence[int] = 3,
@@ -56,6 +60,8 @@ def sweep(
     folder: str | os.PathLike[str] | None = None,
     jobs: int = 1,
     device: str | None = None,
+    loss: Loss | None = None,
+    metric: Metric | None = None,
     autocast: bool = False,
     progress: bool | None = None,
     keep: str | None = None,
@@ -78,9 +84,11 @@ def sweep(
         pruners: {label: pruner}. A label that ends in " + " and a repair (recover, orthogonalize, recalibrate, repair, or their
             names in `isometry.repairs.REPAIRS`) repairs the pruned network by it: {"L1 + repair": isometry.L1()}.
         ratios: fractions of units removed, each in (0, 1).
-        data: what is trained on: a `Data`, (inputs [N, ...], targets [N]), or a name that `data.load` knows.
-        test: (inputs, targets) for accuracy and loss; None takes the test part of a `Data`, else the training data themselves,
-            as the column `evaluated_on` says.
+        data: what is trained on: a `Data`, (inputs [N, ...], targets [N]), a DataLoader or a list of batches, a `Folder`, or a name
+            that `data.load` knows, without a validation part. Edited tensors make other trials; of a loader its length, its kind
+            and 64 samples are compared. Loaders begin every training in the same state.
+        test: likewise, for accuracy and loss; None takes the test part of a `Data` or `Folder`, else the training data
+            themselves, as the column `evaluated_on` says.
         pretrain: how the network is trained before pruning; None takes it as it is. Or the name of weights of the catalogue.
         finetune: how the pruned network is trained; None stops after pruning.
         seeds: how many, from 0, or which: of a function's initialization, of shuffling and of pruners that draw.
@@ -91,6 +99,9 @@ def sweep(
         jobs: processes, one thread each. More than 1 needs a network, pruners and data that can be pickled; what a notebook
             defines can be, unless it holds open files, locks, or generators.
         device: where networks live; None: where `network` is, else the CPU.
+        loss: of evaluation, and of trainings whose recipe has none; any callable (outputs, targets) -> scalar. None means
+            cross-entropy.
+        metric: any callable (outputs, targets) -> number, for the column `metric`.
         autocast: whether pruners that train, and evaluation, run in bfloat16.
         progress: False silences the bars (of trials and, with one job, of their training steps); None shows them in terminals
             and notebooks.
@@ -103,32 +114,33 @@ def sweep(
     Raises:
         ValueError, TypeError: an argument that makes no sense, before anything is trained; a factory that returns no network.
     """
-    methods = [_read_method(label, pruner) for label, pruner in _checked_pruners(pruners)]
-    _check_ratios(ratios)
-    numbers = _read_seeds(seeds)
-    _check_settings(finetune=finetune, pretrain=pretrain, jobs=jobs, keep=keep)
-    with _folder(folder, keep) as runs:
-        architecture, given = read_architecture(network), read_data(data, test)
-        dataset = given if isinstance(given, str) else Tensors(given, runs if jobs > 1 else None)
+    with contextlib.ExitStack() as stack:
+        with signed("sweep"):
+            methods = [_read_method(label, pruner) for label, pruner in _checked_pruners(pruners)]
+            _check_ratios(ratios)
+            numbers = _read_seeds(seeds)
+            _check_settings(finetune=finetune, pretrain=pretrain, jobs=jobs, keep=keep)
+            runs = stack.enter_context(_folder(folder, keep))
+            architecture, given = read_architecture(network), read_data(data, test)
+            dataset = given if isinstance(given, str) else Own(given, runs if jobs > 1 else None)
+            if isinstance(dataset, Own):
+                stack.callback(dataset.release)
+            trials = [
+                Trial(
+                    dataset, architecture, pretrain, finetune, method.pruner, float(ratio), layers, method.repair, seed,
+                    dict(options or {}), autocast=autocast, loss=loss, metric=metric,
+                )
+                for seed in numbers for ratio in ratios for method in methods
+            ]  # fmt: skip
+            _check_accepted(trials[0])
+            if jobs > 1:
+                _check_sendable(trials[0], methods)
         if device is None:
             device = _device_of(network) if isinstance(architecture, Given) else "cpu"
-        trials = [
-            Trial(
-                dataset, architecture, pretrain, finetune, method.pruner, float(ratio), layers, method.repair, seed,
-                dict(options or {}), autocast=autocast,
-            )
-            for seed in numbers for ratio in ratios for method in methods
-        ]  # fmt: skip
-        if jobs > 1:
-            _check_sendable(trials[0], methods)
-        try:
-            manner = Manner(runs, jobs, device, progress, keep == "weights")
-            tables = run_tables(trials, manner, "sweep")
-        finally:
-            if isinstance(dataset, Tensors) and dataset.file is not None:
-                dataset.file.unlink(missing_ok=True)
+        manner = Manner(runs, jobs, device, progress, keep == "weights", temporary=folder is None)
+        tables = run_tables(trials, manner, "sweep")
     labels = [method.label for _ in numbers for _ in ratios for method in methods]
-    held_out = isinstance(given, str) or given.test.inputs is not given.train.inputs
+    held_out = isinstance(given, str) or given.test is not given.train
     return _joined(tables, labels).assign(evaluated_on="test part" if held_out else "training data")
 
 
@@ -179,7 +191,9 @@ def _read_method(label: str, pruner: Pruner) -> Method:
 
 
 def _check_ratios(ratios: Any) -> None:
-    listed = list(ratios) if isinstance(ratios, Sequence | Tensor) and not isinstance(ratios, str) else None
+    listed = (
+        list(ratios) if isinstance(ratios, Sequence | Tensor | np.ndarray) and not isinstance(ratios, str) else None
+    )
     if not listed or not all(_is_number(ratio) and 0 < ratio < 1 for ratio in listed):
         raise InvalidValueError(f"got ratios={ratios!r}; it takes fractions of units removed in (0, 1), {_CALL}.")
     if len({float(ratio) for ratio in listed}) < len(listed):
@@ -194,10 +208,10 @@ def _is_number(value: Any) -> bool:
 
 
 def _read_seeds(seeds: Any) -> list[int]:
-    whole = isinstance(seeds, int) and not isinstance(seeds, bool)
-    if not isinstance(seeds, str) and (whole or isinstance(seeds, Sequence)):
-        listed = list(range(seeds) if whole else seeds)
-        if listed and len(set(listed)) == len(listed) and all(isinstance(s, int) and s >= 0 for s in listed):
+    with contextlib.suppress(TypeError):
+        counted = isinstance(seeds, Integral) and not isinstance(seeds, bool)
+        listed = [operator.index(seed) for seed in (range(operator.index(seeds)) if counted else seeds)]
+        if listed and len(set(listed)) == len(listed) and min(listed) >= 0:
             return listed
     raise InvalidValueError(
         f"got seeds={seeds!r}; it takes how many, at least 1, or different seeds, e.g. seeds=3 or seeds=[0, 7]."
@@ -216,6 +230,33 @@ def _check_settings(*, finetune: Any, pretrain: Any, jobs: Any, keep: Any) -> No
 
 def _device_of(network: Any) -> str:
     return str(next((tensor.device for tensor in (*network.parameters(), *network.buffers())), torch.device("cpu")))
+
+
+def _check_accepted(trial: Trial) -> None:
+    """Raise an error unless the network takes the data."""
+    data, x = trial.load_data(), trial.example_inputs(2)
+    if not isinstance(x, Tensor):
+        raise InvalidTypeError(
+            f"got data whose inputs are of type {type(x).__name__}; it takes one tensor per batch, with respect to which networks are "
+            f"measured, {_CALL}."
+        )
+    name = trial.pretrain if isinstance(trial.pretrain, str) else None
+    model = trial.architecture.build(data.classes, trial.seed, trial.options, weights=name)
+    x = placed(x, model)
+    try:
+        with evaluating(model), torch.no_grad():
+            outputs = model(x)
+    except Exception as error:  # whatever the user's network raises
+        raise InvalidValueError(
+            f"got data whose inputs have the shape {tuple(x.shape[1:])} and the type {str(x.dtype).removeprefix('torch.')}, which the "
+            f"network refuses ({type(error).__name__}: {error}); it takes those that it was made for, {_CALL}."
+        ) from error
+    if not isinstance(outputs, Tensor) or len(outputs) != len(x):
+        kind = f"a tensor of shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise InvalidTypeError(
+            f"got a network that returned {kind} for {len(x)} inputs; it takes one that returns a tensor with an entry for each, e.g. "
+            "sweep(lambda: Wrapper(model), ...) with a Wrapper that returns the logits."
+        )
 
 
 def _check_sendable(trial: Trial, methods: Sequence[Method]) -> None:

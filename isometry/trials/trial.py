@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 from torch import nn
 
 from isometry.data import Data
+from isometry.data.nests import first_samples
 from isometry.pruners import Pruner
 from isometry.repairs import REPAIRS
-from isometry.training.objective import describe_callable
+from isometry.training.objective import Loss, Metric, describe_callable
 from isometry.training.recipe import Recipe
 from isometry.trials.architecture import Architecture, read_architecture
-from isometry.trials.dataset import Tensors, load_named
+from isometry.trials.dataset import Own, load_named
 from isometry.trials.digests import source_digest
 
 __all__ = ["SCRATCH", "Trial", "label", "to_json"]
@@ -29,7 +30,7 @@ class Trial:
     """One experiment: train a dense network, prune it, repair it or not, fine-tune it. Holds all that decides its outcome.
 
     Attributes:
-        dataset: a name that `data.load` knows, or `Tensors`.
+        dataset: a name that `data.load` knows, or `Own` data.
         network: a name that `networks.build` knows; "package.module:function", or a function, that returns a network; or a
             network. What counts as another trial: of a function an edit of its module (of the function itself, where that is
             no importable module) other than of comments and docstrings, or another network built with the same seed; of a
@@ -46,6 +47,9 @@ class Trial:
         options: further arguments of `networks.build`, or of the function.
         validation: number of training images that are held out.
         autocast: whether pruners that train, and evaluation, run in bfloat16; fine-tuning follows its own recipe.
+        loss: of evaluation, and of trainings whose recipe has none; None means that of the recipe of fine-tuning or of dense
+            training, where these have one, else cross-entropy.
+        metric: of evaluation, for the column of that name; None likewise.
 
     Raises:
         ValueError: an unknown repair, "scratch" for another network than an MLP of the catalogue, a repair or fine-tuning
@@ -53,7 +57,7 @@ class Trial:
             cannot be imported or is not known.
     """
 
-    dataset: str | Tensors
+    dataset: str | Own
     network: str | nn.Module | Callable[[], nn.Module] | Architecture
     pretrain: Recipe | str | None
     finetune: Recipe | None = None
@@ -65,6 +69,8 @@ class Trial:
     options: dict[str, Any] = field(default_factory=dict)
     validation: int = 0
     autocast: bool = False
+    loss: Loss | None = None
+    metric: Metric | None = None
 
     def __post_init__(self) -> None:
         if self.repair not in (None, *REPAIRS, SCRATCH):
@@ -134,10 +140,30 @@ class Trial:
 
     def load_data(self) -> Data:
         """Return the data set, normalized as the given weights need it."""
-        if isinstance(self.dataset, Tensors):
-            return self.dataset.data
+        if isinstance(self.dataset, Own):
+            return self.dataset.restarted()
         weights = self.pretrain if isinstance(self.pretrain, str) else ""
         return load_named(self.dataset, self.validation, self.network_name, weights)
+
+    def example_inputs(self, count: int) -> Any:
+        """Return the first training inputs [count, ...], at most as many as networks are measured at."""
+        if isinstance(self.dataset, Own):
+            return first_samples(self.dataset.first_inputs, count)
+        return self.load_data().train.inputs[:count]
+
+    @property
+    def objective(self) -> dict[str, Any]:
+        """The loss and the metric of evaluation, each where there is one, as keyword arguments of `evaluate`."""
+        sources = [self, *(recipe for recipe in (self.finetune, self.pretrain) if isinstance(recipe, Recipe))]
+        found = {
+            name: [value for source in sources if (value := getattr(source, name)) is not None]
+            for name in ("loss", "metric")
+        }
+        return {name: values[0] for name, values in found.items() if values}
+
+    def completed(self, recipe: Recipe) -> Recipe:
+        """Return a recipe with the trial's loss, where it has none."""
+        return recipe if recipe.loss is not None or self.loss is None else replace(recipe, loss=self.loss)
 
 
 def label(recipe: Recipe | None) -> str:

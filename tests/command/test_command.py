@@ -1,5 +1,6 @@
 """The command line: what it prints and writes, and what it refuses with 2 and one line."""
 
+import itertools
 import json
 import os
 import pickle
@@ -104,6 +105,23 @@ def test_compare_takes_files_with_a_plan_narrower_weights_and_wrapped_ones(folde
     assert rows[1]["mean_jsv"] == pytest.approx(rows[2]["mean_jsv"], rel=1e-5) != rows[0]["mean_jsv"]
     assert (folder / "compare.png").stat().st_size > 5_000
     assert "wrote compare.png" in out
+
+
+def test_a_folder_of_images_is_measured_and_pruned_on(folder: Path, capsys: Any) -> None:
+    image = pytest.importorskip("PIL.Image")
+    for part, name, index in itertools.product(("train", "val"), ("cat", "dog"), range(3)):
+        path = folder / "images" / part / name / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.new("RGB", (240, 240), (80 * index, 100, 50)).save(path)
+    (folder / "pooled.py").write_text(
+        "from torch import nn\n"
+        "def build():\n"
+        "    return nn.Sequential(nn.AvgPool2d(56), nn.Conv2d(3, 4, 2), nn.ReLU(), nn.Flatten(), nn.Linear(36, 2))\n"
+    )
+    status, out, _ = ends("measure pooled:build --data images --samples 4", capsys)
+    assert status == 0
+    assert "4 of the 6 test inputs of images" in out
+    assert ends("prune pooled:build --data images --pruner l1 --ratio 0.5 --out a.safetensors", capsys)[0] == 0
 
 
 def test_prune_writes_what_the_library_prunes_and_info_reads_it(folder: Path, capsys: Any) -> None:

@@ -135,6 +135,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "an optimizer": (lambda: torch.optim.SGD([X.clone().requires_grad_()], 0.1), "data of type SGD"),
     "a data set without a length": (lambda: Samples(), "data of type Samples; it takes .*DataLoader"),
     "a stream of samples": (lambda: Stream(), "data of type Stream"),
+    "a split without tensors": (lambda: Split("x", Y), r"inputs of type str; it takes tensors \(inputs, targets\)"),
     "different lengths": (lambda: (X, Y[:4]), "6 inputs and 4 targets; it takes one target per input"),
     "different inputs": (lambda: ((X, C[:4]), Y), r"one target per input"),
 }  # fmt: skip

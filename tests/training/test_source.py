@@ -1,5 +1,6 @@
 """Training on batches: an epoch is one pass, in the loader's order; it resumes; what does not fit is refused."""
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 from isometry import evaluate, networks, train
 from isometry.data import Batches
@@ -175,12 +183,64 @@ def test_an_error_of_the_network_itself_stays_as_it_is() -> None:
         list(train(nn.Linear(5, 4), (X, CLASSES), lr=0.1, epochs=1))
 
 
+@pytest.mark.parametrize(
+    ("data", "entries"),
+    [
+        ([(X, CONTEXT, CLASSES)], "0: shape (24, 6), torch.float32, 1: shape (24, 4)"),
+        ([{"x": X, "path": torch.arange(24), "labels": CLASSES}], "x: shape (24, 6), torch.float32, path: shape (24,)"),
+    ],
+)
+def test_entries_that_the_network_does_not_take_are_named(data: Any, entries: str) -> None:
+    for call in (lambda: list(train(net(), data, lr=0.1, epochs=1)), lambda: evaluate(net(), data)):
+        with pytest.raises(
+            TypeError,
+            match=rf"cannot be called with the inputs of a batch, {re.escape(entries)}.*Batches\(loader, inputs=",
+        ):
+            call()
+
+
+def test_a_loss_may_do_without_targets() -> None:
+    model = net()
+    epochs = list(train(model, X, lr=0.1, epochs=3, loss=lambda outputs, _: outputs.square().mean()))
+    assert epochs[2].loss < epochs[0].loss
+
+
+class Shuffled(BatchSampler):
+    """Batches of one's own, in an order that torch's generators do not decide."""
+
+    def __init__(self) -> None:
+        super().__init__(range(24), 6, False)
+
+
+@pytest.mark.parametrize(
+    ("loader", "restorable"),
+    [
+        (lambda: DataLoader(DATASET, 6), True),
+        (lambda: DataLoader(DATASET, 6, shuffle=True), True),
+        (lambda: DataLoader(DATASET, 6, sampler=WeightedRandomSampler([1.0] * 24, 24)), True),
+        (lambda: DataLoader(DATASET, batch_sampler=BatchSampler(RandomSampler(DATASET), 6, False)), True),
+        (lambda: DataLoader(DATASET, None), True),
+        (lambda: DataLoader(DATASET, batch_sampler=Shuffled()), False),
+        (lambda: DataLoader(DATASET, 6, sampler=list(range(24))), False),
+        (lambda: DataLoader(DATASET, 6, num_workers=1, persistent_workers=True), False),
+        (lambda: map(None, []), False),
+    ],
+)
+def test_it_is_known_which_orders_can_be_restored(loader: Callable[[], Any], restorable: bool) -> None:
+    assert Batches(loader()).is_restorable == restorable
+
+
 @pytest.mark.parametrize("optimizer", [F.cross_entropy, torch.optim.SGD, "adam"], ids=["loss", "class", "name"])
 def test_what_is_no_optimizer_is_refused(optimizer: Any) -> None:
     with pytest.raises(
         TypeError, match=r"train\(\) got \w+ as optimizer; it takes an optimizer of this model's parameters"
     ):
         train(digits_mlp(), (X, CLASSES), lr=0.1, epochs=1, optimizer=optimizer)
+
+
+def test_what_is_no_network_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"train\(\) got SGD as model; it takes a torch\.nn\.Module"):
+        train(torch.optim.SGD(net().parameters(), 0.1), (X, CLASSES), lr=0.1, epochs=1)  # type: ignore[arg-type]
 
 
 def test_workers_read_the_same_batches() -> None:
@@ -205,3 +265,13 @@ def test_augmented_tensors_still_follow_the_seed(digits: Any) -> None:
     again = networks.build("mlp-7-relu", seed=0, input_shape=(1, 8, 8), widths=(8,))
     list(train(again, digits.train, lr=0.1, epochs=1, epoch_steps=2, seed=4))
     assert torch.equal(flat_weights(model), flat_weights(again))
+
+
+def test_batches_follow_the_network_to_its_device(cuda: torch.device) -> None:
+    model, own = net().to(cuda), lambda outputs, targets: F.cross_entropy(outputs, targets)
+    for data in (DATASET, [(X, CLASSES)], (X, CLASSES)):
+        for loss in (None, own):
+            (epoch,) = train(model, data, lr=0.1, epochs=1, loss=loss, metric=own)
+            assert epoch.metric > 0
+            result = evaluate(model, data, loss=loss, metric=own)
+            assert result.loss == pytest.approx(result.metric, rel=1e-4)

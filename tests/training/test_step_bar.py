@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim.optimizer import _global_optimizer_post_hooks
 
 import isometry
+from isometry.data import Batches, Split
 from isometry.training import Epoch, Recipe, train
 from isometry.training.step_bar import count_steps, show_steps
 
@@ -22,7 +23,7 @@ RECIPE = Recipe(0.01, 3, 20)
 def shown(model: nn.Module, epochs: Iterator[Epoch], progress: bool | None = True) -> str:
     text = io.StringIO()
     with contextlib.redirect_stderr(text):
-        steps = count_steps(RECIPE, 50)
+        steps = count_steps(RECIPE, Split(*DATA))
         for _ in show_steps(epochs, model, steps, description="mine", progress=progress):
             other = nn.Linear(2, 2)  # an optimizer of other parameters does not move the bar
             other(torch.ones(1, 2)).sum().backward()
@@ -31,9 +32,11 @@ def shown(model: nn.Module, epochs: Iterator[Epoch], progress: bool | None = Tru
 
 
 def test_steps_are_counted_as_a_recipe_takes_them() -> None:
-    assert count_steps(RECIPE, 50) == 9
-    assert count_steps(Recipe(0.01, 3, 20, epoch_steps=2), 50) == 6
-    assert count_steps(Recipe(0.01, 3, 20, epoch_steps=5), 50) == 9
+    assert count_steps(RECIPE, Split(*DATA)) == 9
+    assert count_steps(Recipe(0.01, 3, 20, epoch_steps=2), Split(*DATA)) == 6
+    assert count_steps(Recipe(0.01, 3, 20, epoch_steps=5), Split(*DATA)) == 9
+    assert count_steps(RECIPE, Batches([DATA] * 4)) == 12
+    assert count_steps(RECIPE, Batches(iter([DATA]))) is None
 
 
 def test_a_bar_moves_with_every_step_of_its_network_and_ends_with_all(monkeypatch: pytest.MonkeyPatch) -> None:

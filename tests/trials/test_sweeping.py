@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -96,7 +97,7 @@ def test_a_failing_method_is_recorded_with_its_error_and_the_others_go_on() -> N
         table = sweep(pruners={"broken": Broken(), "L1": L1()})
     failed = table[table["method"] == "broken"]
     assert list(failed["phase"]) == ["pruned"]
-    assert "RuntimeError: no importance today" in failed["error"].iloc[0]
+    assert failed["error"].iloc[0].endswith("pruned: RuntimeError: no importance today")  # no file that is gone
     assert list(table[table["method"] == "L1"]["phase"]) == ["pruned", "finetune", "finetune"]
     assert len(isometry.plots.sweep(table).get_legend().get_texts()) == 2  # L1 and dense
     plt.close("all")
@@ -135,8 +136,8 @@ def test_what_a_notebook_defines_gives_the_same_in_one_process_and_in_two(tmp_pa
 def test_what_cannot_be_sent_to_other_processes_is_refused_before_anything_runs(tmp_path: Path) -> None:
     model = net()
     model.lock = threading.Lock()
-    with pytest.raises(TypeError, match=r"^sweep\(\) got (the network|Sequential).*(pickle|pass jobs=1)"):
-        sweep(lambda: model, jobs=2, folder=tmp_path)
+    with pytest.raises(TypeError, match=r"^sweep\(\) got a network of class Sequential, which cannot be copied"):
+        sweep(model)
     lock = threading.Lock()
 
     def locked() -> nn.Module:
@@ -187,11 +188,15 @@ def test_bars_move_with_steps() -> None:
         ({"network": "tests.trials.test_sweeping:TUNE"}, "which is no function but Recipe"),
         ({"data": "mnisty"}, "got the data 'mnisty'; it takes cifar10"),
         ({"data": "digits", "test": tensors()}, "got test= with the data 'digits', which have a test part"),
-        ({"data": [torch.ones(2, 1, 8, 8)] * 3}, r"got the data of 3 entries \(Tensor, Tensor, Tensor\)"),
-        ({"data": (torch.ones(2, 1, 8, 8), [0, 1])}, r"got the data of 2 entries \(Tensor, list\)"),
-        ({"data": (torch.ones(2, 1, 8, 8), torch.ones(3).long())}, "got 2 inputs and 3 targets as the data"),
-        ({"data": {"x": 1}}, "got dict as the data; it takes a name, a Data"),
-        ({"test": 3}, "got int as test="),
+        ({"data": (torch.ones(2, 1, 8, 8), torch.ones(3).long())}, "got 2 inputs and 3 targets"),
+        ({"data": (torch.ones(0, 1, 8, 8), torch.ones(0).long())}, "got data without samples"),
+        ({"data": iter([tensors()])}, "got data that can be read only once"),
+        ({"data": []}, "gives no batches"),
+        ({"data": 3}, "got data of type int"),
+        ({"test": 3}, "got data of type int"),
+        ({"data": ((torch.ones(4, 3), torch.ones(4, 3)), torch.arange(4))}, "whose inputs are of type tuple; it takes one tensor"),
+        ({"data": (torch.ones(4, 3, 8, 8), torch.arange(4))}, r"inputs have the shape \(3, 8, 8\) .* which the network refuses \(RuntimeError"),
+        ({"network": lambda: nn.Sequential(nn.Flatten(0), nn.Linear(128, 10))}, r"returned a tensor of shape \(10,\) for 2 inputs"),
     ],
 )  # fmt: skip
 def test_what_makes_no_sense_is_refused_before_anything_is_trained(
@@ -204,13 +209,63 @@ def test_what_makes_no_sense_is_refused_before_anything_is_trained(
     assert type(caught.value) in (ValueError, TypeError)
 
 
-def test_a_factory_that_builds_something_else_every_time_has_failed() -> None:
+def loader(shuffle: bool = True, generator: torch.Generator | None = None) -> torch.utils.data.DataLoader:
+    return torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(*tensors()), batch_size=32, shuffle=shuffle, generator=generator
+    )
+
+
+def test_loaders_give_the_same_whatever_was_read_from_them_before(tmp_path: Path) -> None:
+    own = loader(generator=torch.Generator().manual_seed(3))
+    state = own.generator.get_state()
+    pruners = {"Random": isometry.Random(), "L1": L1()}
+    table = sweep(pruners=pruners, data=own, folder=tmp_path / "a", pretrain=TUNE)
+    assert torch.equal(own.generator.get_state(), state)
+    assert list(table["dataset"].unique()) == ["DataLoader"]
+    alone = sweep(pruners={"L1": L1()}, data=own, folder=tmp_path / "b", pretrain=TUNE)
+    both = table[table["method"] != "Random"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(alone, both)
+    parallel = sweep(pruners=pruners, data=own, folder=tmp_path / "c", pretrain=TUNE, jobs=2)
+    pd.testing.assert_frame_equal(parallel, table)
+    count = len(list((tmp_path / "a").rglob("done.json")))
+    sweep(
+        pruners=pruners, data=loader(generator=torch.Generator().manual_seed(3)), folder=tmp_path / "a", pretrain=TUNE
+    )
+    assert len(list((tmp_path / "a").rglob("done.json"))) == count
+
+
+def test_a_regression_is_swept_by_its_own_loss_and_metric() -> None:
+    def absolute(outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs - targets).abs().mean()
+
+    x = torch.randn(64, 4)
+    y = x.square().sum(1, keepdim=True)
+    model = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 1))
+    table = sweep(model, data=(x, y), loss=nn.functional.mse_loss, metric=absolute)
+    assert table["accuracy"].isna().all()
+    expected = isometry.evaluate(model, (x, y), loss=nn.functional.mse_loss, metric=absolute)
+    assert table["loss"].iloc[0] == expected.loss
+    assert table["metric"].iloc[0] == expected.metric
+    tuned = sweep(model, data=(x, y), finetune=Recipe(0.05, 2, 64, loss=nn.functional.mse_loss))
+    assert list(tuned["loss"]) == list(table["loss"])
+    with pytest.warns(UserWarning, match="cross-entropy takes logits"):
+        assert sweep(model, data=(x, y))["error"].notna().all()
+
+
+def test_numbers_may_be_arrays() -> None:
+    table = sweep(ratios=np.array([0.25, 0.5]), seeds=np.arange(2), finetune=None)
+    assert set(table["seed"]) == {0, 1}
+    assert set(table["ratio"]) == {0.0, 0.25, 0.5}
+
+
+def test_a_factory_that_builds_something_else_every_time_is_refused() -> None:
     calls: list[int] = []
 
     def growing() -> nn.Module:
         calls.append(1)
         return net(10 + len(calls))
 
-    with pytest.warns(UserWarning, match="finished 0 of 1"):
-        table = sweep(growing)
-    assert "builds different networks with one seed" in table["error"].iloc[0]
+    with pytest.raises(
+        ValueError, match=r"^sweep\(\) got the factory .*growing, which builds different networks with one seed"
+    ):
+        sweep(growing)
