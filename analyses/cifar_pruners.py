@@ -161,9 +161,9 @@ def draw_network(rows: pd.DataFrame, path: Path) -> None:
 def main() -> None:
     """Run, write, draw."""
     parser = script.build_parser(__doc__, seeds=3, ratios=(0.5, 0.7, 0.9), device=True)
-    parser.add_argument("--network", choices=["resnet-20", "resnet-56"], default="resnet-56")
-    parser.add_argument("--schedule", choices=["short", "published"], default="short")
-    options = script.parse(parser)
+    parser.add_argument("--network", choices=["resnet-20", "resnet-56"], default="resnet-56", help="which network")
+    parser.add_argument("--schedule", choices=["short", "published"], default="short", help="of training")
+    options = script.parse(parser, quick_ignores=("network", "ratios", "schedule", "seeds"))
     schedule = "quick" if options.quick else options.schedule
     setting = options.network if options.quick else f"{options.network}-{schedule}"
     output = script.Output.of("cifar_pruners", options, setting)
