@@ -227,4 +227,4 @@ def _find_uncuttable(
     for values in scores.values():
         values[0] = -1  # the first unit among those that are removed: the one that a broadcast would read
     selection = select(graph.groups, ratios, scores, floor=floor, round_to=round_to, clamp=True)
-    return find_inexact(graph.model, selection, inputs)
+    return find_inexact(graph, selection, inputs)

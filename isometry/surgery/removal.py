@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from isometry.errors import InvalidValueError, join_names
 from isometry.networks import placed
-from isometry.networks.modules import evaluating, is_transposed
+from isometry.networks.modules import evaluating
 from isometry.networks.precision import full_precision
 from isometry.surgery.graph import Graph, output_tensors, trace
 from isometry.surgery.groups import Selection, UnitGroup
@@ -84,28 +84,36 @@ def cut(graph: Graph, selection: Selection, inputs: Tensor) -> None:
             raise InexactError(f"The units of {layers} cannot be removed ({reason})") from error
 
 
-def find_inexact(model: nn.Module, selection: Selection, inputs: Tensor) -> dict[str, str]:
+def find_inexact(graph: Graph, selection: Selection, inputs: Tensor) -> dict[str, str]:
     """Return {root of a group: why it cannot be cut} for those of `selection` whose units cannot be removed exactly.
 
-    All are tried at once; where that fails, halves are tried until the culprits stand alone.
+    All are tried at once; where that fails, halves are tried together with what was found good until then, so that what
+    is not returned can be cut together.
 
     Args:
-        model: left alone; copies of it are cut.
-        selection: groups of a trace of `model`, with units to try.
-        inputs: [B, ...], a batch that it accepts.
+        graph: left alone; copies of its network are cut.
+        selection: groups of the graph, with units to try.
+        inputs: [B, ...], a batch that the network accepts.
     """
-    if not selection:
-        return {}
-    graph = trace(copy.deepcopy(model), inputs)
-    groups = {group.root: group for group in graph.groups}
-    try:
-        cut(graph, [(groups[group.root], units) for group, units in selection], inputs)
-    except InexactError as error:
-        if len(selection) == 1:
-            return {selection[0][0].root: error.reason}
-        half = len(selection) // 2
-        return find_inexact(model, selection[:half], inputs) | find_inexact(model, selection[half:], inputs)
-    return {}
+    good: Selection = []
+    inexact: dict[str, str] = {}
+
+    def add(part: Selection) -> None:
+        try:
+            cut(graph.copy(), [*good, *part], inputs)
+        except InexactError as error:
+            if len(part) == 1:
+                inexact[part[0][0].root] = error.reason
+            else:
+                half = len(part) // 2
+                add(part[:half])
+                add(part[half:])
+        else:
+            good.extend(part)
+
+    if selection:
+        add(selection)
+    return inexact
 
 
 def to_plan(selection: Selection) -> Plan:
@@ -126,8 +134,13 @@ def to_selection(graph: Graph, plan: Plan) -> Selection:
         named = [member for member in group.of("units") if plan.removed.get(member.layer)]
         if not named:
             continue
-        removed = set(plan.removed[named[0].layer])
-        units = tuple(unit for unit, indices in named[0].indices.items() if removed.issuperset(indices))
+        removed = {member.layer: set(plan.removed[member.layer]) for member in named}
+        units = tuple(
+            unit
+            for unit in range(group.units)
+            if any(unit in member.indices for member in named)
+            and all(removed[member.layer].issuperset(member.indices.get(unit, ())) for member in named)
+        )
         for member in group.of("units"):
             planned = plan.widths.get(member.layer), set(plan.removed.get(member.layer, ()))
             if planned != (member.width, set(member.take(units))):
@@ -161,18 +174,10 @@ def mask(model: nn.Module, selection: Selection) -> nn.Module:
 
 def _zero_readers(model: nn.Module, group: UnitGroup, units: tuple[int, ...]) -> None:
     """Zero the weights by which the layers behind a group read its units, in place."""
-    for member in group.of("inputs"):
-        layer, channels = model.get_submodule(member.layer), member.take(units)
-        weight = layer.get_parameter("weight")
-        if is_transposed(layer):
-            weight[channels] = 0
-        elif (groups := getattr(layer, "groups", 1)) == 1:
-            weight[:, channels] = 0
-        else:
-            inputs, outputs = weight.shape[1], weight.shape[0] // groups  # of each group of the convolution
-            for channel in channels:
-                index = channel // inputs
-                weight[index * outputs : (index + 1) * outputs, channel % inputs] = 0
+    for cut in group.cuts:
+        if cut.read:
+            tensor = model.get_parameter(cut.tensor)
+            tensor.index_fill_(cut.dim, torch.tensor(cut.take(units), dtype=torch.long, device=tensor.device), 0)
 
 
 @torch.no_grad()
