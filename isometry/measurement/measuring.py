@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,13 +17,14 @@ from tqdm.auto import tqdm
 from isometry.errors import InvalidTypeError, InvalidValueError, is_out_of_memory, signed
 from isometry.measurement.batch import Batch
 from isometry.measurement.checks import readable_errors
-from isometry.measurement.estimators import BottleneckBypassedError, EstimatedBatch, Exact
+from isometry.measurement.estimators import BottleneckBypassedError, EstimatedBatch, Estimator, Exact
 from isometry.measurement.function import NetworkFunction
 from isometry.measurement.independence import check_independence
 from isometry.measurement.inputs import Inputs, read_inputs, takes_several_inputs
 from isometry.measurement.options import Options, check_model
 from isometry.measurement.planner import Plan, Planner
 from isometry.measurement.preparation import Subject, prepare, sample_shape
+from isometry.measurement.ranks import Ranks
 from isometry.measurement.report import Report
 from isometry.measurement.tally import Tally
 from isometry.networks.modules import state_preserved, unwrap
@@ -48,6 +50,7 @@ def measure(
     dtype: torch.dtype | None = None,
     seed: int = 0,
     progress: bool | None = None,
+    distributed: bool = True,
 ) -> Report:
     """Measure the singular values of a network's input-output Jacobian (JSVs), sample by sample.
 
@@ -80,6 +83,9 @@ def measure(
         dtype: precision of the computation; None is the model's own, float32 for half-precision models.
         seed: of drawn inputs, of the order in which samples are taken where only some may be needed, and of probes.
         progress: False silences the progress bar, None shows it on work of some seconds.
+        distributed: whether the processes of an initialized `torch.distributed` group split the samples between them and
+            all return the same report. All of them must then call it, with the same network and inputs; False measures
+            in the calling process alone, e.g. on rank 0 during training.
 
     Returns:
         `Report`.
@@ -95,7 +101,9 @@ def measure(
     `isometry.spectra.intervals`.
     """
     options = Options(method, layers, rtol, budget, dtype, seed)
-    return measure_with(options, model, inputs, output=output, at=at, wrt=wrt, progress=progress)
+    return measure_with(
+        options, model, inputs, output=output, at=at, wrt=wrt, progress=progress, distributed=distributed
+    )
 
 
 def measure_with(
@@ -107,6 +115,7 @@ def measure_with(
     at: str | None = None,
     wrt: str | int | None = None,
     progress: bool | None = None,
+    distributed: bool = True,
 ) -> Report:
     """Measure with options that have been checked; see `measure`. Threads take turns, as settings of torch are global."""
     start = time.perf_counter()
@@ -122,7 +131,9 @@ def measure_with(
             f"got wrt={wrt!r} with a tensor; with wrt= the inputs are a tuple or dict of all of the model's, e.g. "
             "measure(model, (inputs, condition), wrt=0)."
         )
+    ranks = Ranks.present(distributed)
     with _TURN, state_preserved(model):
+        ranks.check_same(model, f"{options} {getattr(output, '__name__', output)} {at} {wrt}")
         function = NetworkFunction(model, output, at)
         read = read_inputs(
             model,
@@ -135,38 +146,41 @@ def measure_with(
             count=_DRAWN_TO_SAMPLE if options.sampled else _DRAWN,
         )
         with function.differentiable():
-            tally, subject, method = _run(function, read, options, None if progress is None else not progress)
-        return tally.report(subject, method, read.description, time.perf_counter() - start)
+            hidden = True if ranks.rank else None if progress is None else not progress
+            tally, subject, method = _run(function, read, options, ranks, hidden)
+        seconds = ranks.largest(time.perf_counter() - start)
+        return tally.report(subject, method, read.description, seconds)
 
 
 def _run(
-    function: NetworkFunction, inputs: Inputs, options: Options, hidden: bool | None
+    function: NetworkFunction, inputs: Inputs, options: Options, ranks: Ranks, hidden: bool | None
 ) -> tuple[Tally, Subject, str]:
     """Measure until that is enough or the inputs run out; return the results, what was measured, and by which method."""
-    batches = iter(inputs.batches)
+    batches = iter(ranks.alike(inputs.batches))
     first = next(batches, None)
     if first is None:
         raise InvalidValueError(
             "got no inputs: the iterable is empty. Pass at least one batch, e.g. measure(model, x)."
         )
-    subject = prepare(function, first, options)
-    tally = Tally(options, subject.notes, inputs.is_stream and options.sampled)
-    planner = Planner(subject, options, inputs.total, torch.Generator().manual_seed(options.seed))
+    subject = ranks.together(lambda: prepare(function, first, options))
+    notes = subject.notes if ranks.size == 1 else (*subject.notes, f"samples split over {ranks.size} ranks")
+    tally = Tally(options, notes, inputs.is_stream and options.sampled)
+    planner = Planner(subject, options, inputs.total, torch.Generator().manual_seed(options.seed), ranks)
     plan, pilot, enough = planner.first(), list[Batch](), False
     with tqdm(total=inputs.total, unit="sample", desc="measure", disable=hidden, delay=2) as bar:
         for batch in _alike(subject, itertools.chain([first], batches)):
             start = 0
             while start < len(batch) and not enough:
                 plan, size = planner.next_part(plan, tally)
-                plan, part, estimated = _estimate(plan, batch.part(start, start + size), tally)
+                plan, part, estimated = _estimate(plan, batch.part(start, start + size), tally, ranks)
                 if len(tally) == len(part) and estimated.outputs is not None:
-                    check_independence(subject.fast, part, estimated.outputs)
+                    ranks.together(partial(check_independence, subject.fast, part, estimated.outputs))
                 enough = tally.is_enough(plan.estimator.price)
                 if plan.is_pilot and not enough:
                     pilot.append(part)
                     plan = planner.after(plan, estimated, tally)
                     if plan.repeats_pilot:
-                        plan = _repeat(planner, plan, pilot, tally)
+                        plan = _repeat(planner, plan, pilot, tally, ranks)
                         enough = tally.is_enough(plan.estimator.price)
                 start += len(part)
                 bar.update(len(part))
@@ -174,7 +188,7 @@ def _run(
                 break
     tally.note_ending(enough)
     if tally.suspect is not None:
-        check_independence(subject.fast, *tally.suspect)
+        ranks.together(partial(check_independence, subject.fast, *tally.suspect))
     return tally, subject, plan.estimator.method
 
 
@@ -192,8 +206,8 @@ def _alike(subject: Subject, batches: Iterable[Batch]) -> Iterator[Batch]:
         yield batch
 
 
-def _estimate(plan: Plan, part: Batch, tally: Tally) -> tuple[Plan, Batch, EstimatedBatch]:
-    """Estimate a part of a batch, halved until it fits into memory, and add it to the tally.
+def _estimate(plan: Plan, part: Batch, tally: Tally, ranks: Ranks) -> tuple[Plan, Batch, EstimatedBatch]:
+    """Estimate a part of a batch, every rank a share of it, halved until it fits into memory, and add it to the tally.
 
     Returns:
         The plan to go on with (without the bottleneck where that is bypassed), the samples that were measured, and what
@@ -202,8 +216,7 @@ def _estimate(plan: Plan, part: Batch, tally: Tally) -> tuple[Plan, Batch, Estim
     while True:
         estimator = plan.estimator
         try:
-            with readable_errors(estimator.subject.function, part):
-                estimated = estimator.estimate(part)
+            shares = ranks.gather(partial(_estimate_share, estimator, part, ranks), len(part))
         except BottleneckBypassedError as bypassed:
             tally.note(f"not through {bypassed} after all: something reaches the output past it")
             plan = replace(plan, estimator=Exact(estimator.subject))
@@ -213,11 +226,21 @@ def _estimate(plan: Plan, part: Batch, tally: Tally) -> tuple[Plan, Batch, Estim
             tally.limit = len(part) // 2
             part = part.part(0, tally.limit)
         else:
+            estimated = EstimatedBatch.join(shares)
             tally.add(estimated, part)
             return plan, part, estimated
 
 
-def _repeat(planner: Planner, plan: Plan, pilot: Iterable[Batch], tally: Tally) -> Plan:
+def _estimate_share(estimator: Estimator, part: Batch, ranks: Ranks) -> EstimatedBatch:
+    if ranks.size == 1:
+        with readable_errors(estimator.subject.function, part):
+            return estimator.estimate(part)
+    share = ranks.share(part)
+    with readable_errors(estimator.subject.function, share):
+        return estimator.estimate(share).without_bases()
+
+
+def _repeat(planner: Planner, plan: Plan, pilot: Iterable[Batch], tally: Tally, ranks: Ranks) -> Plan:
     """Measure the pilot's samples again by the estimator decided on, as many as the budget allows."""
     tally.restart()
     plan = replace(plan, repeats_pilot=False)
@@ -225,6 +248,6 @@ def _repeat(planner: Planner, plan: Plan, pilot: Iterable[Batch], tally: Tally) 
         start = 0
         while start < len(batch) and not tally.is_enough(plan.estimator.price):
             plan, size = planner.next_part(plan, tally)
-            plan, part, _ = _estimate(plan, batch.part(start, start + size), tally)
+            plan, part, _ = _estimate(plan, batch.part(start, start + size), tally, ranks)
             start += len(part)
     return plan

@@ -10,6 +10,7 @@ import torch
 from isometry.measurement.estimators import EstimatedBatch, Estimator, Krylov, exact_estimator
 from isometry.measurement.options import Options
 from isometry.measurement.preparation import Subject
+from isometry.measurement.ranks import Ranks
 from isometry.measurement.tally import Tally
 from isometry.spectra import student_quantile
 
@@ -134,12 +135,14 @@ class Planner:
         options: of the measurement.
         available: the number of samples there are; None where that is not known.
         generator: of probes.
+        ranks: the processes that measure together.
     """
 
     subject: Subject
     options: Options
     available: int | None
     generator: torch.Generator = field(default_factory=torch.Generator)
+    ranks: Ranks = field(default_factory=Ranks)
 
     def first(self) -> Plan:
         """Return the plan to begin with."""
@@ -150,7 +153,7 @@ class Planner:
         tolerance = self.options.bracket or _TOLERANCE
         if self.options.rtol is not None:
             tolerance = min(tolerance, _BRACKET_SHARE * self.options.rtol)
-        pilot = Krylov(self.subject, self.generator, self._pilot_probes, tolerance)
+        pilot = Krylov(self.subject, self.generator, self._pilot_probes, tolerance, ranks=self.ranks)
         return Plan(pilot, is_pilot=self.options.sampled)
 
     def after(self, plan: Plan, estimated: EstimatedBatch, tally: Tally) -> Plan:
@@ -184,7 +187,8 @@ class Planner:
             return Plan(exact_estimator(self.subject), repeats_pilot=True)
         assert isinstance(plan.estimator, Krylov)
         tolerance = plan.estimator.tolerance * allocation.length**-slope
-        return Plan(Krylov(self.subject, self.generator, allocation.probes, tolerance, allocation.price))
+        further = replace(plan.estimator, count=allocation.probes, tolerance=tolerance, price=allocation.price)
+        return Plan(replace(further, most_steps=Krylov.most_steps))
 
     def _candidates(self, tally: Tally) -> tuple[str, ...]:
         """Return the methods to choose from: exact only where it gives enough samples for an interval."""

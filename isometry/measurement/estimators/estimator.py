@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from isometry.measurement.batch import Batch
@@ -44,6 +45,31 @@ class EstimatedBatch:
     layers: Mapping[str, Spectrum] = field(default_factory=dict)
     run: Bidiagonal | None = None
     outputs: Tensor | None = None
+
+    @classmethod
+    def join(cls, shares: Sequence[EstimatedBatch]) -> EstimatedBatch:
+        """Return what was found at a batch from what was found at its shares, in order."""
+        if len(shares) == 1:
+            return shares[0]
+        first = shares[0]
+        brackets = [share.brackets for share in shares if share.brackets is not None]
+        runs = [share.run for share in shares if share.run is not None]
+        outputs = [share.outputs.cpu() for share in shares if share.outputs is not None]
+        return cls(
+            Spectrum.pool(share.spectrum for share in shares),
+            forwards=sum(share.forwards for share in shares),
+            products=sum(share.products for share in shares),
+            routes=frozenset[str]().union(*(share.routes for share in shares)),
+            brackets=Brackets.pool(brackets) if brackets else None,
+            layers={name: Spectrum.pool(share.layers[name] for share in shares) for name in first.layers},
+            run=Bidiagonal.join(runs) if runs else None,
+            outputs=torch.cat(outputs) if len(outputs) == len(shares) else None,
+        )
+
+    def without_bases(self) -> EstimatedBatch:
+        """Return it without the bases of its runs, which are large and not needed to plan with."""
+        run = None if self.run is None else replace(self.run, start=None, basis=None)
+        return replace(self, run=run, outputs=None if self.outputs is None else self.outputs.cpu())
 
 
 class Estimator(ABC):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -11,6 +11,7 @@ from isometry.measurement.batch import Batch
 from isometry.measurement.brackets import Brackets
 from isometry.measurement.estimators.estimator import EstimatedBatch, Estimator, estimated, jacobian_of
 from isometry.measurement.preparation import Subject
+from isometry.measurement.ranks import Ranks
 from isometry.spectra import bidiagonalize, probes
 
 __all__ = ["Krylov"]
@@ -30,6 +31,7 @@ class Krylov(Estimator):
         price: products per sample, as far as known.
         steps: expected number of steps per probe.
         most_steps: largest number of steps per probe.
+        ranks: the processes that estimate shares of the same batch; they stop together.
     """
 
     subject: Subject
@@ -39,6 +41,7 @@ class Krylov(Estimator):
     price: int = 1
     steps: int = 24
     most_steps: int = 96
+    ranks: Ranks = field(default_factory=Ranks)
     method = "krylov"
 
     @property
@@ -59,8 +62,16 @@ class Krylov(Estimator):
         """Bracket the mean of every sample's singular values."""
         x = self.subject.fast_input(batch)
         jacobian = jacobian_of(self.subject, batch, x, expected=self.count * self.steps)
-        start = probes(len(x), self.count, jacobian.rank, self.generator, x)
-        run = bidiagonalize(jacobian, start, steps=self.most_steps, rtol=self.tolerance, keep_basis=True)
+        whole = probes(batch.whole or len(x), self.count, jacobian.rank, self.generator, x)
+        start = whole[batch.first : batch.first + len(x)]
+        run = bidiagonalize(
+            jacobian,
+            start,
+            steps=self.most_steps,
+            rtol=self.tolerance,
+            keep_basis=True,
+            agree=self.ranks.all_agree,
+        )
         correction = run.correction()
         lower, upper = (end + correction for end in run.bracket())
         middle = (lower + upper) / 2
