@@ -81,12 +81,12 @@ class _Reasons:
         for entry in classes:
             if reason := self._fixed.get(entry):
                 return reason
-        if not self._read.intersection(classes):
-            return OUTPUT
         if len(classes) == 1 and width > 1:
             (entry,) = classes
             why = self._explained.get(entry, "what is kept would not be rectangular")
             return f"its units can only be removed all together: {why}"
+        if not self._read.intersection(classes):
+            return "no layer reads its units"
         if not self._read.issuperset(classes):
             return "some of its units are read by no layer"
         return None

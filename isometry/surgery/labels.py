@@ -13,7 +13,7 @@ from isometry.surgery.slots import FIXED, Slots
 __all__ = ["Labels", "concatenate", "flatten_chunks", "join_along", "merge", "normalized", "varying", "vector"]
 
 Waiting = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
-"""Parts of a parameter and of an activation, of which it is not clear yet which dimensions belong together."""
+"""Parts of two tensors, of which it is not clear yet which dimensions belong together."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def _line(part: Tensor, dim: int) -> Tensor:
 
 
 def merge(
-    slots: Slots, operands: Sequence[tuple[Labels | None, Sequence[int]]], what: str
+    slots: Slots, operands: Sequence[tuple[Labels | None, Sequence[int]]], what: str, *, eager: bool = False
 ) -> tuple[Labels | None, list[Waiting]]:
     """Join what an operation combines entry by entry, with broadcasting.
 
@@ -121,10 +121,11 @@ def merge(
         slots: where to.
         operands: labels (None for a tensor without any) and shape of each.
         what: the operation, for the reasons.
+        eager: join at once what varies along different dimensions, in place of waiting.
 
     Returns:
-        labels of the result; and the pairs of parts (of parameters, of an activation) of which it is not clear yet which
-        dimensions of one belong to the other.
+        labels of the result; and the pairs of parts of which it is not clear yet which dimensions of one belong to the
+        other: where an activation varies along heads and their entries, and what it meets along entries alone.
     """
     shape = torch.broadcast_shapes(*(size for _, size in operands))
     aligned = [(_align(labels, len(shape)), (1,) * (len(shape) - len(size)) + tuple(size), labels) for labels, size in operands]
@@ -144,7 +145,7 @@ def merge(
             dims = varying(slots, other)
             partners = [(part, there) for part, there in parts if there & dims]
             for part, there in partners:
-                if mixed and there != dims:
+                if there != dims and not eager:
                     undecided = True
                 else:
                     slots.join(compact(part), compact(other))

@@ -37,7 +37,8 @@ _SPATIAL = {
     )
     for suffix in ("", "_with_indices", "_aa")
 }  # fmt: skip
-_ALONG = {"softmax": 1, "_softmax": 1, "log_softmax": 1, "_log_softmax": 1, "cumsum": 1, "cumprod": 1, "flip": 1, "roll": 2, "sort": 1, "topk": 2}
+_POINTWISE = frozenset("hardswish hardtanh hardsigmoid gelu silu mish celu selu elu leaky_relu rrelu softplus threshold relu6 glu_jvp".split())
+_ALONG = {"softmax": 1, "_safe_softmax": 1, "_softmax": 1, "log_softmax": 1, "_log_softmax": 1, "cumsum": 1, "cumprod": 1, "flip": 1, "roll": 2, "sort": 1, "topk": 2}
 _BATCH_NORMS = ("batch_norm", "native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "cudnn_batch_norm", "miopen_batch_norm", "_batch_norm_with_update")
 
 
@@ -155,7 +156,7 @@ class Propagation(TorchDispatchMode):
         if name in _BATCH_NORMS:
             return self._batch_norm
         own = getattr(self, f"_on_{name}", None)
-        if own is None and torch.Tag.pointwise in func.tags:
+        if own is None and (name in _POINTWISE or torch.Tag.pointwise in func.tags):
             return self._pointwise
         return own
 
@@ -186,6 +187,18 @@ class Propagation(TorchDispatchMode):
             parts.append(moved)
         self._set(out, Labels(tuple(parts), labels.owned))
         self._watch(out)
+
+    def _on_as_strided(self, name: str, args: Any, kwargs: Any, outputs: list[Tensor]) -> None:
+        if args[0].is_contiguous() and outputs[0].is_contiguous() and args[0].numel() == outputs[0].numel():
+            self._move("view", args, kwargs, outputs)
+        else:
+            self.fix(args, f"its units meet an operation that cannot be followed ({name}){self._place()}")
+            self.forget(outputs)
+
+    def _on_embedding(self, name: str, args: Any, kwargs: Any, outputs: list[Tensor]) -> None:
+        labels = self.labels(args[0])
+        features = labels and vector(self.slots, labels, 1)
+        self._set(outputs[0], Labels((features.expand(outputs[0].shape),)) if features is not None else None)
 
     def _watch(self, out: Tensor) -> None:
         """Remember parts that vary along several dimensions: what is kept must be rectangular in the end."""
@@ -471,6 +484,9 @@ class Propagation(TorchDispatchMode):
     def _contract(self, one: Tensor, other: Tensor, bias: Any, out: Tensor, kernel: Labels | None = None) -> None:
         """Follow out[..., n, m] = sum over k of one[..., n, k] other[..., k, m]."""
         a, b = self.labels(one), kernel or self.labels(other)
+        if a and b and a.owned and b.owned:
+            self.fix([one], f"a product of weights{self._place()} cannot be followed")
+            a = None
         if b and b.owned and not (a and a.owned) and other.ndim == 2:
             parts = self._apply(a, b, one.ndim - 1, -2, lambda p: p.narrow(one.ndim - 1, 0, 1).expand(out.shape))
             units = vector(self.slots, b, -1)
@@ -480,7 +496,7 @@ class Propagation(TorchDispatchMode):
             units = vector(self.slots, a, -2)
             parts += [units[:, None].expand(out.shape)] if units is not None else []
         elif (a and a.owned) or (b and b.owned):
-            self.fix([t for t in (one, other)], f"a product of weights{self._place()} cannot be followed")
+            self.fix((one, other), f"a batched product of weights{self._place()} cannot be followed")
             self.forget(out)
             return
         else:
@@ -528,14 +544,14 @@ class Propagation(TorchDispatchMode):
         for tensor, dim, missing in ((one, one.ndim - 1, -1), (other, max(other.ndim - 2, 0), -2)):
             labels, parts = self.labels(tensor), []
             for part in labels.parts if labels else ():
+                self.slots.contract(part)
                 if dim in varying(self.slots, part):
-                    self.slots.contract(part)
                     join_along(self.slots, part, {dim}, f"its units are contracted with those of another activation{self._place()}")
                 parts.append(part.narrow(dim, 0, 1))
             size = [*tensor.shape]
             size[dim] = 1
             operands.append((Labels(tuple(parts)) if parts else None, size))
-        merged, waiting = merge(self.slots, operands, f"a product{self._place()}")
+        merged, waiting = merge(self.slots, operands, f"a product{self._place()}", eager=True)
         self._waiting += waiting
         return [part.expand(out.shape) for part in merged.parts] if merged else []
 
@@ -553,8 +569,10 @@ class Propagation(TorchDispatchMode):
             for part in parts:
                 dims = varying(self.slots, part)
                 for other in others:
-                    if dims & (there := varying(self.slots, other)) and there != dims:
-                        join_along(self.slots, other, there)
+                    # What meets a dimension that has turned out to be of fixed size cannot shrink along it.
+                    if (there := varying(self.slots, other)) != dims:
+                        join_along(self.slots, part, {dim for dim in dims - there if other.shape[dim] > 1})
+                        join_along(self.slots, other, {dim for dim in there - dims if part.shape[dim] > 1})
 
     def _settle_waiting(self) -> None:
         for parts, others in self._waiting:

@@ -79,10 +79,10 @@ class Slots:
         self._contracted.append(slots.flatten().unique())
 
     def reasons(self) -> tuple[dict[int, str], dict[int, str]]:
-        """Return {class: why it cannot be removed} and {class: why its slots were joined}."""
+        """Return {class: why it cannot be removed} and {class: why its slots were joined at last}."""
         found: tuple[dict[int, str], dict[int, str]] = ({}, {})
         last = (torch.tensor([FIXED]), "its units meet values that no layer makes")
-        for notes, entries in zip(([*self._fixed, last], self._explanations), found, strict=True):
+        for notes, entries in zip(([*self._fixed, last], self._explanations[::-1]), found, strict=True):
             for slots, reason in notes:
                 for number in self.find(slots).unique().tolist():
                     entries.setdefault(number, reason)

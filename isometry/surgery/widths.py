@@ -13,7 +13,8 @@ from isometry.surgery.groups import Cut, UnitGroup
 
 __all__ = ["Convolution", "Widths", "original_convolutions", "resize"]
 
-_HEADS = re.compile(r"(^|_)n?_?(heads?|groups)$")
+_WIDTHS = re.compile(r"all_head|split_size|(^|_)(embed|hidden|inner|attn|attention|model|proj|value|key|qkv?)_?(dim|size)$|^dim$|^d_model$")
+_HEADS = re.compile(r"(^|_)heads?$")
 
 
 class Convolution(NamedTuple):
@@ -99,7 +100,7 @@ class Widths:
                 if _HEADS.search(name) and value % units == 0:
                     if name != "num_key_value_groups":
                         setattr(module, name, value // units * kept)
-                elif value in widths:
+                elif value in widths and _WIDTHS.search(name):
                     setattr(module, name, widths[value])
 
 
