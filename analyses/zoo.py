@@ -24,7 +24,7 @@ from matplotlib import pyplot as plt
 from torch import Tensor, nn
 
 import isometry
-from isometry.networks.modules import UNIT_LAYERS
+from isometry.networks.modules import unit_weight
 from isometry.surgery import mask, to_selection, trace
 from isometry.trials import script
 from isometry.trials.script import Row
@@ -120,8 +120,10 @@ def masked(net: nn.Module, plan: isometry.Plan, x: Tensor) -> nn.Module:
     graph = trace(net, x)
     result = mask(net, to_selection(graph, plan))
     for name, units in plan.removed.items():
-        weight = result.get_submodule(name).get_parameter("weight")
-        weight[list(units)] = torch.randn_like(weight[list(units)]) * weight.std()
+        layer = result.get_submodule(name)
+        key, dim = unit_weight(layer) or ("weight", 0)
+        rows = layer.get_parameter(key).transpose(0, dim)
+        rows[list(units)] = torch.randn_like(rows[list(units)]) * rows.std()
     return result
 
 
@@ -129,7 +131,7 @@ def examine(part: str, name: str) -> Row:
     """Measure, prune, save and load one architecture."""
     net, x = build(part, name)
     at = next((n for n, m in net.named_modules() if m is net.get_input_embeddings()), None) if part == "language" else None  # type: ignore[operator]
-    row: Row = {"architecture": name.rpartition(".")[2], "layers": sum(isinstance(m, UNIT_LAYERS) for m in net.modules())}
+    row: Row = {"architecture": name.rpartition(".")[2], "layers": sum(bool(unit_weight(m)) for m in net.modules())}
     reference = mean_jsv(net, x, at)
     found = isometry.measure(net, x, method="exact", at=at, progress=False).mean_jsv
     row |= {"mean_jsv": found, "measured": abs(float(found) / reference - 1)}

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from isometry.networks.attention import can_lose_heads
+
 __all__ = [
     "BATCH_NORMS",
     "CONVOLUTIONS",
@@ -22,9 +24,11 @@ __all__ = [
     "feeding_layers",
     "hooked",
     "is_transposed",
+    "is_transposed_linear",
     "modes_preserved",
     "requires_grad_preserved",
     "state_preserved",
+    "unit_weight",
     "unwrap",
 ]
 
@@ -39,6 +43,24 @@ BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 def is_transposed(layer: nn.Module) -> bool:
     """Whether a layer is a transposed convolution, whose units are the second dimension of its weight."""
     return isinstance(layer, nn.modules.conv._ConvTransposeNd)
+
+
+def unit_weight(layer: nn.Module) -> tuple[str, int] | None:
+    """Return the name of the parameter that makes a layer's units and its dimension of units; None for other modules.
+
+    Beside linear layers and convolutions these are a MultiheadAttention, whose units are its rows for queries, keys and
+    values, and the transposed linear layer (`Conv1D`) of Hugging Face's GPT-2.
+    """
+    if isinstance(layer, UNIT_LAYERS):
+        return "weight", int(is_transposed(layer))
+    if can_lose_heads(layer):
+        return "in_proj_weight", 0
+    return ("weight", 1) if is_transposed_linear(layer) else None
+
+
+def is_transposed_linear(layer: nn.Module) -> bool:
+    """Whether a module is the linear layer of Hugging Face's GPT-2, whose weight is [inputs, units]."""
+    return type(layer).__name__ == "Conv1D" and hasattr(layer, "nf") and hasattr(layer, "weight")
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 
 from isometry.errors import InvalidValueError
+from isometry.networks.attention import can_lose_heads
 from isometry.networks.modules import evaluating, hooked
 from isometry.surgery.grouping import OUTPUT, find_groups
 from isometry.surgery.groups import UnitGroup
@@ -24,8 +25,8 @@ from isometry.surgery.widths import Convolution, Widths, original_convolutions
 __all__ = ["Graph", "output_tensors", "trace"]
 
 _LONGEST = 200
-_OPAQUE = (nn.RNNBase, nn.MultiheadAttention)
-"""Modules of which nothing is cut."""
+_RIGID = (nn.RNNBase, nn.MultiheadAttention)
+"""Modules whose inputs keep their width."""
 
 
 @dataclass
@@ -124,7 +125,7 @@ def _propagate(model: nn.Module, inputs: Tensor) -> Propagation:
 
 
 def _hooks(model: nn.Module, followed: Propagation) -> Iterator[torch.utils.hooks.RemovableHandle]:
-    """Register hooks that tell which module runs, and that stop at modules of which nothing is cut."""
+    """Register hooks that tell which module runs, and that fix what enters modules of one width."""
 
     def enter(name: str) -> Any:
         return lambda module, args: followed.enter(name)
@@ -135,14 +136,15 @@ def _hooks(model: nn.Module, followed: Propagation) -> Iterator[torch.utils.hook
     def stop(name: str) -> Any:
         def hook(module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
             followed.fix((args, kwargs), f"its units meet {name or 'a layer'} ({type(module).__name__})")
-            followed.forget(result)
+            if not can_lose_heads(module):
+                followed.forget(result)
 
         return hook
 
     for name, module in model.named_modules():
         yield module.register_forward_pre_hook(enter(name))
         yield module.register_forward_hook(leave)
-        if isinstance(module, _OPAQUE):
+        if isinstance(module, _RIGID):
             yield module.register_forward_hook(stop(name), with_kwargs=True)
 
 

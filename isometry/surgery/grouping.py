@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from isometry.networks.modules import BATCH_NORMS, UNIT_LAYERS, is_transposed
+from isometry.networks.modules import BATCH_NORMS, unit_weight
 from isometry.surgery.groups import Cut, Member, UnitGroup
 from isometry.surgery.propagation import Propagation
 
@@ -18,12 +18,13 @@ OUTPUT = "its units are outputs of the network"
 
 def find_groups(model: nn.Module, followed: Propagation) -> tuple[list[UnitGroup], dict[str, str]]:
     """Return the groups in the network's order, and {layer: why its units cannot be removed} of the others."""
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, UNIT_LAYERS)}
+    layers = {name: found for name, module in model.named_modules() if (found := unit_weight(module))}
     classes: dict[str, Tensor] = {}
     fixed: dict[str, str] = {}
-    for name, layer in layers.items():
-        if id(layer.weight) in followed.used:
-            classes[name] = followed.slots.find(followed.slots.of(f"{name}.weight", _unit_dim(layer)))
+    for name, (key, dim) in layers.items():
+        tensor = f"{name}.{key}" if name else key
+        if id(model.get_parameter(tensor)) in followed.used:
+            classes[name] = followed.slots.find(followed.slots.of(tensor, dim))
         else:
             fixed[name] = "the forward pass does not reach it as a module"
     components = _components(classes)
@@ -44,10 +45,6 @@ def find_groups(model: nn.Module, followed: Propagation) -> tuple[list[UnitGroup
     order = {name: index for index, name in enumerate(layers)}
     filled = _fill(model, followed, groups, numbers)
     return sorted(filled, key=lambda group: order[group.root]), {n: fixed[n] for n in layers if n in fixed}
-
-
-def _unit_dim(layer: nn.Module) -> int:
-    return 1 if is_transposed(layer) else 0
 
 
 def _components(classes: Mapping[str, Tensor]) -> list[list[str]]:
@@ -136,10 +133,10 @@ def _members(model: nn.Module, root: str, cuts: list[Cut], order: Mapping[str, i
         layer, _, key = cut.tensor.rpartition(".")
         module = model.get_submodule(layer)
         role = "other"
-        if isinstance(module, UNIT_LAYERS):
-            if key != "weight":
+        if made := unit_weight(module):
+            if key != made[0]:
                 continue
-            role = "units" if cut.dim == _unit_dim(module) else "inputs"
+            role = "units" if cut.dim == made[1] else "inputs"
         elif isinstance(module, BATCH_NORMS):
             role = "norm"
         members.setdefault((layer, role), Member(layer, role, cut.indices))

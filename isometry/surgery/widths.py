@@ -8,12 +8,14 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from isometry.networks.modules import BATCH_NORMS, UNIT_LAYERS, is_transposed
+from isometry.networks.attention import can_lose_heads, narrow
+from isometry.networks.modules import is_transposed, is_transposed_linear, unit_weight
 from isometry.surgery.groups import Cut, UnitGroup
 
 __all__ = ["Convolution", "Widths", "original_convolutions", "resize"]
 
 _WIDTHS = re.compile(r"all_head|split_size|(^|_)(embed|hidden|inner|attn|attention|model|proj|value|key|qkv?)_?(dim|size)$|^dim$|^d_model$")
+_OWN = (nn.LayerNorm, nn.GroupNorm, nn.Embedding, nn.PReLU)
 _HEADS = re.compile(r"(^|_)heads?$")
 
 
@@ -63,7 +65,9 @@ class Widths:
         for owner in owners:
             module = self._model.get_submodule(owner)
             resize(module, self._convolutions.get(owner, module))
-            if type(module).__module__.split(".")[0] != "torch" and not isinstance(module, (*UNIT_LAYERS, *BATCH_NORMS)):
+            if can_lose_heads(module):
+                narrow(module)  # type: ignore[arg-type]
+            if not unit_weight(module) and not isinstance(module, (nn.modules.batchnorm._NormBase, *_OWN)):
                 self._adapt_sizes(owner, module)
         if self._group.heads:
             self._adapt_heads(removed)
@@ -84,7 +88,7 @@ class Widths:
         units, kept = self._group.units, self._group.units - removed
         widths = {
             member.width: member.width // units * kept
-            for member in self._group.of("units")
+            for member in (*self._group.of("units"), *self._group.of("inputs"))
             if member.width % units == 0 and member.width > units
         }
         paths = [member.layer.split(".")[:-1] for member in self._group.members]
@@ -92,7 +96,7 @@ class Widths:
         for path in paths[1:]:
             common = [a for a, b in zip(common, path, strict=False) if a == b] if path != common else common
         for module in self._model.get_submodule(".".join(common)).modules():
-            if isinstance(module, UNIT_LAYERS) or type(module).__module__.startswith("torch.nn"):
+            if unit_weight(module) or type(module).__module__.startswith("torch.nn"):
                 continue
             for name, value in list(vars(module).items()):
                 if type(value) is not int or value <= 0:
@@ -112,7 +116,9 @@ def resize(module: Any, before: Any) -> None:
         before: a convolution's `in_channels`, `out_channels` and `groups` in the original network.
     """
     weight = getattr(module, "weight", None)
-    if isinstance(module, nn.Linear):
+    if is_transposed_linear(module):
+        module.nx, module.nf = weight.shape  # type: ignore[union-attr]
+    elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = weight.shape  # type: ignore[union-attr]
     elif isinstance(module, nn.modules.conv._ConvNd):
         transposed = is_transposed(module)
