@@ -146,6 +146,12 @@ def to_selection(graph: Graph, plan: Plan) -> Selection:
         for member in group.of("units"):
             planned = plan.widths.get(member.layer), set(plan.removed.get(member.layer, ()))
             if planned != (member.width, set(member.take(units))):
+                if planned[0] == member.width and set(group.layers) <= plan.removed.keys() and len(group.layers) == 1:
+                    together = join_names([str(index) for index in member.indices[0]])
+                    raise InvalidValueError(
+                        f"got a plan that does not fit the network at {member.layer}: its units can only be removed in sets "
+                        f"such as {together}. Apply a plan to the network it was made for."
+                    )
                 raise InvalidValueError(
                     f"got a plan that does not fit the network at {member.layer}: it has {member.width} units, coupled "
                     f"with {join_names(group.layers)}; the plan was made for {planned[0]} units there. Apply a plan to "
