@@ -16,31 +16,58 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import pandas as pd
 import torch
-from matplotlib import pyplot as plt
 from torch import Tensor, nn
 
 import isometry
 from isometry.networks.modules import unit_weight
 from isometry.surgery import mask, to_selection, trace
-from isometry.trials import script
 from isometry.trials.script import Row
 
-CIFAR = """
-resnet_cifar.resnet20 preresnet_cifar.preresnet20 resnext_cifar.resnext20_2x64d seresnet_cifar.seresnet20
-sepreresnet_cifar.sepreresnet20 densenet_cifar.densenet40_k12_bc xdensenet_cifar.xdensenet40_2_k24_bc pyramidnet_cifar.pyramidnet110_a48
-ror_cifar.ror3_56 rir_cifar.rir shakeshakeresnet_cifar.shakeshakeresnet20_2x16d diaresnet_cifar.diaresnet20
-diapreresnet_cifar.diapreresnet20 nin_cifar.nin resdropresnet_cifar.resdropresnet20 shakedropresnet_cifar.shakedropresnet20
-""".split()
-IMAGENET = """
-alexnet.alexnet squeezenet.squeezenet_v1_1 shufflenet.shufflenet_g2_w1 shufflenetv2.shufflenetv2_wd2 shufflenetv2b.shufflenetv2b_wd2
-menet.menet108_8x1_g3 mobilenet.mobilenet_wd4 mobilenetv2.mobilenetv2_wd4 mobilenetv3.mobilenetv3_small_w7d20 mnasnet.mnasnet_small
-ghostnet.ghostnet igcv3.igcv3_w1d2 sknet.sknet50 efficientnet.efficientnet_b0 regnet.regnetx002 hardnet.hardnet39ds dla.dla46c
-squeezenext.sqnxt23_w1 cbamresnet.cbam_resnet18 octresnet.octresnet10_ad2 resnesta.resnestabc14 mixnet.mixnet_s
-""".split()
+CIFAR = [
+    "resnet_cifar.resnet20",
+    "preresnet_cifar.preresnet20",
+    "resnext_cifar.resnext20_2x64d",
+    "seresnet_cifar.seresnet20",
+    "sepreresnet_cifar.sepreresnet20",
+    "densenet_cifar.densenet40_k12_bc",
+    "xdensenet_cifar.xdensenet40_2_k24_bc",
+    "pyramidnet_cifar.pyramidnet110_a48",
+    "ror_cifar.ror3_56",
+    "rir_cifar.rir",
+    "shakeshakeresnet_cifar.shakeshakeresnet20_2x16d",
+    "diaresnet_cifar.diaresnet20",
+    "diapreresnet_cifar.diapreresnet20",
+    "nin_cifar.nin",
+    "resdropresnet_cifar.resdropresnet20",
+    "shakedropresnet_cifar.shakedropresnet20",
+]
+IMAGENET = [
+    "alexnet.alexnet",
+    "squeezenet.squeezenet_v1_1",
+    "shufflenet.shufflenet_g2_w1",
+    "shufflenetv2.shufflenetv2_wd2",
+    "shufflenetv2b.shufflenetv2b_wd2",
+    "menet.menet108_8x1_g3",
+    "mobilenet.mobilenet_wd4",
+    "mobilenetv2.mobilenetv2_wd4",
+    "mobilenetv3.mobilenetv3_small_w7d20",
+    "mnasnet.mnasnet_small",
+    "ghostnet.ghostnet",
+    "igcv3.igcv3_w1d2",
+    "sknet.sknet50",
+    "efficientnet.efficientnet_b0",
+    "regnet.regnetx002",
+    "hardnet.hardnet39ds",
+    "dla.dla46c",
+    "squeezenext.sqnxt23_w1",
+    "cbamresnet.cbam_resnet18",
+    "octresnet.octresnet10_ad2",
+    "resnesta.resnestabc14",
+    "mixnet.mixnet_s",
+]
 _TRANSFORMER = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 _PATCHES = {"image_size": 32, "patch_size": 8, **_TRANSFORMER}
 _STAGES = {"image_size": 32, "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}
@@ -71,7 +98,9 @@ def build(part: str, name: str) -> tuple[nn.Module, Tensor]:
     if part in ("CIFAR", "ImageNet"):
         module, _, function = name.partition(".")
         make = importlib.import_module(f"pytorchcv.models.{module}")
-        net = getattr(make, f"{function}_cifar10" if part == "CIFAR" else function)(num_classes=10 if part == "CIFAR" else 4)
+        net = getattr(make, f"{function}_cifar10" if part == "CIFAR" else function)(
+            num_classes=10 if part == "CIFAR" else 4
+        )
     else:
         transformers = importlib.import_module("transformers")
         task = "ImageClassification" if part == "vision" else "SequenceClassification"
@@ -83,7 +112,7 @@ def build(part: str, name: str) -> tuple[nn.Module, Tensor]:
     for module in net.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
             module.running_mean.normal_(0, 0.3)
-            module.running_var.uniform_(0.5, 1.5)
+            module.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr]
     for parameter in net.parameters():
         if part in ("vision", "language"):  # of a spread of 0.02 at the start
             parameter.data += torch.randn_like(parameter) * 0.1
@@ -130,7 +159,10 @@ def masked(net: nn.Module, plan: isometry.Plan, x: Tensor) -> nn.Module:
 def examine(part: str, name: str) -> Row:
     """Measure, prune, save and load one architecture."""
     net, x = build(part, name)
-    at = next((n for n, m in net.named_modules() if m is net.get_input_embeddings()), None) if part == "language" else None  # type: ignore[operator]
+    at = None
+    if part == "language":
+        embeddings = cast(Any, net).get_input_embeddings()
+        at = next(key for key, module in net.named_modules() if module is embeddings)
     row: Row = {"architecture": name.rpartition(".")[2], "layers": sum(bool(unit_weight(m)) for m in net.modules())}
     reference = mean_jsv(net, x, at)
     found = isometry.measure(net, x, method="exact", at=at, progress=False).mean_jsv

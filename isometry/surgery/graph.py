@@ -109,7 +109,13 @@ def _propagate(model: nn.Module, inputs: Tensor) -> Propagation:
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with evaluating(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), hooked(*_hooks(model, followed)), followed:
+        with (
+            evaluating(model),
+            torch.no_grad(),
+            sdpa_kernel(SDPBackend.MATH),
+            hooked(*_hooks(model, followed)),
+            followed,
+        ):
             outputs = model(inputs)
     except (RuntimeError, TypeError, IndexError) as error:
         raise InvalidValueError(

@@ -128,7 +128,9 @@ def merge(
         other: where an activation varies along heads and their entries, and what it meets along entries alone.
     """
     shape = torch.broadcast_shapes(*(size for _, size in operands))
-    aligned = [(_align(labels, len(shape)), (1,) * (len(shape) - len(size)) + tuple(size), labels) for labels, size in operands]
+    aligned = [
+        (_align(labels, len(shape)), (1,) * (len(shape) - len(size)) + tuple(size), labels) for labels, size in operands
+    ]
     labelled = [entry for entry in aligned if entry[0]]
     if not labelled:
         return None, []
@@ -149,19 +151,22 @@ def merge(
                     undecided = True
                 else:
                     slots.join(compact(part), compact(other))
-            if not partners and not mixed:
-                if dims or not any(there for _, there in parts):
-                    parts.append((other, dims))
+            if not partners and not mixed and (dims or not any(there for _, there in parts)):
+                parts.append((other, dims))
         if undecided:
             waiting.append((tuple(others), tuple(part for part, _ in parts)))
     for _, size, labels in aligned:
-        covered = set() if labels is None else set().union(
-            *(varying(slots, part) for part in _align(labels, len(shape))), set()
+        covered = (
+            set()
+            if labels is None
+            else set().union(*(varying(slots, part) for part in _align(labels, len(shape))), set())
         )
         for part, there in parts:
             rigid = {dim for dim in there if size[dim] > 1 and dim not in covered}
             join_along(slots, part, rigid, reason)
-    return Labels(tuple(part.expand(shape) for part, _ in parts), owned and all(a[2] is not None for a in aligned)), waiting
+    return Labels(
+        tuple(part.expand(shape) for part, _ in parts), owned and all(a[2] is not None for a in aligned)
+    ), waiting
 
 
 def _align(labels: Labels | None, ndim: int) -> tuple[Tensor, ...]:
@@ -192,7 +197,9 @@ def concatenate(
         # A class token has slots of its own along the tokens, where the patches have none.
         followed |= line is not None and labels is not None and labels.owned == owned
         lines.append(torch.tensor(FIXED).expand(tuple(size)) if line is None else line)
-        across.append((Labels(tuple(rest), bool(labels and labels.owned)) if rest else None, [*size[:dim], 1, *size[dim + 1 :]]))
+        across.append(
+            (Labels(tuple(rest), bool(labels and labels.owned)) if rest else None, [*size[:dim], 1, *size[dim + 1 :]])
+        )
     merged, waiting = merge(slots, across, what)
     parts = [part.expand(total) for part in (merged.parts if merged else ())]
     if followed:

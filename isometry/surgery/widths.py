@@ -14,7 +14,9 @@ from isometry.surgery.groups import Cut, UnitGroup
 
 __all__ = ["Convolution", "Widths", "original_convolutions", "resize"]
 
-_WIDTHS = re.compile(r"all_head|split_size|(^|_)(embed|hidden|inner|attn|attention|model|proj|value|key|qkv?)_?(dim|size)$|^dim$|^d_model$")
+_WIDTHS = re.compile(
+    r"all_head|split_size|(^|_)(embed|hidden|inner|attn|attention|model|proj|value|key|qkv?)_?(dim|size)$|^dim$|^d_model$"
+)
 _OWN = (nn.LayerNorm, nn.GroupNorm, nn.Embedding, nn.PReLU)
 _HEADS = re.compile(r"(^|_)heads?$")
 
