@@ -18,18 +18,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
+import pandas as pd
 import torch
+from matplotlib import pyplot as plt
 from torch import Tensor, nn
 
 import isometry
+from isometry.files import markdown
 from isometry.networks.modules import unit_weight
 from isometry.surgery import mask, to_selection, trace
+from isometry.trials import script
 from isometry.trials.script import Row
 
 CIFAR = [
     "resnet_cifar.resnet20",
     "preresnet_cifar.preresnet20",
-    "resnext_cifar.resnext20_2x64d",
+    "resnext_cifar.resnext20_16x4d",
     "seresnet_cifar.seresnet20",
     "sepreresnet_cifar.sepreresnet20",
     "densenet_cifar.densenet40_k12_bc",
@@ -56,7 +60,7 @@ IMAGENET = [
     "mobilenetv3.mobilenetv3_small_w7d20",
     "mnasnet.mnasnet_small",
     "ghostnet.ghostnet",
-    "igcv3.igcv3_w1d2",
+    "igcv3.igcv3_wd2",
     "sknet.sknet50",
     "efficientnet.efficientnet_b0",
     "regnet.regnetx002",
@@ -198,3 +202,76 @@ def examine(part: str, name: str) -> Row:
 def rows_of(part: str) -> Callable[[bool], list[Row]]:
     """Return the function that examines the architectures of a part."""
     return lambda quick: [examine(part, name) for name in PARTS[part][: 1 if quick else None]]
+
+
+def tables(table: pd.DataFrame) -> str:
+    """Return what happened to every architecture as markdown."""
+    table = table.reindex(columns=[*table.columns, *({"refused", "reasons"} - set(table.columns))])
+    shown = table.assign(
+        loaded=table["loaded"].map({True: "yes", False: "no"}).fillna(""),
+        **{
+            name: table[name].astype("Int64").astype("string").fillna("")
+            for name in ("pruned", "heads", "normalized", "left_alone")
+        },
+        why=table["refused"].fillna(table["reasons"]).fillna(""),
+    )
+    columns = {
+        "part": "kind",
+        "architecture": "architecture",
+        "layers": "layers",
+        "measured": "mean JSV, relative to autograd's",
+        "pruned": "layers cut",
+        "heads": "attentions cut",
+        "normalized": "skipped",
+        "left_alone": "left alone",
+        "parameters": "parameters kept",
+        "exact": "pruned against masked",
+        "loaded": "loaded bit for bit",
+        "why": "why left alone or refused",
+    }
+    return script.format_columns(shown, columns)
+
+
+def short(table: pd.DataFrame) -> str:
+    """Return the counts by kind as markdown."""
+    rows = [
+        {
+            "kind": kind,
+            "architectures": len(rows),
+            "measured to 1e-4": int((rows["measured"] < 1e-4).sum()),
+            "pruned exactly (1e-9)": int((rows["exact"] < 1e-9).sum()),
+            "refused": int(rows["exact"].isna().sum()),
+            "loaded bit for bit": int((rows["loaded"] == True).sum()),  # noqa: E712
+            "layers": int(rows["layers"].sum()),
+            "cut": int(rows["pruned"].sum()),
+            "skipped": int(rows["normalized"].sum()),
+            "left alone": int(rows["left_alone"].sum()),
+        }
+        for kind, rows in table.groupby("part", sort=False)
+    ]
+    return markdown(pd.DataFrame(rows))
+
+
+def draw(table: pd.DataFrame, path: Path) -> None:
+    """Draw the shares of layers that were cut, skipped and left alone."""
+    figure, ax = plt.subplots(figsize=(7, 11), layout="constrained")
+    start = pd.Series(0.0, index=table.index)
+    for column, label in (
+        ("pruned", "cut"),
+        ("normalized", "normalized over channels, skipped"),
+        ("left_alone", "left alone"),
+    ):
+        share = table[column].fillna(0) / table["layers"]
+        ax.barh(table["architecture"], share, left=start, label=label)
+        start += share
+    ax.invert_yaxis()
+    ax.tick_params(axis="y", labelsize=7)
+    ax.set(xlabel="share of the layers with units", xlim=(0, 1))
+    ax.set_title("Most layers of architectures written elsewhere can be cut exactly", fontsize="medium")
+    ax.legend(frameon=False, fontsize="small", ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.02))
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    script.run_measurement("zoo", __doc__, {part: rows_of(part) for part in PARTS}, draw, tables)
