@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from isometry.data import Data, Split
 from isometry.errors import InvalidTypeError, InvalidValueError, join_names
 from isometry.networks import example_inputs, placed, size
+from isometry.networks.modules import UNIT_LAYERS
 from isometry.pruners.pruner import Pruner, PruningContext
 from isometry.pruners.result import Pruned
 from isometry.pruners.selection import requested_ratios, select
@@ -182,7 +183,9 @@ def prepare(
             f"{join_names([layer for group in graph.groups for layer in group.layers])}. Request at least one, e.g. "
             "layers='*', skip=None."
         )
-    uncuttable = _find_uncuttable(graph, requested, inputs, floor=pruner.floor, round_to=round_to)
+    unsuited = _find_unsuited(graph, requested, pruner)
+    suited = {root: value for root, value in requested.items() if root not in unsuited}
+    uncuttable = unsuited | _find_uncuttable(graph, suited, inputs, floor=pruner.floor, round_to=round_to)
     ratios = {root: value for root, value in requested.items() if root not in uncuttable}
     if not ratios:
         raise InvalidValueError(f"found nothing that can be cut exactly: {join_names(list(uncuttable.values()))}.")
@@ -217,6 +220,20 @@ def _check_arguments(pruner: object, ratio: object, flops: float | None, round_t
             f"got inputs of type {type(inputs).__name__}; it takes one tensor [B, ...], e.g. "
             "torch.randn(2, 3, 32, 32). Wrap a network of several inputs in a module that takes one."
         )
+
+
+def _find_unsuited(graph: Graph, ratios: Mapping[str, float], pruner: Pruner) -> dict[str, str]:
+    """Return {root of a group: why} of those with layers whose weights a pruner that trains does not know."""
+    if not pruner.trains:
+        return {}
+    reasons = {}
+    for group in graph.groups:
+        others = [name for name in group.layers if not isinstance(graph.model.get_submodule(name), UNIT_LAYERS)]
+        if others and group.root in ratios:
+            reasons[group.root] = (
+                f"{type(pruner).__name__} regularizes linear layers and convolutions only, not {join_names(others)}"
+            )
+    return reasons
 
 
 def _find_uncuttable(
