@@ -48,30 +48,38 @@ CIFAR = [
     "resdropresnet_cifar.resdropresnet20",
     "shakedropresnet_cifar.shakedropresnet20",
 ]
-IMAGENET = [
-    "alexnet.alexnet",
-    "squeezenet.squeezenet_v1_1",
-    "shufflenet.shufflenet_g2_w1",
-    "shufflenetv2.shufflenetv2_wd2",
-    "shufflenetv2b.shufflenetv2b_wd2",
-    "menet.menet108_8x1_g3",
-    "mobilenet.mobilenet_wd4",
-    "mobilenetv2.mobilenetv2_wd4",
-    "mobilenetv3.mobilenetv3_small_w7d20",
-    "mnasnet.mnasnet_small",
-    "ghostnet.ghostnet",
-    "igcv3.igcv3_wd2",
-    "sknet.sknet50",
-    "efficientnet.efficientnet_b0",
-    "regnet.regnetx002",
-    "hardnet.hardnet39ds",
-    "dla.dla46c",
-    "squeezenext.sqnxt23_w1",
-    "cbamresnet.cbam_resnet18",
-    "octresnet.octresnet10_ad2",
-    "resnesta.resnestabc14",
-    "mixnet.mixnet_s",
-]
+IMAGENET = {
+    "ImageNet, chains": [
+        "alexnet.alexnet",
+        "squeezenet.squeezenet_v1_1",
+        "squeezenext.sqnxt23_w1",
+        "hardnet.hardnet39ds",
+        "dla.dla46c",
+    ],
+    "ImageNet, shuffles": [
+        "shufflenet.shufflenet_g2_w1",
+        "shufflenetv2.shufflenetv2_wd2",
+        "shufflenetv2b.shufflenetv2b_wd2",
+        "menet.menet108_8x1_g3",
+        "igcv3.igcv3_wd2",
+        "ghostnet.ghostnet",
+    ],
+    "ImageNet, mobile": [
+        "mobilenet.mobilenet_wd4",
+        "mobilenetv2.mobilenetv2_wd4",
+        "mobilenetv3.mobilenetv3_small_w7d20",
+        "mnasnet.mnasnet_small",
+        "efficientnet.efficientnet_b0",
+        "mixnet.mixnet_s",
+    ],
+    "ImageNet, branches": [
+        "regnet.regnetx002",
+        "cbamresnet.cbam_resnet18",
+        "octresnet.octresnet10_ad2",
+        "resnesta.resnestabc14",
+        "sknet.sknet50",
+    ],
+}
 _TRANSFORMER = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 _PATCHES = {"image_size": 32, "patch_size": 8, **_TRANSFORMER}
 _STAGES = {"image_size": 32, "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}
@@ -92,14 +100,14 @@ LANGUAGE: dict[str, dict[str, Any]] = {
     "OPT": {**_TOKENS, "ffn_dim": 48, "word_embed_proj_dim": 32}, "Llama": {**_TOKENS, "num_key_value_heads": 2},
     "GPT2": {**_DECODER, "n_positions": 40, "n_embd": 32, "n_layer": 2, "n_head": 4},
 }  # fmt: skip
-PARTS = {"CIFAR": CIFAR, "ImageNet": IMAGENET, "vision": list(VISION), "language": list(LANGUAGE)}
+PARTS = {"CIFAR": CIFAR, **IMAGENET, "vision": list(VISION), "language": list(LANGUAGE)}
 
 
 def build(part: str, name: str) -> tuple[nn.Module, Tensor]:
     """Return a network in float64 and eval mode, whose statistics and biases are not those of the start, and two inputs."""
     torch.manual_seed(0)
-    x = torch.randn(2, 3, 224 if part == "ImageNet" else 32, 224 if part == "ImageNet" else 32, dtype=torch.float64)
-    if part in ("CIFAR", "ImageNet"):
+    x = torch.randn(2, 3, 224 if part in IMAGENET else 32, 224 if part in IMAGENET else 32, dtype=torch.float64)
+    if part in ("CIFAR", *IMAGENET):
         module, _, function = name.partition(".")
         make = importlib.import_module(f"pytorchcv.models.{module}")
         net = getattr(make, f"{function}_cifar10" if part == "CIFAR" else function)(
