@@ -27,6 +27,7 @@ import isometry
 from isometry.files import markdown
 from isometry.networks.modules import unit_weight
 from isometry.surgery import mask, to_selection, trace
+from isometry.surgery.grouping import OUTPUT
 from isometry.trials import script
 from isometry.trials.script import Row
 
@@ -188,7 +189,7 @@ def examine(part: str, name: str) -> Row:
     except ValueError as error:
         return row | {"refused": str(error)[:160]}
     cut = {layer for layer, units in pruned.plan.removed.items() if units}
-    left = {layer: why for layer, why in pruned.left_alone.items() if layer not in mixing}
+    left = {layer: why for layer, why in pruned.left_alone.items() if layer not in mixing and why != OUTPUT}
     outputs, expected = _logits(pruned.model(x)), _logits(masked(net, pruned.plan, x)(x))
     assert not torch.equal(expected, _logits(net(x)))
     with tempfile.TemporaryDirectory() as folder:
