@@ -28,7 +28,6 @@ MOVEMENTS = frozenset(
         "expand",
         "repeat",
         "unfold",
-        "diagonal",
         "movedim",
         "swapaxes",
         "unflatten",

@@ -108,6 +108,15 @@ def test_the_head_of_the_smallest_weights_leaves() -> None:
     }
 
 
+def test_kept_heads_are_rounded_up_until_all_widths_are_multiples() -> None:
+    removed = prune(block("separate"), L1(), 0.5, inputs=X, round_to=8).plan.removed
+    assert {len(units) for layer, units in removed.items() if layer != "head"} == {
+        8
+    }  # four heads of four entries are kept
+    grouped = prune(block("grouped"), L1(), 0.5, inputs=X, round_to=4)
+    assert grouped.model.attention.k.out_features == 4
+
+
 @pytest.mark.parametrize("name", ["vit block", "encoder layer"])
 @pytest.mark.filterwarnings("ignore:prune.. leaves alone")
 def test_heads_of_torchs_own_attention_leave(name: str, tmp_path: Path) -> None:
