@@ -158,6 +158,7 @@ def draw_details(table: pd.DataFrame, rows: pd.DataFrame) -> Figure:
         for column, (ratio, y) in enumerate(itertools.product(ratios, ("mean_jsv", "accuracy"))):
             part = rows[(rows["ratio"] == ratio) & (rows["lr"] == lr)]
             ax = plots.trajectory(part, figure.add_subplot(grid[row, column]), y=y)
+            ax.legend([], frameon=False)  # one for the whole figure, below
             ax.set_title(f"ratio {ratio:g}, lr {lr:g}", fontsize="medium")
             ax.set_ylim(bottom=0 if y == "accuracy" else None)
     plots.outcome(rows, figure.add_subplot(grid[len(rates), : len(ratios)]))
@@ -176,8 +177,8 @@ def draw_details(table: pd.DataFrame, rows: pd.DataFrame) -> Figure:
 def main() -> None:
     """Run, write, draw."""
     parser = script.build_parser(__doc__, seeds=3, ratios=(0.8, 0.9))
-    parser.add_argument("--dataset", choices=["digits", "mnist", "fashion-mnist"], default="digits")
-    options = script.parse(parser)
+    parser.add_argument("--dataset", choices=["digits", "mnist", "fashion-mnist"], default="digits", help="images")
+    options = script.parse(parser, quick_ignores=("seeds", "dataset"))
     dataset, seeds = ("digits", 1) if options.quick else (options.dataset, options.seeds)
     output = script.Output.of("linear_mlp_oracle", options, dataset)
     if not options.redraw:

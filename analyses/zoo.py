@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 import isometry
 from isometry.files import markdown
-from isometry.networks.modules import unit_weight
+from isometry.networks.units import unit_weight
 from isometry.surgery import mask, to_selection, trace
 from isometry.surgery.grouping import OUTPUT
 from isometry.trials import script

@@ -102,4 +102,8 @@ def check_model(model: Any, at: str | None = None) -> None:
     names = [name for name, _ in model.named_modules()]
     if at is not None and at not in names:
         known = [name for name in names if name]
+        if not known:
+            raise InvalidValueError(
+                f"got at={at!r} for a model without modules. Leave it out, e.g. measure(model, inputs)."
+            )
         raise InvalidValueError(f"got at={at!r}; the model's modules are {join_names(known)}. E.g. at={known[0]!r}.")

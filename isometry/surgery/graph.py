@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 
+from isometry.data.nests import describe, tensors_in
 from isometry.errors import InvalidValueError
 from isometry.networks.attention import can_lose_heads
-from isometry.networks.modules import evaluating, hooked
+from isometry.networks.modules import call, evaluating, hooked
 from isometry.surgery.grouping import OUTPUT, find_groups
 from isometry.surgery.groups import UnitGroup
 from isometry.surgery.propagation import Propagation
@@ -77,12 +78,12 @@ class Graph:
         widths.adapt(len(units))
 
 
-def trace(model: nn.Module, inputs: Tensor) -> Graph:
+def trace(model: nn.Module, inputs: Any) -> Graph:
     """Follow the units of `model` through a forward pass of `inputs` and return its groups; `model` is left alone.
 
     Args:
         model: any module.
-        inputs: [B, ...], a batch that it accepts.
+        inputs: [B, ...], a batch that it accepts, or a tuple or dict of its arguments.
 
     Returns:
         `Graph`; `fixed` says of each layer whose units cannot be removed why that is.
@@ -93,9 +94,9 @@ def trace(model: nn.Module, inputs: Tensor) -> Graph:
             it.
     """
     check_supported(model)
-    if not inputs.numel():
+    if not all(tensor.numel() for tensor in tensors_in(inputs)):
         raise InvalidValueError(
-            f"got inputs of shape {tuple(inputs.shape)}, which hold nothing; it takes a batch that the network "
+            f"got inputs of {describe(inputs)}, which hold nothing; it takes a batch that the network "
             "accepts, e.g. inputs=torch.randn(2, 3, 32, 32)."
         )
     followed = _propagate(model, inputs)
@@ -103,7 +104,7 @@ def trace(model: nn.Module, inputs: Tensor) -> Graph:
     return Graph(model, groups, fixed, original_convolutions(model))
 
 
-def _propagate(model: nn.Module, inputs: Tensor) -> Propagation:
+def _propagate(model: nn.Module, inputs: Any) -> Propagation:
     """Run the network and follow its units."""
     followed = Propagation(model)
     fast = torch.backends.mha.get_fastpath_enabled()
@@ -116,10 +117,10 @@ def _propagate(model: nn.Module, inputs: Tensor) -> Propagation:
             hooked(*_hooks(model, followed)),
             followed,
         ):
-            outputs = model(inputs)
+            outputs = call(model, inputs)
     except (RuntimeError, TypeError, IndexError) as error:
         raise InvalidValueError(
-            f"cannot follow the forward pass at inputs of shape {tuple(inputs.shape)}, dtype {inputs.dtype} "
+            f"cannot follow the forward pass at inputs of {describe(inputs)} "
             f"({textwrap.shorten(str(error), _LONGEST)}). Pass a batch that the network accepts, e.g. "
             "inputs=torch.randn(2, 3, 32, 32)."
         ) from error

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from isometry.networks.modules import BATCH_NORMS, unit_weight
+from isometry.networks.modules import BATCH_NORMS
+from isometry.networks.units import unit_weight
 from isometry.surgery.groups import Cut, Member, UnitGroup
 from isometry.surgery.propagation import Propagation
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import copy
 import textwrap
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from isometry.data.nests import describe, tensors_in
 from isometry.errors import InvalidValueError, join_names
 from isometry.networks import placed
-from isometry.networks.modules import evaluating
+from isometry.networks.modules import call, evaluating
 from isometry.networks.precision import full_precision
 from isometry.surgery.graph import Graph, output_tensors, trace
 from isometry.surgery.groups import Selection, UnitGroup
@@ -39,7 +41,7 @@ class InexactError(RuntimeError):
         )
 
 
-def remove(model: nn.Module, plan: Plan, inputs: Tensor) -> nn.Module:
+def remove(model: nn.Module, plan: Plan, inputs: Any) -> nn.Module:
     """Return a physically smaller copy of `model` without the plan's units; `model` is left alone.
 
     The copy's outputs at `inputs` are compared with those of the masked network; see `cut`.
@@ -59,7 +61,7 @@ def remove(model: nn.Module, plan: Plan, inputs: Tensor) -> nn.Module:
     return graph.model
 
 
-def cut(graph: Graph, selection: Selection, inputs: Tensor) -> None:
+def cut(graph: Graph, selection: Selection, inputs: Any) -> None:
     """Remove units from a traced network in place and compare it with the masked network.
 
     The masked network is the one whose consumers ignore the units; LayerNorm and GroupNorm over removed channels make
@@ -86,7 +88,7 @@ def cut(graph: Graph, selection: Selection, inputs: Tensor) -> None:
             raise InexactError(layers, textwrap.shorten(str(error), 200)) from error
 
 
-def find_inexact(graph: Graph, selection: Selection, inputs: Tensor) -> dict[str, str]:
+def find_inexact(graph: Graph, selection: Selection, inputs: Any) -> dict[str, str]:
     """Return {root of a group: why it cannot be cut} for those of `selection` whose units cannot be removed exactly.
 
     All are tried at once; where that fails, halves are tried together with what was found good until then, so that what
@@ -189,7 +191,7 @@ def _zero_readers(model: nn.Module, group: UnitGroup, units: tuple[int, ...]) ->
 
 
 @torch.no_grad()
-def _check_equal(pruned: nn.Module, masked: nn.Module | None, inputs: Tensor) -> None:
+def _check_equal(pruned: nn.Module, masked: nn.Module | None, inputs: Any) -> None:
     """Raise a RuntimeError unless the pruned network runs and equals the masked one, where there is one.
 
     Where they differ in single precision, double precision tells rounding from a wrong cut.
@@ -210,12 +212,12 @@ def _check_equal(pruned: nn.Module, masked: nn.Module | None, inputs: Tensor) ->
         raise RuntimeError(f"the pruned network differs from the masked one by {gap:.1e} (relative)")
 
 
-def _run(nets: list[nn.Module], inputs: Tensor) -> list[list[Tensor]]:
+def _run(nets: list[nn.Module], inputs: Any) -> list[list[Tensor]]:
     """Return the outputs of the networks in eval mode, without reduced precision."""
-    with evaluating(*nets), full_precision(), torch.autocast(inputs.device.type, enabled=False):
-        outputs = [output_tensors(net(inputs)) for net in nets]
-    if not all(bool(torch.isfinite(output).all()) for output in outputs[-1]):
-        raise RuntimeError(f"the outputs of the network at inputs of shape {tuple(inputs.shape)} are not finite")
+    with evaluating(*nets), full_precision(), torch.autocast(tensors_in(inputs)[0].device.type, enabled=False):
+        outputs = [output_tensors(call(net, inputs)) for net in nets]
+    if len(nets) == 2 and not all(bool(torch.isfinite(output).all()) for output in outputs[1]):
+        raise RuntimeError(f"the outputs of the network at inputs of {describe(inputs)} are not finite")
     return outputs
 
 

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from isometry.networks.attention import can_lose_heads, narrow
-from isometry.networks.modules import is_transposed, is_transposed_linear, unit_weight
+from isometry.networks.modules import is_transposed
+from isometry.networks.units import is_transposed_linear, unit_weight
 from isometry.surgery.groups import Cut, UnitGroup
 
 __all__ = ["Convolution", "Widths", "original_convolutions", "resize"]
