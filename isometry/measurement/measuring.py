@@ -152,7 +152,7 @@ def _run(
     subject = prepare(function, first, options)
     tally = Tally(options, subject.notes, inputs.is_stream and options.sampled)
     planner = Planner(subject, options, inputs.total, torch.Generator().manual_seed(options.seed))
-    plan, pilot, enough = planner.first(), list[Batch](), False
+    plan, enough = planner.first(), False
     with tqdm(total=inputs.total, unit="sample", desc="measure", disable=hidden, delay=2) as bar:
         for batch in _alike(subject, itertools.chain([first], batches)):
             start = 0
@@ -162,12 +162,9 @@ def _run(
                 if len(tally) == len(part) and estimated.outputs is not None:
                     check_independence(subject.fast, part, estimated.outputs)
                 enough = tally.is_enough(plan.estimator.price)
-                if plan.is_pilot and not enough:
-                    pilot.append(part)
-                    plan = planner.after(plan, estimated, tally)
-                    if plan.repeats_pilot:
-                        plan = _repeat(planner, plan, pilot, tally)
-                        enough = tally.is_enough(plan.estimator.price)
+                if plan.is_open and not enough:
+                    plan = planner.after(plan, tally)
+                    enough = tally.is_enough(plan.estimator.price)
                 start += len(part)
                 bar.update(len(part))
             if enough:
@@ -175,7 +172,7 @@ def _run(
     tally.note_ending(enough)
     if tally.suspect is not None:
         check_independence(subject.fast, *tally.suspect)
-    return tally, subject, plan.estimator.method
+    return tally, subject, plan.estimator.method if tally.brackets is None else "krylov"
 
 
 def _alike(subject: Subject, batches: Iterable[Batch]) -> Iterator[Batch]:
@@ -215,16 +212,3 @@ def _estimate(plan: Plan, part: Batch, tally: Tally) -> tuple[Plan, Batch, Estim
         else:
             tally.add(estimated, part)
             return plan, part, estimated
-
-
-def _repeat(planner: Planner, plan: Plan, pilot: Iterable[Batch], tally: Tally) -> Plan:
-    """Measure the pilot's samples again by the estimator decided on, as many as the budget allows."""
-    tally.restart()
-    plan = replace(plan, repeats_pilot=False)
-    for batch in pilot:
-        start = 0
-        while start < len(batch) and not tally.is_enough(plan.estimator.price):
-            plan, size = planner.next_part(plan, tally)
-            plan, part, _ = _estimate(plan, batch.part(start, start + size), tally)
-            start += len(part)
-    return plan

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -110,9 +110,13 @@ class Bidiagonal:
         steps = max(steps, 1)
         if steps >= self.alpha.shape[-1]:
             return self
-        residual = self.beta[..., steps - 1]
-        return Bidiagonal(
-            self.alpha[..., :steps], self.beta[..., : steps - 1], residual, 2 * steps, resolution=self.resolution
+        return replace(
+            self,
+            alpha=self.alpha[..., :steps],
+            beta=self.beta[..., : steps - 1],
+            residual=self.beta[..., steps - 1],
+            products=2 * steps,
+            basis=None if self.basis is None else self.basis[:, :, :steps],
         )
 
     def largest(self) -> tuple[Tensor, Tensor]:

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from isometry.measurement.batch import Batch
 from isometry.measurement.brackets import Brackets
+from isometry.measurement.calibration import Pilot
 from isometry.measurement.jacobian import Jacobian
 from isometry.measurement.preparation import Subject
-from isometry.spectra import Bidiagonal, Spectrum
+from isometry.spectra import Spectrum
 
 __all__ = ["EstimatedBatch", "Estimator", "estimated", "jacobian_of"]
 
@@ -32,7 +33,7 @@ class EstimatedBatch:
         routes: how derivatives were computed; empty where the network is constant in its input.
         brackets: of every sample's mean, for stochastic estimators.
         layers: {layer: spectrum of the map from its output to the network's output}.
-        run: the bidiagonalization, for planning.
+        pilot: what the samples say about short runs on others, where that was asked for.
         outputs: [B, ...], of the network at the batch; None where they were not computed as a whole.
     """
 
@@ -42,7 +43,7 @@ class EstimatedBatch:
     routes: frozenset[str]
     brackets: Brackets | None = None
     layers: Mapping[str, Spectrum] = field(default_factory=dict)
-    run: Bidiagonal | None = None
+    pilot: Pilot | None = None
     outputs: Tensor | None = None
 
 
