@@ -147,7 +147,7 @@ class Planner:
         most = [estimator.at_once, tally.limit, _BYTES // (4 * estimator.entries)]
         missing = max(plan.until, self._pilot_samples) - len(tally) if plan.is_open else 0
         if plan.is_open:
-            most.append(missing if missing > 0 else _PART[estimator.method])
+            most.append(missing if missing > 0 else max(_PART[estimator.method], len(tally) // 4))
         if tally.until_look is not None:
             most.append(tally.until_look)
         if budget is None:

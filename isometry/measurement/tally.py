@@ -153,6 +153,7 @@ class Tally:
     def note_ending(self, enough: bool) -> None:
         """Note why sampling ended, `enough` or because the inputs ran out, and what to think of the numbers."""
         self._note_doubts()
+        self._note_calibration()
         rtol, budget = self.options.rtol, self.options.budget
         if enough and self.is_stream:
             self.note("the inputs came as a stream, whose order is taken to be random; shuffle it if it is sorted")
@@ -182,6 +183,18 @@ class Tally:
                 f"{singular} of {len(self)} samples have JSVs below {spectrum.resolution:.2g} of their largest, which count as "
                 "0; dtype=torch.float64 resolves smaller ones"
             )
+
+    def _note_calibration(self) -> None:
+        """Note how many samples had short runs, and what these were calibrated by."""
+        brackets = self.brackets
+        if brackets is None or not bool((brackets.shared > 0).any()):
+            return
+        short, exact = brackets.shared > 0, brackets.probes == 0
+        least, most = (int(end) for end in brackets.steps[short].aminmax())
+        steps = f"{least}" if least == most else f"{least} to {most}"
+        kinds = ((exact, "exact"), (~(exact | short), "by long runs"))
+        others = " and ".join(f"{int(which.sum())} {kind}" for which, kind in kinds if bool(which.any()))
+        self.note(f"{int(short.sum())} samples by runs of {steps} steps, calibrated by the others ({others})")
 
     def _spectrum(self) -> Spectrum:
         return Spectrum.pool(estimated.spectrum for estimated in self._estimates)

@@ -101,6 +101,7 @@ def test_a_pilot_of_exact_samples_counts() -> None:
     report = measure(net, torch.randn(300, 3, 16, 16), budget=3000, progress=False)
     assert report.method == "krylov"
     assert int((report.brackets.probes == 0).sum()) >= 2
+    assert any("calibrated by the others" in note for note in report.notes)
     assert report.cost.products <= 3000
 
 
