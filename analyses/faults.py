@@ -1,12 +1,18 @@
-"""Does a sweep that is killed, loses power or has its files damaged still end in the same table?
+"""Does a sweep that is killed, loses power or has its files damaged still end in the same table, and does a call change nothing else?
 
-All faults of the committed table were survived, none with a wrong number. Every fault is followed by a restart, whose table and networks
-are compared bit for bit with those of a sweep that nothing happened to; a fault is survived where they are equal, or where an error names
-the file (archives, which have nothing to be computed again from). Simulated crashes end the process before, within and after every file
-operation; simulated losses of power then also drop what was not synced: the data of files, and the names in folders. The sweep is tiny
-(two trials, trainings of 2 or 8 epochs). Real disks, other systems than Linux and network folders are not tested.
+Every fault of a sweep is followed by a restart, whose table and networks are compared bit for bit with those of a sweep that
+nothing happened to; a fault is survived where they are equal, or where an error names the file (archives, which have nothing to be
+computed again from). Simulated crashes end the process before, within and after every file operation; simulated losses of power then
+also drop what was not synced: the data of files, and the names in folders. "ext4 image" is a real file system behind a loop device, as
+its disk was when the process was killed. The sweep is tiny (two trials, trainings of 2 or 8 epochs).
 
-Run `python analyses/faults.py --out figures`: about a quarter of an hour. Linux only.
+Fifty kinds of network are measured in ten modes: survived where everything that `isometry.trials.faults.surroundings` records of network
+and process is as before and the mean is that of the same network in no mode, or where the measurement is refused by an error of its own.
+Verbs are interrupted by KeyboardInterrupt or an error, and called again: survived where the interrupt changed nothing and the second
+call returns what an undisturbed one does; `train` changes its network and goes on from its checkpoint.
+
+Not tested: disks that lie, other systems than Linux, network folders. Run `python analyses/faults.py --out figures`: half an hour on two
+cores. Linux only.
 """
 
 from __future__ import annotations
@@ -16,8 +22,8 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,9 +37,14 @@ from tqdm import tqdm
 import isometry
 from isometry import L1, networks
 from isometry.trials import script
-from isometry.trials.restarts import CRASHED, REFUSED, SAME, WRONG, Sweep
+from isometry.trials.faults.disks import lose_power, mounted
+from isometry.trials.faults.interrupts import PLACES, VERBS, interrupt
+from isometry.trials.faults.kills import killed, killed_pool, two_runs
+from isometry.trials.faults.modes import MODES, measure_in
+from isometry.trials.faults.restarts import CRASHED, REFUSED, SAME, WRONG, Sweep
+from isometry.trials.faults.simulated import Disk, fork, mutate
+from isometry.trials.faults.specimens import SPECIMENS
 from isometry.trials.script import Row
-from isometry.trials.simulated import Disk, fork, mutate
 
 OPTIONS: dict[str, Any] = {"input_shape": (1, 8, 8), "widths": (20, 20)}
 MUTATIONS = ("bit flip", "truncation", "swap", "content of another file")
@@ -66,57 +77,43 @@ def kills(quick: bool) -> list[Row]:
     with subject(8) as s:
         moments = [chance.uniform(0, s.seconds) for _ in range(2 if quick else 40)]
         kill = {"SIGKILL of everything": signal.SIGKILL, "SIGINT": signal.SIGINT}
-        rows = [row(kind, Counter(_killed(s, sent, moment) for moment in moments)) for kind, sent in kill.items()]
-        rows.append(row("two runs on one folder", Counter(_two_runs(s, chance) for _ in moments)))
-        few = 1 if quick else 6
-        for worker, kind in ((False, "SIGKILL of the main process only"), (True, "SIGKILL of a worker")):
-            rows.append(row(kind, Counter(_killed_pool(s, chance, worker=worker) for _ in range(few))))
+        rows = [row(kind, Counter(killed(s, sent, moment) for moment in moments)) for kind, sent in kill.items()]
+        rows.append(row("two runs on one folder", Counter(two_runs(s, chance) for _ in moments)))
     return rows
 
 
-def _killed(s: Sweep, sent: signal.Signals, moment: float) -> str:
-    with s.folder() as folder:
-        with fork(lambda: s.run(folder)) as pid:
-            time.sleep(moment)
-            os.kill(pid, sent)
-            if sent == signal.SIGINT:
-                os.waitpid(pid, 0)
-        return s.restart(folder)
+def killed_workers(quick: bool) -> list[Row]:
+    """Return what came of kills of sweeps with two workers: of the process that started them, or of one of them."""
+    chance, count = random.Random(2), 1 if quick else 40
+    kinds = {"SIGKILL of the main process only": False, "SIGKILL of a worker": True}
+    with subject(2) as s:
+        return [
+            row(kind, Counter(killed_pool(s, chance, worker=worker) for _ in range(count)))
+            for kind, worker in kinds.items()
+        ]
 
 
-def _two_runs(s: Sweep, chance: random.Random) -> str:
-    with s.folder() as folder:
-        with fork(lambda: s.run(folder)) as first:
-            time.sleep(chance.uniform(0, 0.3 * s.seconds))
-            together = s.restart(folder)
-            _, status = os.waitpid(first, 0)
-        after = s.restart(folder)
-        return next((outcome for outcome in (together, after) if outcome != SAME), SAME if status == 0 else CRASHED)
+def side_effects(quick: bool) -> list[Row]:
+    """Return what came of measuring fifty networks in every mode, with options in turn."""
+    options: list[dict[str, Any]] = [{}, {"method": "krylov"}, {"layers": True}, {"rtol": 0.5}, {"budget": 40}]
+    chosen = list(enumerate(SPECIMENS.values()))[:: 25 if quick else 1]
+    return [
+        row(
+            f"measure: {mode}",
+            Counter(measure_in(mode, net, **options[(n + shift) % len(options)]) for n, net in chosen),
+        )
+        for shift, mode in enumerate(MODES)
+    ]
 
 
-def _killed_pool(s: Sweep, chance: random.Random, *, worker: bool) -> str:
-    """Kill the main process of two workers, and start again at once; or one of the workers, and let the main process go on."""
-    with s.folder() as folder:
-        with fork(lambda: s.run(folder, jobs=2)) as pid:
-            while not (any(folder.rglob("training.safetensors")) or _has_ended(pid)):
-                time.sleep(0.005)
-            time.sleep(chance.uniform(0, s.seconds))
-            victims = (
-                [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()] if worker else [pid]
-            )
-            workers = [p for p in victims if not worker or "LokyProcess" in Path(f"/proc/{p}/cmdline").read_text()]
-            if workers and not _has_ended(pid):
-                os.kill(chance.choice(workers), signal.SIGKILL)
-            _, status = os.waitpid(pid, 0)
-            outcome = s.restart(folder)  # at once, while orphans may still write
-            time.sleep(0 if worker else 1)
-        if worker and status != 0:
-            return CRASHED
-        return outcome if outcome != SAME else s.restart(folder)
-
-
-def _has_ended(pid: int) -> bool:
-    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+def interrupts(quick: bool) -> list[Row]:
+    """Return what came of verbs that were interrupted and called again."""
+    count = 1 if quick else 50
+    return [
+        row(f"{verb} interrupted {place}", Counter(interrupt(verb, place, index) for index in range(count)))
+        for verb in VERBS
+        for place in PLACES
+    ]
 
 
 def crashes(quick: bool) -> list[Row]:
@@ -151,6 +148,20 @@ def _crashed(s: Sweep, disk: Disk) -> bool:
 
     with fork(work) as pid:
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 137
+
+
+def disks(quick: bool) -> list[Row]:
+    """Return what came of losses of power on ext4; nothing where this process may not mount an image."""
+    chance = random.Random(3)
+    with subject(2) as s:
+        try:
+            with s.folder() as folder, mounted(folder.with_suffix(".img")):
+                pass
+        except (OSError, subprocess.CalledProcessError) as error:
+            print(f"losses of power on ext4 are left out: an image cannot be mounted ({error})")
+            return []
+        moments = [chance.uniform(0, 1.2 * s.seconds) for _ in range(2 if quick else 25)]
+        return [row("power loss: ext4 image", Counter(lose_power(s, moment) for moment in moments))]
 
 
 def mutations(quick: bool) -> list[Row]:
@@ -257,7 +268,15 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     plt.close(figure)
 
 
-PARTS: dict[str, Callable[[bool], list[Row]]] = {"kills": kills, "crashes": crashes, "changed files": mutations}
+PARTS: dict[str, Callable[[bool], list[Row]]] = {
+    "crashes": crashes,
+    "disks": disks,
+    "changed files": mutations,
+    "kills": kills,
+    "killed workers": killed_workers,
+    "side effects": side_effects,
+    "interrupts": interrupts,
+}
 
 if __name__ == "__main__":
     script.run_measurement("faults", __doc__, PARTS, draw, tables)

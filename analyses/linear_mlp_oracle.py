@@ -24,6 +24,7 @@ from typing import Any
 
 import pandas as pd
 from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 import isometry
 from isometry import plots
@@ -34,6 +35,7 @@ from isometry.trials.outcomes import before_finetuning, last_epoch, name_methods
 from isometry.trials.published import JSV_BY_RATIO
 
 PUBLISHED = {ratio: value for ratio, value in JSV_BY_RATIO["mlp-7-linear"].items() if ratio}
+SHOWN = ["L1", "L1 + oracle", "TPP"]
 NAMES = {"random": "Random", "l1": "L1", "greg": "GReg", "tpp": "TPP"}
 
 
@@ -105,8 +107,50 @@ def short(table: pd.DataFrame) -> str:
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:
-    """Draw trajectories by ratio and rate, final accuracy against the JSV before fine-tuning, and the published curve."""
+    """Draw the message, and next to it, as <name>_details.png, all trials."""
     rows = named(table).query("epochs == epochs.min()")
+    for figure, target in (
+        (draw_message(table, rows), path),
+        (draw_details(table, rows), path.with_stem(path.stem + "_details")),
+    ):
+        figure.savefig(target, dpi=150)
+        plt.close(figure)
+
+
+def draw_message(table: pd.DataFrame, rows: pd.DataFrame) -> Figure:
+    """Draw mean JSV and accuracy over fine-tuning of the largest ratio at the smallest rate: pruned, repaired, preserved, dense."""
+    rows = rows[(rows["ratio"] == rows["ratio"].max()) & (rows["lr"] == rows["lr"].min())]
+    few = rows[rows["method"].isin(SHOWN)]
+    dense = table[table["phase"] == "dense"].drop_duplicates("seed")
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(9.6, 3.7), layout="constrained", gridspec_kw={"width_ratios": [1, 1.25]}
+    )
+    start = before_finetuning(few).groupby("method")["mean_jsv"].mean().reindex(SHOWN)
+    start["dense"] = dense["mean_jsv"].mean()
+    bars = left.bar(start.index, start, color=[plots.color(name) for name in start.index])
+    for bar, name in zip(bars, start.index, strict=True):
+        bar.set(hatch="//" if "+" in name else None, edgecolor="white")
+    left.bar_label(bars, [f"{value:.2g}" for value in start], padding=2)
+    left.set_yscale("log")
+    left.set_ylim(start.min() / 4, start.max() * 6)
+    left.axhline(1, color="#d62728", linewidth=1, linestyle=":")
+    left.set_ylabel("mean JSV just before fine-tuning")
+    plots.trajectory(few, right, y="accuracy")
+    right.axhline(dense["accuracy"].mean(), color=plots.color("dense"), linewidth=1, linestyle="--", label="dense")
+    right.set_ylim(0, 1)
+    right.legend(frameon=False, loc="center", bbox_to_anchor=(0.55, 0.6))
+    means = 100 * last_epoch(few).groupby("method")["accuracy"].mean()
+    figure.suptitle(
+        f"The same pruned network, fine-tuned alike: {means['L1 + oracle']:.1f} % with its isometry restored, {means['L1']:.1f} % without\n"
+        f"MLP-7-Linear, {rows['dataset'].iloc[0]}, {rows['ratio'].iloc[0]:.0%} of the units removed, lr {rows['lr'].iloc[0]:g}; mean and, "
+        f"as bands, standard deviation of {rows['seed'].nunique()} seeds",
+        fontsize="medium",
+    )
+    return figure
+
+
+def draw_details(table: pd.DataFrame, rows: pd.DataFrame) -> Figure:
+    """Draw trajectories by ratio and rate, final accuracy against the JSV before fine-tuning, and the published curve."""
     ratios, rates = sorted(rows["ratio"].unique()), sorted(rows["lr"].unique(), reverse=True)
     figure = plt.figure(figsize=(4.1 * 2 * len(ratios), 3.1 * len(rates) + 3.9), layout="constrained")
     grid = figure.add_gridspec(len(rates) + 1, 2 * len(ratios), height_ratios=[*([1] * len(rates)), 1.25])
@@ -114,6 +158,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
         for column, (ratio, y) in enumerate(itertools.product(ratios, ("mean_jsv", "accuracy"))):
             part = rows[(rows["ratio"] == ratio) & (rows["lr"] == lr)]
             ax = plots.trajectory(part, figure.add_subplot(grid[row, column]), y=y)
+            ax.legend([], frameon=False)  # one for the whole figure, below
             ax.set_title(f"ratio {ratio:g}, lr {lr:g}", fontsize="medium")
             ax.set_ylim(bottom=0 if y == "accuracy" else None)
     plots.outcome(rows, figure.add_subplot(grid[len(rates), : len(ratios)]))
@@ -125,20 +170,15 @@ def draw(table: pd.DataFrame, path: Path) -> None:
         right.legend(frameon=False)
     handles = figure.axes[0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=len(handles[1]), frameon=False)
-    last = last_epoch(rows[(rows["ratio"] == ratios[-1]) & (rows["lr"] == rates[-1])])
-    means = 100 * last.groupby("method")["accuracy"].mean()
-    results = ", ".join(f"{name} {means[name]:.1f} %" for name in ("L1", "L1 + oracle", "TPP"))
-    title = f"MLP-7-Linear on {rows['dataset'].iloc[0]}, {ratios[-1]:.0%} of the units removed, fine-tuned at lr {rates[-1]:g}: {results}\n"
-    figure.suptitle(f"{title}lines: mean over seeds, bands: one standard deviation", fontsize="large")
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    figure.suptitle(f"MLP-7-Linear on {rows['dataset'].iloc[0]}; lines: mean over seeds, bands: one standard deviation")
+    return figure
 
 
 def main() -> None:
     """Run, write, draw."""
     parser = script.build_parser(__doc__, seeds=3, ratios=(0.8, 0.9))
-    parser.add_argument("--dataset", choices=["digits", "mnist", "fashion-mnist"], default="digits")
-    options = script.parse(parser)
+    parser.add_argument("--dataset", choices=["digits", "mnist", "fashion-mnist"], default="digits", help="images")
+    options = script.parse(parser, quick_ignores=("seeds", "dataset"))
     dataset, seeds = ("digits", 1) if options.quick else (options.dataset, options.seeds)
     output = script.Output.of("linear_mlp_oracle", options, dataset)
     if not options.redraw:

@@ -128,10 +128,12 @@ def draw(table: pd.DataFrame, path: Path) -> None:
 def main() -> None:
     """Run, write, draw."""
     parser = script.build_parser(__doc__, seeds=3, ratios=(0.1, 0.3, 0.5, 0.7, 0.9), device=True)
-    parser.add_argument("--dataset", choices=["digits", "mnist", "fashion-mnist", "cifar10"], default="digits")
-    parser.add_argument("--network", choices=["conv-4", "vgg-16"], default="conv-4")
-    parser.add_argument("--epochs", type=script.positive, default=160)
-    options = script.parse(parser)
+    parser.add_argument(
+        "--dataset", choices=["digits", "mnist", "fashion-mnist", "cifar10"], default="digits", help="images"
+    )
+    parser.add_argument("--network", choices=["conv-4", "vgg-16"], default="conv-4", help="which network")
+    parser.add_argument("--epochs", type=script.positive, default=160, help="of training, sparse")
+    options = script.parse(parser, quick_ignores=("epochs", "ratios", "seeds"))
     if options.network == "vgg-16" and options.dataset != "cifar10":
         parser.error("argument --network: vgg-16 takes CIFAR-10 images, e.g. --network vgg-16 --dataset cifar10")
     epochs, seeds, ratios = (2, 1, [0.5]) if options.quick else (options.epochs, options.seeds, options.ratios)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 
 import torch
 
@@ -21,6 +22,7 @@ __all__ = [
     "signed",
 ]
 
+_inside: ContextVar[bool] = ContextVar("inside a verb", default=False)
 _OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 
 
@@ -36,15 +38,25 @@ class InvalidTypeError(TypeError):
 def signed(verb: str) -> Iterator[None]:
     """Raise the errors of lower rooms as built-in ones whose text begins with the verb; also works as a decorator.
 
+    Within another `signed` the errors pass: the verb that the user called signs them, `prune` for instance, which trains.
+
     Args:
         verb: the public function that the user called, without parentheses, e.g. "measure".
     """
+    inside = _inside.get()
+    token = _inside.set(True)
     try:
         yield
     except InvalidValueError as error:
+        if inside:
+            raise
         raise ValueError(f"{verb}() {error}") from error.__cause__
     except InvalidTypeError as error:
+        if inside:
+            raise
         raise TypeError(f"{verb}() {error}") from error.__cause__
+    finally:
+        _inside.reset(token)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "check_writable",
+    "digest_tensors",
     "file_digest",
     "make_folder",
     "markdown",
@@ -128,7 +129,7 @@ def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], m
     path = Path(path)
     make_folder(path.parent)
     copies = {name: tensor.detach().clone().contiguous().cpu() for name, tensor in tensors.items()}
-    _write_bytes(path, save(copies, {**metadata, _DIGEST: _digest(copies, metadata)}))
+    _write_bytes(path, save(copies, {**metadata, _DIGEST: digest_tensors(copies, metadata)}))
 
 
 def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -151,7 +152,7 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
         raise ValueError(f"{os.fspath(path)} is no whole safetensors file ({error})") from error
     metadata = dict(header.get("__metadata__") or {})
     digest = metadata.pop(_DIGEST, None)
-    if digest is not None and digest != _digest(tensors, metadata):
+    if digest is not None and digest != digest_tensors(tensors, metadata):
         raise ValueError(f"{os.fspath(path)} is damaged: its tensors and metadata do not fit the digest in its header")
     return tensors, metadata
 
@@ -220,7 +221,7 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+def digest_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     """Return the SHA-256 digest of names, types, shapes and bytes of tensors, and of the metadata."""
     digest = hashlib.sha256(json.dumps(dict(metadata), sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
@@ -243,8 +244,15 @@ def software() -> dict[str, str]:
     tracked = git("ls-files", "--", Path(__file__).name)  # not the repository of a user who installed the package in it
     commit = (git("rev-parse", "--short=12", "HEAD") if tracked else "") or "unknown"
     changed = "+" if tracked and git("status", "--porcelain", "--untracked-files=no", "--", str(here)) else ""
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "numpy", "torch-pruning", "isometry")}
+    versions = {name: _version(name) for name in ("torch", "numpy", "torch-pruning", "isometry")}
     return {"commit": commit + changed, "python": platform.python_version(), **versions}
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # a source tree that is not installed, for instance
+        return "unknown"
 
 
 def markdown(table: pd.DataFrame) -> str:

@@ -1,7 +1,9 @@
 """Independent reference implementations, slow and plain, in float64: what the fast ones are checked against."""
 
+import random
 from collections.abc import Callable, Iterable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -161,3 +163,23 @@ def masked_by(net: nn.Module, plan: Plan, x: Tensor) -> nn.Module:
         removed = set(plan.removed.get(member.layer, ()))
         chosen.append((family, tuple(u for u in range(family.units) if removed.issuperset(member.take([u])))))
     return mask(net, chosen)
+
+
+def generic_rank(supports: Sequence[Tensor]) -> int:
+    """The rank of a product of matrices [N_l, D_l] whose free entries are random, in exact arithmetic modulo a prime."""
+    prime, draw = 2**61 - 1, random.Random(0)
+    product = np.eye(supports[0].shape[1], dtype=object)
+    for free in supports:
+        entries = [[draw.randrange(1, prime) if one else 0 for one in row] for row in free.tolist()]
+        product = np.array(entries, dtype=object) @ product % prime
+    rank = 0
+    for column in range(product.shape[1]):
+        pivot = next((row for row in range(rank, len(product)) if product[row, column]), None)
+        if pivot is None:
+            continue
+        product[[rank, pivot]] = product[[pivot, rank]]
+        product[rank] = product[rank] * pow(product[rank, column], -1, prime) % prime
+        for row in range(rank + 1, len(product)):
+            product[row] = (product[row] - product[row, column] * product[rank]) % prime
+        rank += 1
+    return rank

@@ -1,6 +1,7 @@
 """Files of results: tables in Markdown, tensors whole or not at all."""
 
 import errno
+import importlib.metadata
 import math
 import os
 import stat
@@ -20,6 +21,7 @@ from isometry.files import (
     read_records,
     read_tensors,
     remove_leftovers,
+    software,
     write,
     write_records,
     write_table,
@@ -151,3 +153,14 @@ def test_records_come_back_and_a_changed_number_is_noticed(tmp_path: Path) -> No
         read_records(path)
     path.write_text('{"epoch": 1}\n')  # of an earlier version
     assert read_records(path) == [{"epoch": 1}]
+
+
+def test_a_package_without_metadata_has_an_unknown_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(package: str) -> str:
+        if package == "isometry":
+            raise importlib.metadata.PackageNotFoundError(package)
+        return "1.0"
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    found = software()
+    assert (found["isometry"], found["torch"]) == ("unknown", "1.0")

@@ -6,11 +6,13 @@ from pathlib import Path
 import isometry
 
 FLOORS = {
+    "__main__": 6, "command": 5,
     "trials": 4, "plots": 4,
     "measurement": 3, "pruners": 3,
     "repairs": 2, "surgery": 2, "training": 2,
     "networks": 1,
-    "data": 0, "spectra": 0, "files": 0, "errors": 0,
+    "data": 0, "spectra": 0, "files": 0,
+    "errors": -1,
 }  # fmt: skip
 
 
@@ -35,7 +37,7 @@ def test_imports_go_down_only() -> None:
 
 def test_measuring_does_not_import_the_plots() -> None:
     for path in Path(isometry.__file__).parent.rglob("*.py"):
-        if path.name != "plots.py":
+        if "plots" not in path.parts:
             top = [n for n in ast.parse(path.read_text()).body if isinstance(n, ast.Import | ast.ImportFrom)]
             assert not any("matplotlib" in ast.dump(node) or "'plots'" in ast.dump(node) for node in top), path
 

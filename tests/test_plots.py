@@ -10,6 +10,7 @@ from matplotlib import pyplot as plt
 
 from isometry import compare, measure, networks, plots
 from isometry.networks import importances
+from isometry.plots.colors import distinct_colors
 from tests.models import normed_conv, wide_net
 
 
@@ -66,11 +67,103 @@ def test_methods_keep_their_color() -> None:
     assert plots.color("my net") == plots.color("my net")
 
 
+def test_names_of_one_method_have_different_colors_in_one_figure() -> None:
+    names = ["L1 0.5", "L1 0.7", "L1", "ab", "ba", *(f"TPP {index}" for index in range(20))]
+    colors = distinct_colors(names)
+    assert len(set(colors.values())) == len(names)
+    assert colors["L1"] == plots.color("L1")
+    assert list(colors) == names
+
+
+def test_what_is_repaired_shares_the_color_where_it_is_dashed_only() -> None:
+    names = ["L1 0.5", "L1 0.7", "L1 0.7 + oracle", "mine + repair", "mine"]
+    dashed = distinct_colors(names, dashed=True)
+    assert dashed["L1 0.7 + oracle"] == dashed["L1 0.7"] != dashed["L1 0.5"]
+    assert dashed["mine + repair"] == dashed["mine"]
+    assert len(set(distinct_colors(names).values())) == 5
+
+
+def long_table() -> pd.DataFrame:
+    """Two ratios of two methods, one of them repaired, and the dense network."""
+    rows: list[dict[str, object]] = [{"trial": "dense", "method": "dense", "ratio": 0.0, "phase": "dense", "epoch": 9,
+                                      "mean_jsv": 5.0, "accuracy": 0.9}]  # fmt: skip
+    for method, ratio in (("L1", 0.5), ("L1", 0.7), ("L1 + oracle", 0.5), ("L1 + oracle", 0.7)):
+        phases = [("pruned", 0), *([("repaired", 0)] if "+" in method else []), *(("finetune", e) for e in range(1, 6))]
+        for phase, epoch in phases:
+            start = {"pruned": 0.0 if ratio == 0.7 else 0.1, "repaired": 1.0}.get(phase, 2.0)
+            rows.append({"trial": f"{method}-{ratio}", "method": method, "ratio": ratio, "phase": phase, "epoch": epoch,
+                         "mean_jsv": start, "accuracy": ratio / 2 + epoch / 20, "evaluated_on": "training data"})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def lines(ax: plt.Axes) -> dict[str, object]:
+    handles, labels = ax.get_legend_handles_labels()
+    return dict(zip(labels, handles, strict=True))
+
+
+def test_a_long_table_is_drawn_by_what_it_says_before_and_after_fine_tuning() -> None:
+    ax = plots.sweep(long_table())
+    assert ax.get_ylabel() == "mean JSV, just before fine-tuning"
+    drawn = lines(ax)
+    assert list(drawn["L1 + oracle"][0].get_ydata()) == [1.0, 1.0]
+    assert list(drawn["L1"][0].get_xdata()) == [0.5, 0.7]
+    assert list(drawn["at the lower end: 0"].get_xdata()) == [0.7]
+    assert list(drawn["dense"].get_ydata()) == [5.0, 5.0]
+    after = plots.sweep(long_table(), y="accuracy")
+    assert list(lines(after)["L1"][0].get_ydata()) == pytest.approx([0.5, 0.6])
+    assert after.get_ylabel() == "accuracy on the training data, fine-tuned"
+
+
+def test_trajectories_of_several_ratios_are_lines_of_their_own_with_a_legend() -> None:
+    ax = plots.trajectory(long_table())
+    texts = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert texts == ["L1, 0.5", "L1, 0.7", "L1, 0.5 + oracle", "L1, 0.7 + oracle", "dense"]
+    drawn = lines(ax)
+    assert drawn["L1, 0.5"].get_color() == drawn["L1, 0.5 + oracle"].get_color() != drawn["L1, 0.7"].get_color()
+    assert drawn["L1, 0.5 + oracle"].get_ydata()[0] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("last", "ticks"), [(0, [0]), (1, [0, 1]), (5, [0, 1, 2, 3, 4, 5]), (90, [0, 1, 3, 10, 30, 90])]
+)
+def test_epochs_have_their_ticks(last: int, ticks: list[int]) -> None:
+    table = pd.DataFrame({"epoch": range(last + 1), "method": "L1", "mean_jsv": 1.0})
+    ax = plots.trajectory(table)
+    ax.figure.canvas.draw()
+    assert [t for t in ax.get_xticks() if 0 <= t <= last] == ticks
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["L1"]
+
+
 def test_layers_are_drawn() -> None:
     net = networks.build("lenet-5-relu", seed=0)
     report = measure(net, torch.randn(4, 1, 32, 32), layers=True)
     ax = plots.layers({"dense": report, "other": report})
     assert [t.get_text() for t in ax.get_xticklabels()] == ["conv1", "conv2", "conv3", "fc1", "fc2"]
+
+
+def test_the_reference_of_a_report_is_drawn() -> None:
+    dense, x = networks.build("lenet-5-relu", seed=0), torch.randn(4, 1, 32, 32)
+    report = measure(networks.build("lenet-5-relu", seed=1), x, layers=True, reference=dense)
+    assert report.reference is not None
+    for draw in (plots.spectrum, plots.layers):
+        for given, names in (
+            (report, ["dense", "network"]),
+            ({"L1": report}, ["dense", "L1"]),
+            ({"dense": report}, ["dense"]),
+        ):
+            texts = [t.get_text().split(",")[0] for t in draw(given).get_legend().get_texts()]
+            assert sorted(texts) == sorted([*names, "isometry"])
+    lines = [line for line in plots.layers(report).lines if line.get_label() != "isometry"]
+    heights = [list(line.get_ydata()) for line in lines if len(line.get_ydata()) == 5]
+    assert list(report.reference.layers["mean_jsv"]) in heights
+
+
+def test_layers_are_drawn_at_the_place_of_their_name() -> None:
+    net = networks.build("lenet-5-relu", seed=0)
+    whole, part = (measure(net, torch.randn(4, 1, 32, 32), layers=names).layers for names in (True, ["fc*"]))
+    ax = plots.layers({"whole": whole, "part": part})
+    places = {tuple(line.get_xdata()) for line in ax.lines}
+    assert (3, 4) in places
 
 
 def test_a_report_without_layers_is_refused() -> None:

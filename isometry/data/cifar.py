@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from isometry.data.location import check_content, find_file, find_folder, read_bytes
+from isometry.data.location import check_content, download, find_file, find_folder, read_bytes
 
 __all__ = ["CIFAR_SETS", "IMAGENET", "load_cifar_set"]
 
@@ -126,18 +126,9 @@ def load_cifar_set(
 
 def _download(name: str, source: _CifarSet) -> Path:
     """Download and unpack the archive into the user's cache, unless it is there; return the folder of the files."""
-    import pooch
-
-    cache = Path(pooch.os_cache("isometry")) / name
-    pooch.retrieve(
-        source.url,
-        known_hash=f"md5:{source.md5}",
-        fname=f"{name}.tar.gz",
-        path=cache,
-        processor=pooch.Untar(extract_dir="."),
-        progressbar=True,
-    )
-    return cache / source.folder
+    wanted = [file for part in source.files for file in part]
+    files = download(name, source.url, f"{name}.tar.gz", source.md5, wanted, unpack=True)
+    return next(path.parent for path in files if path.name == wanted[0])
 
 
 def _records(path: Path, width: int, count: int) -> np.ndarray:

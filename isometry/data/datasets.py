@@ -5,29 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from isometry.data.augmentation import CropFlip
+from isometry.data.batches import Split
 from isometry.data.cifar import CIFAR_SETS, load_cifar_set
 from isometry.data.digits import load_digits_set
 from isometry.data.idx import IDX_SETS, load_idx_set
 
-__all__ = ["Data", "Split", "load", "names"]
-
-
-class Split(NamedTuple):
-    """Part of a data set.
-
-    Attributes:
-        inputs: [N, C, H, W] float32, normalized.
-        targets: [N] int64, the classes.
-    """
-
-    inputs: Tensor
-    targets: Tensor
+__all__ = ["Data", "load", "names"]
 
 
 @dataclass(frozen=True)

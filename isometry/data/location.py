@@ -7,9 +7,10 @@ import hashlib
 import lzma
 import os
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["check_content", "find_file", "find_folder", "read_bytes"]
+__all__ = ["check_content", "download", "find_file", "find_folder", "read_bytes"]
 
 
 def find_folder(name: str, root: str | os.PathLike[str] | None, probe: str) -> Path | None:
@@ -60,10 +61,38 @@ def find_file(name: str, folder: Path | None, file: str, url: str = "", md5: str
         if paths := _variants(folder, file):
             return paths[0]
         raise FileNotFoundError(f"data.load({name!r}) found other files of the set in {folder}, but not {file}.")
+    return download(name, url + file, file, md5, [file])[0]
+
+
+def download(name: str, url: str, file: str, md5: str, wanted: Sequence[str], *, unpack: bool = False) -> list[Path]:
+    """Download a file of a set into the user's cache, unless it is there; return its path, or those of its content.
+
+    Args:
+        name: of the set.
+        url: of the file.
+        file: its name in the cache.
+        md5: its checksum.
+        wanted: the files of the set that it holds, for the error.
+        unpack: whether it is an archive to unpack.
+
+    Raises:
+        ConnectionError: it cannot be downloaded, or is another file; the message says what to put where by hand.
+    """
     import pooch  # only where something is downloaded
 
     cache = Path(pooch.os_cache("isometry")) / name
-    return Path(pooch.retrieve(url + file, known_hash=f"md5:{md5}", fname=file, path=cache, progressbar=True))
+    options = {"processor": pooch.Untar(extract_dir=".")} if unpack else {}
+    try:
+        found = pooch.retrieve(url, known_hash=f"md5:{md5}", fname=file, path=cache, progressbar=True, **options)
+    except Exception as error:  # whatever the network, the disk and the checksum raise
+        root = os.environ.get("ISOMETRY_DATA")
+        told = "is not set" if root is None else f"is {root!r}"
+        raise ConnectionError(
+            f"data.load({name!r}) could not download {url} ({type(error).__name__}: {error}). Get it by other means and put "
+            f"{', '.join(wanted)} into the folder {name} of the one that ISOMETRY_DATA names ({told}): $ISOMETRY_DATA/{name}/"
+            f"{wanted[0]}; or name the folder, e.g. data.load({name!r}, root='path/to/files')."
+        ) from error
+    return [Path(path) for path in ([found] if isinstance(found, str) else found)]
 
 
 def read_bytes(path: Path) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,11 +25,16 @@ class Batch:
         values: a tensor [B, ...], or a tuple or dict of all of the model's inputs.
         samples: B.
         key: which of several inputs is differentiated; None for a tensor, or where a module's output is differentiated.
+        whole: the number of samples of the batch that this is a share of, where random numbers are drawn for all of them;
+            None where it is no share.
+        first: the number of its first sample there.
     """
 
     values: Any
     samples: int
     key: str | int | None = None
+    whole: int | None = None
+    first: int = 0
 
     @classmethod
     def of(cls, values: Any, key: str | int | None = None) -> Batch:
@@ -86,6 +91,10 @@ class Batch:
     def part(self, start: int, stop: int) -> Batch:
         """Return samples `start` to `stop`, at most to the end."""
         return self.select(torch.arange(start, min(stop, self.samples)))
+
+    def share(self, start: int, stop: int) -> Batch:
+        """Return samples `start` to `stop` as a share of this batch."""
+        return replace(self.part(start, stop), whole=self.samples, first=start)
 
     def pair(self) -> Batch:
         """Return a batch of two samples: the first two, or the only one twice."""

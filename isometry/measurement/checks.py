@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from isometry.errors import AdjointError, InvalidValueError, NonFiniteError
+from isometry.errors import AdjointError, InvalidValueError, NonFiniteError, is_out_of_memory
 from isometry.measurement.batch import Batch
 from isometry.measurement.function import NetworkFunction
 from isometry.networks.modules import hooked
@@ -59,7 +59,7 @@ def check_per_sample(function: NetworkFunction, pair: Batch, outputs: Tensor) ->
     run = function.bound_to(pair)
     with function.differentiable():
         inputs = value.clone().requires_grad_(True)
-        again = run(inputs.clone())
+        again = _run_with_gradients(run, inputs)
     if not again.numel():
         raise InvalidValueError(
             f"got outputs of shape {tuple(again.shape)}, which hold nothing; it takes a model with at least one output, e.g. "
@@ -90,6 +90,18 @@ def check_per_sample(function: NetworkFunction, pair: Batch, outputs: Tensor) ->
             "Measure the part before or behind it, e.g. measure(model, inputs, at='module'), or give it a straight-through "
             "gradient."
         )
+
+
+def _run_with_gradients(run: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+    try:
+        return run(inputs.clone())
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        raise InvalidValueError(
+            f"got a model that runs without gradients, but not with them ({error}). Remove what stands in their way (a full "
+            "backward hook before an operation in place, for instance), e.g. handle.remove()."
+        ) from error
 
 
 def rounding(outputs: Tensor) -> float:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from isometry.errors import InvalidTypeError, InvalidValueError
 from isometry.measurement.batch import Batch, map_entries
-from isometry.networks.modules import clone, clone_output, hooked
+from isometry.networks.modules import clone, clone_output, first_tensor, hooked, replace_first_tensor
 from isometry.networks.precision import full_precision
 
 __all__ = ["NetworkFunction"]
@@ -78,10 +78,7 @@ class NetworkFunction:
             x = x.clone()  # later operations may change it in place
 
             def replace_output(_: nn.Module, args: object, result: Any) -> Any:
-                if isinstance(result, Tensor):
-                    return x
-                parts = (x, *result[1:])
-                return type(result)(*parts) if hasattr(result, "_fields") else parts
+                return replace_first_tensor(result, lambda _: x)
 
             with hooked(self.model.get_submodule(str(self.at)).register_forward_hook(replace_output)):
                 return self._select(self.call(batch.values), len(x))
@@ -153,11 +150,21 @@ class NetworkFunction:
     def differentiable(self) -> Iterator[None]:
         """Choose kernels that have the derivatives and the precision needed.
 
-        Attention in plain matrix products, no cuDNN for recurrent layers, full float32.
+        Attention in plain matrix products, no cuDNN for recurrent layers, full float32 also where the caller uses autocast.
         """
         recurrent = any(isinstance(module, _RECURRENT) for module in self.model.modules())
         kernels = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
-        with warnings.catch_warnings(), torch.enable_grad(), kernels, full_precision(cudnn=not recurrent):
+        kinds = {"cpu", *(tensor.device.type for tensor in (*self.model.parameters(), *self.model.buffers()))}
+        with contextlib.ExitStack() as stack:
+            for kind in filter(torch.amp.is_autocast_available, kinds):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+            for setting in (
+                warnings.catch_warnings(),
+                torch.enable_grad(),
+                kernels,
+                full_precision(cudnn=not recurrent),
+            ):
+                stack.enter_context(setting)
             # Re-entrant checkpoints say so in every forward pass that needs no gradient.
             warnings.filterwarnings("ignore", "None of the inputs have requires_grad")
             yield
@@ -178,8 +185,8 @@ def _logits(result: Any) -> Any:
 
 
 def _first_tensor(result: Any) -> Tensor:
-    first = result[0] if isinstance(result, tuple | list) and result else result
-    if isinstance(first, Tensor) and first.is_floating_point():
+    first = first_tensor(result)
+    if first is not None and first.is_floating_point():
         return first
     raise InvalidValueError(
         f"got at= a module that returns {_description(result)}; it takes one that returns a floating point tensor."

@@ -33,7 +33,9 @@ def check_independence(function: NetworkFunction, batch: Batch, outputs: Tensor)
     if len(batch) < 3:
         return
     few = torch.linspace(0, len(batch) - 1, max(1, min(8, len(batch) // 2))).long()
-    alone = few if batch.differentiated[0].numel() <= _LARGE else few[:: max(1, len(few) // 4)]
+    alone = torch.linspace(0, len(batch) - 1, min(8, len(batch))).long()
+    if batch.differentiated[0].numel() > _LARGE:
+        alone = few[:: max(1, len(few) // 4)]
     for samples in [few, *alone.split(1)]:
         part = batch.select(samples)
         try:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from isometry.data import Data, Split
+from isometry.data import Batches, Data, Folder, Split
 from isometry.errors import InvalidTypeError, InvalidValueError
 from isometry.measurement.batch import Batch, map_entries
-from isometry.networks import example_inputs, input_shape
+from isometry.networks import find_inputs, required_inputs
 
-__all__ = ["Inputs", "read_inputs", "takes_several_inputs"]
+__all__ = ["MOST", "Inputs", "has_length", "read_inputs", "takes_several_inputs"]
+
+MOST = 1024
+"""Samples of an iterable without a length, which may have no end, that are measured where nothing else ends it."""
+_HALF = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -29,12 +32,18 @@ class Inputs:
         total: the number of samples; None where only the end tells.
         description: what they are, in words.
         is_stream: whether they come in an order of their own, which may not be random.
+        most: the number of samples at which to stop where nothing else ends the measurement; None where they have an end.
+        at: name of the module where derivatives start, where that was found with the inputs.
+        notes: what was done to them while they were read, in words.
     """
 
     batches: Iterator[Batch]
     total: int | None
     description: str
     is_stream: bool = False
+    most: int | None = None
+    at: str | None = None
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -46,12 +55,16 @@ class _Reader:
         key: which of several inputs is differentiated.
         whole: whether a tuple or dict is one batch of all of the model's inputs, rather than (x, y).
         integers: whether integer inputs are accepted, as the Jacobian starts later in the network.
+        dtype: half precision of the network, to which floating point inputs are converted; None leaves them as they are.
+        notes: takes what was done, in words.
     """
 
     device: torch.device | None
     key: str | int | None
     whole: bool
     integers: bool
+    dtype: torch.dtype | None
+    notes: list[str]
 
     def read(self, batch: Any) -> Batch:
         """Return the batch of one entry of an iterable."""
@@ -92,6 +105,11 @@ class _Reader:
     def _on_device(self, part: Any) -> Any:
         if not isinstance(part, Tensor):
             return part
+        if self.dtype is not None and part.is_floating_point() and part.dtype != self.dtype:
+            note = f"inputs converted from {_short(part.dtype)} to {_short(self.dtype)}, the model's precision"
+            if note not in self.notes:
+                self.notes.append(note)
+            part = part.to(self.dtype)
         return part.detach() if self.device is None else part.detach().to(self.device)
 
 
@@ -109,8 +127,7 @@ def read_inputs(
     """Return `Inputs` from a tensor, a split, an iterable of batches, or nothing.
 
     Args:
-        model: what they are for; where `inputs` is None, standard normal ones of the shape its first layer takes are
-            drawn.
+        model: what they are for; where `inputs` is None, those that `networks.find_inputs` finds are drawn.
         inputs: see `isometry.measure`.
         key: which of several inputs is differentiated.
         whole: whether a tuple or dict is one batch of all of the model's inputs, rather than (x, y).
@@ -124,26 +141,25 @@ def read_inputs(
         TypeError, ValueError: empty, not finite, of the wrong kind; the message shows a call that works.
     """
     device = next((t.device for t in itertools.chain(model.parameters(), model.buffers())), None)
-    reader = _Reader(device, key, whole, integers)
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+    notes: list[str] = []
+    reader = _Reader(device, key, whole, integers, dtype if dtype in _HALF else None, notes)
     if inputs is None:
-        if integers:
-            raise InvalidValueError(
-                "cannot draw inputs for at=; pass some, e.g. measure(model, tokens, at='embedding')."
-            )
-        shape = input_shape(model, "measure(model, inputs)")
-        x = reader.checked(example_inputs(model, count, seed=seed))
-        return Inputs(iter([Batch.of(x)]), count, f"standard normal inputs of shape {shape}, as none were given")
-    if isinstance(inputs, Data):
+        return _drawn(model, count, seed, integers)
+    if isinstance(inputs, Data | Folder):
         inputs = inputs.test
+    if isinstance(inputs, Batches):
+        named = inputs.inputs is not None or inputs.targets is not None
+        inputs = (pair.inputs for pair in inputs) if named or whole else inputs.source
     if isinstance(inputs, Split) or (not whole and _is_pair(inputs)):
         inputs = inputs[0]
     if isinstance(inputs, Tensor):
         x = reader.checked(inputs)
         if shuffle:
             x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)).to(x.device)]
-        return Inputs(iter([Batch.of(x)]), len(x), f"inputs of shape {tuple(x.shape[1:])}")
+        return Inputs(iter([Batch.of(x)]), len(x), f"inputs of shape {tuple(x.shape[1:])}", notes=notes)
     if whole and isinstance(inputs, tuple | Mapping) and _holds_tensors(inputs):
-        return Inputs(iter([reader.read(inputs)]), None, "inputs, all of the model's")
+        return Inputs(iter([reader.read(inputs)]), None, "inputs, all of the model's", notes=notes)
     if isinstance(inputs, Mapping):
         raise InvalidTypeError(
             f"got a dict of inputs, {', '.join(map(repr, inputs))}; say which of them is differentiated, e.g. "
@@ -151,13 +167,40 @@ def read_inputs(
         )
     if shuffle and (drawn := _in_random_order(inputs, seed)) is not None:
         loader, total = drawn
-        return Inputs(map(reader.read, loader), total, "inputs of a data set, drawn at random")
+        return Inputs(map(reader.read, loader), total, "inputs of a data set, drawn at random", notes=notes)
     if isinstance(inputs, Iterable) and not isinstance(inputs, str):
-        return Inputs(map(reader.read, inputs), None, "inputs of an iterable", is_stream=True)
+        most = None if has_length(inputs) else MOST
+        return Inputs(map(reader.read, inputs), None, "inputs of an iterable", True, most, notes=notes)
     raise InvalidTypeError(
         f"got inputs of type {type(inputs).__name__}; it takes a tensor [B, ...] or an iterable of batches, e.g. "
         "measure(model, torch.randn(64, 784))."
     )
+
+
+def _drawn(model: nn.Module, count: int, seed: int, at_is_given: bool) -> Inputs:
+    """Return inputs of the kind that the model is found to take."""
+    spec = find_inputs(model)
+    if spec.vocabulary is not None and spec.embedding is None and not at_is_given:
+        raise InvalidValueError(
+            f"found that the model takes {spec}, but not where it embeds them. Say where derivatives are to start, e.g. "
+            "measure(model, tokens, at='embedding')."
+        )
+    description = f"{spec}, as none were given"
+    if spec.reason:
+        description += f" ({spec.reason})"
+    at = None if at_is_given or spec.vocabulary is None else spec.embedding
+    if at is not None:
+        description += f"; derivatives start at {at}"
+    return Inputs(iter([Batch.of(spec.draw(model, count, seed))]), count, description, at=at)
+
+
+def has_length(inputs: Any) -> bool:
+    """Whether an iterable says how long it is, and therefore ends."""
+    try:
+        len(inputs)
+    except (TypeError, NotImplementedError, AttributeError):
+        return False
+    return True
 
 
 def _in_random_order(inputs: Any, seed: int) -> tuple[Iterable[Any], int | None] | None:
@@ -207,10 +250,9 @@ def _holds_tensors(inputs: Any) -> bool:
 
 def takes_several_inputs(model: nn.Module) -> bool:
     """Whether the forward pass of a model needs more than one argument, or accepts any number."""
-    try:
-        arguments = inspect.signature(model.forward).parameters.values()
-    except (TypeError, ValueError):
-        return True
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    needed = [a for a in arguments if a.kind in positional and a.default is a.empty]
-    return len(needed) > 1 or any(a.kind is a.VAR_POSITIONAL for a in arguments)
+    needed = required_inputs(model)
+    return needed is None or len(needed) > 1
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

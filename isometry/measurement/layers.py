@@ -15,7 +15,7 @@ from isometry.errors import InvalidValueError, join_names
 from isometry.measurement.batch import Batch
 from isometry.measurement.function import NetworkFunction
 from isometry.measurement.operators import operator_statistics
-from isometry.networks.modules import clone_output, hooked
+from isometry.networks.modules import clone_output, first_tensor, hooked
 from isometry.spectra import Spectrum, mean_with_error
 
 if TYPE_CHECKING:
@@ -23,14 +23,17 @@ if TYPE_CHECKING:
 
 __all__ = ["LayerOutputs", "find_layers", "layer_table", "select_layers"]
 
+_LISTS = (nn.Sequential, nn.ModuleList)
+
 
 def select_layers(model: nn.Module, layers: bool | int | str | Sequence[str]) -> list[str]:
     """Return the names of the modules to report on.
 
     Args:
         model: the network.
-        layers: True for its blocks (the entries of its Sequentials, modules without parameters left out); a number for
-            all modules of that depth; a name pattern (fnmatch) or several.
+        layers: True for its blocks: the entries of its Sequentials and ModuleLists, modules without parameters left out,
+            and inside other modules down to the nearest repeated blocks, which are two or more modules of one kind, with
+            modules of their own, in one list; a number for all modules of that depth; a name pattern (fnmatch) or several.
 
     Raises:
         ValueError: nothing matches; the message lists the modules.
@@ -53,13 +56,22 @@ def select_layers(model: nn.Module, layers: bool | int | str | Sequence[str]) ->
 
 def _blocks(module: nn.Module, prefix: str) -> list[str]:
     blocks = []
+    repeated = _is_repeated(module)
     for name, child in module.named_children():
         full = f"{prefix}{name}"
-        if isinstance(child, nn.Sequential | nn.ModuleList):
+        if isinstance(child, _LISTS) or (not repeated and any(map(_is_repeated, child.modules()))):
             blocks += _blocks(child, full + ".")
         elif next(child.parameters(), None) is not None or next(child.buffers(), None) is not None:
             blocks.append(full)
     return blocks
+
+
+def _is_repeated(module: nn.Module) -> bool:
+    """Whether a module is a list of two or more modules of one kind that have modules of their own."""
+    children = list(module.children())
+    kinds = {type(child) for child in children}
+    composite = all(next(child.children(), None) is not None and not isinstance(child, _LISTS) for child in children)
+    return isinstance(module, _LISTS) and len(children) > 1 and len(kinds) == 1 and composite
 
 
 @dataclass(frozen=True)
@@ -96,8 +108,8 @@ def _capture(
 
     def hook(name: str) -> Any:
         def record(module: nn.Module, args: tuple[Any, ...], result: Any) -> Any:
-            first = result[0] if isinstance(result, tuple) else result
-            if isinstance(first, Tensor) and first.ndim and first.requires_grad:
+            first = first_tensor(result)
+            if first is not None and first.ndim and first.requires_grad:
                 captured[name] = first  # of a module that runs several times, the last run
                 if input_sizes is not None:
                     input_sizes[name] = tuple(args[0].shape[2:]) if args and isinstance(args[0], Tensor) else ()

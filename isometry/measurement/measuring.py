@@ -2,35 +2,36 @@
 
 from __future__ import annotations
 
-import itertools
+import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
-from isometry.errors import InvalidTypeError, InvalidValueError, is_out_of_memory, signed
-from isometry.measurement.batch import Batch
-from isometry.measurement.checks import readable_errors
-from isometry.measurement.estimators import BottleneckBypassedError, EstimatedBatch, Exact
+from isometry.errors import InvalidTypeError, InvalidValueError, signed
 from isometry.measurement.function import NetworkFunction
-from isometry.measurement.independence import check_independence
 from isometry.measurement.inputs import Inputs, read_inputs, takes_several_inputs
 from isometry.measurement.options import Options, check_model
-from isometry.measurement.planner import Plan, Planner
-from isometry.measurement.preparation import Subject, prepare, sample_shape
+from isometry.measurement.ranks import Ranks
+from isometry.measurement.ratios import with_reference
+from isometry.measurement.reference import Remembered, check_outputs, check_reference, of_reference
 from isometry.measurement.report import Report
-from isometry.measurement.tally import Tally
+from isometry.measurement.sampling import INTERRUPTED, Manner, measure_samples
 from isometry.networks.modules import state_preserved, unwrap
 
-__all__ = ["measure", "measure_with"]
+__all__ = ["BRACKET", "interrupts_raised", "measure", "measure_with"]
 
+BRACKET = 0.002
+"""Half-width of brackets, as a share of the mean, where networks are compared: wider ones would blur differences."""
 _DRAWN, _DRAWN_TO_SAMPLE = 64, 1024
 _TURN = threading.RLock()
+_KEEPS: ContextVar[bool] = ContextVar("keeps", default=True)
 
 
 @signed("measure")
@@ -42,12 +43,14 @@ def measure(
     layers: bool | int | str | Sequence[str] = False,
     rtol: float | None = None,
     budget: int | None = None,
+    reference: nn.Module | None = None,
     output: str | int | Callable[[Any], Tensor] | None = None,
     at: str | None = None,
     wrt: str | int | None = None,
     dtype: torch.dtype | None = None,
     seed: int = 0,
     progress: bool | None = None,
+    distributed: bool = True,
 ) -> Report:
     """Measure the singular values of a network's input-output Jacobian (JSVs), sample by sample.
 
@@ -57,8 +60,10 @@ def measure(
     Args:
         model: maps [B, ...] to a floating point tensor [B, ...], each sample independently of the others.
         inputs: a tensor [B, ...]; or a `Split`, (x, y), a `Data` (its test part), or an iterable of batches x or
-            (x, y), such as a DataLoader. None draws 64 standard normal inputs of the shape that the model's first
-            layer takes, and the report says so.
+            (x, y), such as a DataLoader. Of an iterable without a length, which may have no end, the first 1024 samples
+            are taken unless rtol or budget end it. None draws 64 standard normal inputs, or token ids, of a shape that the
+            model is found to take (`networks.find_inputs`); the report says which. Inputs of a half-precision model are
+            converted to its dtype.
         method: "exact": all r = min(outputs, inputs) singular values, by r products per sample (fewer through a
             bottleneck before the output). "krylov": the mean, estimated from two or more random probes per sample, and bounds
             of the ends, by Golub-Kahan, some tens of products per sample. What a probe says is bracketed for certain, the
@@ -73,6 +78,8 @@ def measure(
             taken to be random, and the report says so. The interval is looked at after 32 samples and then after numbers
             fixed in advance, so that it holds although sampling stops early.
         budget: limit on the number of products; samples, probes and steps are allocated for the shortest interval.
+        reference: the dense network, measured at the same inputs with the same probes: the report then has the ratio to its
+            JSVs, as a whole, by sample and by layer, and a verdict in words.
         output: the part of the model's output to differentiate: key, index, attribute or function; None takes the
             tensor or its `logits`.
         at: name of a module; the Jacobian then starts at its output (an embedding, for token ids).
@@ -81,12 +88,19 @@ def measure(
         dtype: precision of the computation; None is the model's own, float32 for half-precision models.
         seed: of drawn inputs, of the order in which samples are taken where only some may be needed, and of probes.
         progress: False silences the progress bar, None shows it on work of some seconds.
+        distributed: whether the processes of an initialized `torch.distributed` group split the samples between them and
+            all return the same report. All of them must then call it, with the same network and inputs; False measures
+            in the calling process alone, e.g. on rank 0 during training.
+
+    How to read it: for linear networks, and at initialization, 1 is the yardstick (dynamical isometry). For trained non-linear
+    networks the dense network is, hence `reference`; see `isometry.measurement.verdict`.
 
     Returns:
-        `Report`.
+        `Report`. A measurement that is interrupted (Ctrl-C) after two samples or more returns that of the samples seen, warns,
+        and says so in a note.
 
     Raises:
-        ValueError: the input shape cannot be inferred; inputs are empty, of a shape that the model refuses, NaN or
+        ValueError: the input shape cannot be inferred; a reference that takes other inputs or has another number of outputs; inputs are empty, of a shape that the model refuses, NaN or
             infinite; outputs or Jacobians that are not finite; samples that influence each other; a model that is not
             deterministic or not differentiable.
         TypeError: inputs are not floating point, or the output is not.
@@ -95,8 +109,33 @@ def measure(
     inputs); the brackets are Gauss and Gauss-Radau quadrature (Golub & Meurant 2010); the intervals are described in
     `isometry.spectra.intervals`.
     """
-    options = Options(method, layers, rtol, budget, dtype, seed)
-    return measure_with(options, model, inputs, output=output, at=at, wrt=wrt, progress=progress)
+    bracket = BRACKET if reference is not None and rtol is None and budget is None else None
+    report = measure_with(
+        Options(method, layers, rtol, budget, dtype, seed, bracket),
+        model,
+        inputs,
+        reference=reference,
+        output=output,
+        at=at,
+        wrt=wrt,
+        progress=progress,
+        distributed=distributed,
+        keeps=_KEEPS.get(),
+    )
+    if _was_interrupted(report):
+        message = f"measure() was interrupted: its report is that of the {len(report.spectrum)} samples seen"
+        warnings.warn(message, stacklevel=3)  # above the frame that signs the errors: the caller's line
+    return report
+
+
+@contextlib.contextmanager
+def interrupts_raised() -> Iterator[None]:
+    """Let an interrupt end every measurement inside, for programs that would take a report of some samples for a whole one."""
+    token = _KEEPS.set(False)
+    try:
+        yield
+    finally:
+        _KEEPS.reset(token)
 
 
 def measure_with(
@@ -104,15 +143,21 @@ def measure_with(
     model: nn.Module,
     inputs: Any = None,
     *,
+    reference: nn.Module | None = None,
     output: str | int | Callable[[Any], Tensor] | None = None,
     at: str | None = None,
     wrt: str | int | None = None,
     progress: bool | None = None,
+    distributed: bool = True,
+    keeps: bool = False,
 ) -> Report:
-    """Measure with options that have been checked; see `measure`. Threads take turns, as settings of torch are global."""
-    start = time.perf_counter()
+    """Measure with options that have been checked; see `measure`. Threads take turns, as settings of torch are global.
+
+    `keeps` says whether an interrupt ends the measurement with the report of what was seen, rather than with an error.
+    """
     model = unwrap(model)
     check_model(model, at)
+    dense = None if reference is None else check_reference(reference, at)
     if torch.is_inference_mode_enabled():
         raise InvalidValueError(
             "was called in torch.inference_mode(), in which nothing can be differentiated. Call it outside; "
@@ -123,8 +168,10 @@ def measure_with(
             f"got wrt={wrt!r} with a tensor; with wrt= the inputs are a tuple or dict of all of the model's, e.g. "
             "measure(model, (inputs, condition), wrt=0)."
         )
+    ranks = Ranks.present(distributed)
+    how = Manner(ranks, True if ranks.rank else None if progress is None else not progress, keeps and ranks.size == 1)
     with _TURN, state_preserved(model):
-        function = NetworkFunction(model, output, at)
+        ranks.check_same(model, f"{options} {getattr(output, '__name__', output)} {at} {wrt}")
         read = read_inputs(
             model,
             inputs,
@@ -135,81 +182,42 @@ def measure_with(
             seed=options.seed,
             count=_DRAWN_TO_SAMPLE if options.sampled else _DRAWN,
         )
-        with function.differentiable():
-            tally, subject, method = _run(function, read, options, None if progress is None else not progress)
-        return tally.report(subject, method, read.description, time.perf_counter() - start)
+        function = NetworkFunction(model, output, at or read.at)
+        if dense is None:
+            return _report(function, read, options, how)
+        with state_preserved(dense):
+            ranks.check_same(dense, "reference")
+            return _report_ratio(function, replace(function, model=dense), read, options, how)
 
 
-def _run(
-    function: NetworkFunction, inputs: Inputs, options: Options, hidden: bool | None
-) -> tuple[Tally, Subject, str]:
-    """Measure until that is enough or the inputs run out; return the results, what was measured, and by which method."""
-    batches = iter(inputs.batches)
-    first = next(batches, None)
-    if first is None:
-        raise InvalidValueError(
-            "got no inputs: the iterable is empty. Pass at least one batch, e.g. measure(model, x)."
-        )
-    subject = prepare(function, first, options)
-    tally = Tally(options, subject.notes, inputs.is_stream and options.sampled)
-    planner = Planner(subject, options, inputs.total, torch.Generator().manual_seed(options.seed))
-    plan, enough = planner.first(), False
-    with tqdm(total=inputs.total, unit="sample", desc="measure", disable=hidden, delay=2) as bar:
-        for batch in _alike(subject, itertools.chain([first], batches)):
-            start = 0
-            while start < len(batch) and not enough:
-                plan, size = planner.next_part(plan, tally)
-                plan, part, estimated = _estimate(plan, batch.part(start, start + size), tally)
-                if len(tally) == len(part) and estimated.outputs is not None:
-                    check_independence(subject.fast, part, estimated.outputs)
-                enough = tally.is_enough(plan.estimator.price)
-                if plan.is_open and not enough:
-                    plan = planner.after(plan, tally)
-                    enough = tally.is_enough(plan.estimator.price)
-                start += len(part)
-                bar.update(len(part))
-            if enough:
-                break
-    tally.note_ending(enough)
-    if tally.suspect is not None:
-        check_independence(subject.fast, *tally.suspect)
-    return tally, subject, plan.estimator.method if tally.brackets is None else "krylov"
+def _report(function: NetworkFunction, inputs: Inputs, options: Options, how: Manner) -> Report:
+    """Return the report of a network whose state is preserved."""
+    start = time.perf_counter()
+    with function.differentiable():
+        tally, subject, method = measure_samples(function, inputs, options, how)
+    return tally.report(subject, method, inputs.description, how.ranks.largest(time.perf_counter() - start))
 
 
-def _alike(subject: Subject, batches: Iterable[Batch]) -> Iterator[Batch]:
-    """Yield batches in the precision of the computation; refuse samples of different shapes."""
-    shape: tuple[int, ...] | None = None
-    for batch in map(subject.converted, batches):
-        other = sample_shape(subject.function, batch)
-        shape = shape or other
-        if other != shape:
-            raise InvalidValueError(
-                f"got samples of different shapes, {shape} and {other}; all must be alike. Measure each kind separately, or "
-                "pad them to one shape."
-            )
-        yield batch
+def _report_ratio(
+    function: NetworkFunction, dense: NetworkFunction, inputs: Inputs, options: Options, how: Manner
+) -> Report:
+    """Return the report of a network with that of its reference, measured at the samples that the first one took."""
+    seen = Remembered(inputs)
+    check_outputs(function, dense, seen)
+    report = _report(function, seen.inputs, options, how)
+    if _was_interrupted(report):
+        return report
+    every = replace(options, method=report.method, rtol=None, budget=None)
+    again = seen.first(len(report.spectrum), dense.model)
+    try:
+        with of_reference():
+            of_dense = _report(dense, again, every, replace(how, keeps=False))
+    except KeyboardInterrupt:
+        if not how.keeps:
+            raise
+        return replace(report, notes=(*report.notes, f"{INTERRUPTED} before the reference was measured"))
+    return with_reference(report, of_dense)
 
 
-def _estimate(plan: Plan, part: Batch, tally: Tally) -> tuple[Plan, Batch, EstimatedBatch]:
-    """Estimate a part of a batch, halved until it fits into memory, and add it to the tally.
-
-    Returns:
-        The plan to go on with (without the bottleneck where that is bypassed), the samples that were measured, and what
-        was found.
-    """
-    while True:
-        estimator = plan.estimator
-        try:
-            with readable_errors(estimator.subject.function, part):
-                estimated = estimator.estimate(part)
-        except BottleneckBypassedError as bypassed:
-            tally.note(f"not through {bypassed} after all: something reaches the output past it")
-            plan = replace(plan, estimator=Exact(estimator.subject))
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or len(part) == 1:
-                raise
-            tally.limit = len(part) // 2
-            part = part.part(0, tally.limit)
-        else:
-            tally.add(estimated, part)
-            return plan, part, estimated
+def _was_interrupted(report: Report) -> bool:
+    return any(note.startswith(INTERRUPTED) for note in report.notes)

@@ -92,7 +92,18 @@ def check_model(model: Any, at: str | None = None) -> None:
                 f"cannot differentiate {name or 'the model'} ({kind.__name__}), which is quantized. Measure the floating "
                 "point model it was made from."
             )
+    sharded = [name for name, parameter in model.named_parameters() if type(parameter.data).__name__ == "DTensor"]
+    if sharded or type(model).__name__ == "FullyShardedDataParallel":
+        raise InvalidValueError(
+            f"cannot differentiate a model whose parameters are sharded over processes "
+            f"({join_names(sharded) or 'FullyShardedDataParallel'}). Gather them into an ordinary model, e.g. by "
+            "torch.distributed.checkpoint.state_dict.get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))."
+        )
     names = [name for name, _ in model.named_modules()]
     if at is not None and at not in names:
         known = [name for name in names if name]
+        if not known:
+            raise InvalidValueError(
+                f"got at={at!r} for a model without modules. Leave it out, e.g. measure(model, inputs)."
+            )
         raise InvalidValueError(f"got at={at!r}; the model's modules are {join_names(known)}. E.g. at={known[0]!r}.")

@@ -11,6 +11,7 @@ from isometry.measurement.brackets import Brackets
 from isometry.measurement.estimators import Estimator, Exact, Krylov, exact_estimator
 from isometry.measurement.options import Options
 from isometry.measurement.preparation import PRODUCTS, Subject
+from isometry.measurement.ranks import Ranks
 from isometry.measurement.tally import FIRST_LOOK, Tally
 
 __all__ = ["Plan", "Planner"]
@@ -52,12 +53,14 @@ class Planner:
         options: of the measurement.
         available: the number of samples there are; None where that is not known.
         generator: of probes.
+        ranks: the processes that measure together.
     """
 
     subject: Subject
     options: Options
     available: int | None
     generator: torch.Generator = field(default_factory=torch.Generator)
+    ranks: Ranks = field(default_factory=Ranks)
 
     def first(self) -> Plan:
         """Return the plan to begin with."""
@@ -66,7 +69,7 @@ class Planner:
         if method == "exact" or (method == "auto" and (exact.price <= _EXACT_UP_TO or self.subject.layers is not None)):
             return Plan(exact)
         if not options.sampled:
-            return Plan(Krylov(self.subject, self.generator, _PROBES, options.bracket or _TOLERANCE))
+            return Plan(Krylov(self.subject, self.generator, _PROBES, options.bracket or _TOLERANCE, ranks=self.ranks))
         if method == "auto" and budget and self.available and PRODUCTS + self.available * exact.price <= budget:
             return Plan(exact)
         return Plan(self._exact_pilot if self._begins_exactly else self._long_pilot, is_open=True)
@@ -96,7 +99,7 @@ class Planner:
         """Long runs, their brackets small against the interval that is asked for, or that the budget may buy."""
         rtol, budget = self.options.rtol, self.options.budget
         tolerance = 0.06 / budget**0.5 if budget is not None else _BRACKET_SHARE * (rtol or 1.0)
-        return Krylov(self.subject, self.generator, _PROBES, tolerance, studied=True)
+        return Krylov(self.subject, self.generator, _PROBES, tolerance, studied=True, ranks=self.ranks)
 
     @property
     def _long_price(self) -> int:
@@ -138,7 +141,7 @@ class Planner:
             return exact_estimator(self.subject)
         return Krylov(
             self.subject, self.generator, route.probes, 0.0, route.price,
-            steps=route.calibration.steps, calibration=route.calibration,
+            steps=route.calibration.steps, calibration=route.calibration, ranks=self.ranks,
         )  # fmt: skip
 
     def next_part(self, plan: Plan, tally: Tally) -> tuple[Plan, int]:

@@ -16,11 +16,21 @@ from isometry.measurement.folding import fold_network
 from isometry.measurement.function import NetworkFunction
 from isometry.measurement.layers import LayerOutputs, find_layers, select_layers
 from isometry.measurement.options import Options
+from isometry.networks import required_inputs
 from isometry.networks.modules import hooked
 
-__all__ = ["Bottleneck", "Subject", "prepare", "sample_shape"]
+__all__ = ["Bottleneck", "Subject", "count_outputs", "prepare", "sample_shape"]
 
-_REFUSALS = (RuntimeError, IndexError, AttributeError, NotImplementedError)
+_REFUSALS = (
+    RuntimeError,
+    IndexError,
+    AttributeError,
+    NotImplementedError,
+    TypeError,
+    ValueError,
+    KeyError,
+    AssertionError,
+)
 _BOTTLENECK_FROM = 16  # below this rank, two Jacobians cost more than they save
 FORWARDS, PRODUCTS = 6, 4
 """What preparation costs, in samples: two passes of the outputs, one with a graph and two gradients, single samples."""
@@ -115,7 +125,8 @@ def prepare(function: NetworkFunction, batch: Batch, options: Options) -> Subjec
     check_per_sample(function, pair, outputs)
     layers: LayerOutputs | None = None
     if options.layers is not False:
-        layers, unconnected = find_layers(function, pair, select_layers(function.model, options.layers))
+        names = [name for name in select_layers(function.model, options.layers) if name != function.at]
+        layers, unconnected = find_layers(function, pair, names)
         if unconnected:
             notes.append(f"without {join_names(unconnected)}: not between the input and the output")
     folded = fold_network(function, pair, frozenset(layers.names if layers else ()))
@@ -136,9 +147,16 @@ def sample_shape(function: NetworkFunction, batch: Batch) -> tuple[int, ...]:
     return tuple(_differentiated_input(function, batch.part(0, 1)).shape[1:])
 
 
+def count_outputs(function: NetworkFunction, batch: Batch) -> int:
+    """Return the number of outputs per sample."""
+    return _outputs(function, batch)[0].numel()
+
+
 def _differentiated_input(function: NetworkFunction, batch: Batch) -> Tensor:
     try:
         return function.differentiated_input(batch)
+    except (InvalidValueError, InvalidTypeError):
+        raise
     except _REFUSALS as error:
         raise _refusal(function, batch, error) from error
 
@@ -146,6 +164,8 @@ def _differentiated_input(function: NetworkFunction, batch: Batch) -> Tensor:
 def _outputs(function: NetworkFunction, batch: Batch) -> Tensor:
     try:
         return function.outputs(batch)
+    except (InvalidValueError, InvalidTypeError):
+        raise
     except _REFUSALS as error:
         raise _refusal(function, batch, error) from error
 
@@ -160,6 +180,12 @@ def _refusal(function: NetworkFunction, batch: Batch, error: BaseException) -> E
         return InvalidValueError(
             f"got inputs of dtype {x.dtype} for a model in {dtype} ({error}). Convert one of them, e.g. "
             f"measure(model, inputs.to({dtype}))."
+        )
+    needed = required_inputs(function.model)
+    if isinstance(x, Tensor) and needed is not None and len(needed) > 1:
+        return InvalidValueError(
+            f"got one input for a model that takes {len(needed)}, {', '.join(needed)} ({error}). Pass all of them and say which "
+            f"one is differentiated, e.g. measure(model, ({', '.join(needed)}), wrt=0)."
         )
     tensor = isinstance(x, Tensor)
     arrived = f"inputs of shape {tuple(x.shape)}, dtype {x.dtype}" if tensor else f"a batch of {type(x).__name__}"

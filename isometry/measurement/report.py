@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from isometry.measurement import serialization
+from isometry.measurement import ratios, serialization
 from isometry.measurement.brackets import Brackets
 from isometry.measurement.cost import Cost
+from isometry.measurement.summary import summarize
+from isometry.measurement.verdict import describe_ratio
 from isometry.spectra import Estimate, Spectrum, mean_with_error
 
 if TYPE_CHECKING:
@@ -36,6 +38,8 @@ class Report:
         notes: how it was done: routes of differentiation, folding, bottlenecks, why sampling ended.
         brackets: the quadrature bounds of a krylov measurement, else None.
         outputs: the number of outputs per sample.
+        layer_means: {layer: [B], every sample's mean JSV of the map from it to the output}.
+        reference: the report of the dense network at the same samples, or None.
     """
 
     spectrum: Spectrum
@@ -46,6 +50,8 @@ class Report:
     notes: tuple[str, ...] = ()
     brackets: Brackets | None = None
     outputs: int | None = None
+    layer_means: Mapping[str, Tensor] | None = None
+    reference: Report | None = None
 
     @property
     def sample_means(self) -> Tensor:
@@ -137,11 +143,35 @@ class Report:
         return self.spectrum.singular_samples
 
     @property
+    def ratio(self) -> float | None:
+        """The mean JSV over the reference's; None without a reference."""
+        return None if self.reference is None else self.estimates["ratio"].value
+
+    @property
+    def ratio_interval(self) -> tuple[float, float] | None:
+        """95 % confidence interval of `ratio`, paired sample by sample; None without a reference."""
+        return None if self.reference is None else self.estimates["ratio"].interval
+
+    @property
+    def sample_ratios(self) -> Tensor | None:
+        """[B]: every sample's mean JSV over the reference's; None without a reference.
+
+        Their mean with its interval is `estimates["sample_ratio"]`.
+        """
+        return None if self.reference is None else ratios.sample_ratios(self, self.reference)
+
+    @property
+    def verdict(self) -> str | None:
+        """What `ratio` means, in words, by the thresholds of `isometry.measurement.verdict`; None without a reference."""
+        return None if self.reference is None else describe_ratio(self, self.estimates["ratio"])
+
+    @property
     def estimates(self) -> dict[str, Estimate]:
         """{statistic: its value with its 95 % interval over samples}.
 
         The mean JSV, isometry gap and condition number are means over samples; the standard deviation's interval is that of
         its jackknife pseudo-values. The condition number's is (nan, nan) where a sample is singular, or only bounds are known.
+        With a reference there are also the `ratio` of the mean JSVs, and `sample_ratio`, the mean of the samples' own ratios.
         """
         conditions = self.spectrum.condition_numbers
         known = self.spectrum.complete and bool(torch.isfinite(conditions).all())
@@ -151,6 +181,7 @@ class Report:
             "std_jsv": self._jackknifed_std(),
             "condition_number": mean_with_error(conditions) if known else unknown,
             "isometry_gap": mean_with_error(self.spectrum.isometry_gaps),
+            **({} if self.reference is None else ratios.ratio_estimates(self, self.reference)),
         }
 
     def _jackknifed_std(self) -> Estimate:
@@ -177,6 +208,7 @@ class Report:
         bounds = {"max_jsv": self.max_jsv, "min_jsv": self.min_jsv, "condition_number": self.condition_number}
         return {
             "mean_jsv": self.mean_jsv,
+            **(ratios.ratio_statistics(self, self.reference) if self.reference is not None else {}),
             "sem": self.sem,
             "interval_low": self.interval[0],
             "interval_high": self.interval[1],
@@ -212,45 +244,16 @@ class Report:
         Raises:
             ValueError: the content is not that of a report.
         """
-        return cls(**serialization.from_dict(content))
-
-    def _lines(self) -> list[tuple[str, str]]:
-        count, values = self.spectrum.values.shape
-        kind = "values" if self.spectrum.complete else "nodes"
-        estimates = {name: _with_interval(estimate) for name, estimate in self.estimates.items()}
-        rows = [
-            ("mean JSV", estimates["mean_jsv"] if count > 1 else f"{self.mean_jsv:.4g}   one sample: error unknown")
-        ]
-        if self.brackets is not None:
-            parts = (f"{name} {value:.2g}" for name, value in self.components.items())
-            rows.append(("its errors", f"{', '.join(parts)} (two standard errors, two half-widths)"))
-        conditions = f"{self.median_condition_number:.4g} (median), {self.condition_number:.4g} (mean)"
-        rows += [("std", estimates["std_jsv"]), ("smallest, largest", f"{self.min_jsv:.4g}, {self.max_jsv:.4g}")]
-        if self.brackets is not None:
-            rows.append(("largest within", f"{self.brackets.largest_residual:.2g} of a singular value"))
-        return [
-            *rows,
-            ("condition number", conditions),
-            ("isometry gap", estimates["isometry_gap"]),
-            ("spectrum", f"{count} samples x {values} {kind}, {self.method}"),
-            ("inputs", self.inputs),
-            ("cost", f"{self.cost.products} products, {self.cost.forwards} forwards, {self.cost.seconds:.2g} s"),
-            *(("note", note) for note in self.notes),
-        ]
+        return cls(**serialization.from_dict(content, cls))
 
     def __str__(self) -> str:
-        return "\n".join(f"{name:<18} {text}" for name, text in self._lines())
+        return "\n".join(f"{name:<18} {text}" for name, text in summarize(self))
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
         rows = "".join(
             f"<tr><th style='text-align:left'>{name}</th><td style='text-align:left'>{text.replace('<', '&lt;')}</td></tr>"
-            for name, text in self._lines()
+            for name, text in summarize(self)
         )
         return f"<table>{rows}</table>"
-
-
-def _with_interval(estimate: Estimate) -> str:
-    low, high = estimate.interval
-    return f"{estimate.value:.4g}" + ("" if math.isnan(low) else f"   95 % interval [{low:.4g}, {high:.4g}]")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ _BRACKETS = ("lower", "upper", "probe_variance", "shared", "probes", "steps")
 def to_dict(report: Report) -> dict[str, Any]:
     """Return everything about a report, in types that standard JSON knows: what is not finite becomes None."""
     brackets = report.brackets
-    layers = None if report.layers is None else report.layers.to_dict("list")
+    layers, means = None if report.layers is None else report.layers.to_dict("list"), report.layer_means
     return {
         "values": report.spectrum.values.tolist(),
         "weights": report.spectrum.weights.tolist(),
@@ -37,6 +37,8 @@ def to_dict(report: Report) -> dict[str, Any]:
         "outputs": report.outputs,
         "layers": layers and {str(name): [_finite(value) for value in column] for name, column in layers.items()},
         "notes": list(report.notes),
+        "layer_means": means and {name: values.tolist() for name, values in means.items()},
+        "reference": None if report.reference is None else to_dict(report.reference),
         "brackets": brackets
         and {
             **{name: [_finite(value) for value in getattr(brackets, name).tolist()] for name in _BRACKETS},
@@ -49,8 +51,8 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def from_dict(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of the report that `to_dict` described.
+def from_dict(content: Mapping[str, Any], make: Callable[..., Report]) -> dict[str, Any]:
+    """Return the fields of the report that `to_dict` described; `make` returns a report of such fields.
 
     Raises:
         ValueError: the content is not that of a report; the message says what is missing or wrong.
@@ -59,6 +61,7 @@ def from_dict(content: Mapping[str, Any]) -> dict[str, Any]:
 
     try:
         layers, brackets = content["layers"], content["brackets"]
+        means, reference = content.get("layer_means"), content.get("reference")  # absent from earlier versions
         spectrum = Spectrum(
             _numbers(content["values"]),
             _numbers(content["weights"]),
@@ -76,6 +79,8 @@ def from_dict(content: Mapping[str, Any]) -> dict[str, Any]:
             "outputs": content.get("outputs"),
             "layers": None if layers is None else pd.DataFrame({n: _column(n, column) for n, column in layers.items()}),
             "notes": tuple(map(str, content["notes"])),
+            "layer_means": means and {str(name): _numbers(values) for name, values in means.items()},
+            "reference": None if reference is None else make(**from_dict(reference, make)),
             "brackets": brackets
             and Brackets(
                 largest_residual=brackets["largest_residual"], **{name: _numbers(brackets[name]) for name in _BRACKETS}

@@ -150,8 +150,8 @@ class Tally:
         low, high = estimate.interval
         return (high - low) / 2 / abs(estimate.value) if estimate.value else 0.0
 
-    def note_ending(self, enough: bool) -> None:
-        """Note why sampling ended, `enough` or because the inputs ran out, and what to think of the numbers."""
+    def note_ending(self, enough: bool, interrupted: bool = False) -> None:
+        """Note why sampling ended, `enough`, `interrupted` or because the inputs ran out, and what to think of the numbers."""
         self._note_doubts()
         self._note_calibration()
         rtol, budget = self.options.rtol, self.options.budget
@@ -166,6 +166,7 @@ class Tally:
             self.note(f"rtol={rtol:g} reached after {reached}")
         else:
             why = "the budget was spent" if enough else "the inputs ran out"
+            why = "it was interrupted" if interrupted else why
             self.note(f"rtol={rtol:g} NOT reached: {why} after {reached}")
 
     def _note_doubts(self) -> None:
@@ -210,13 +211,17 @@ class Tally:
             tuple(self.notes),
             self.brackets,
             subject.rows,
+            {name: Spectrum.pool(parts).sample_means for name, parts in self._layer_spectra().items()},
         )
 
-    def _layers(self, subject: Subject) -> pd.DataFrame | None:
-        if subject.layers is None:
-            return None
+    def _layer_spectra(self) -> dict[str, list[Spectrum]]:
         spectra: dict[str, list[Spectrum]] = {}
         for estimated in self._estimates:
             for name, spectrum in estimated.layers.items():
                 spectra.setdefault(name, []).append(spectrum)
-        return layer_table(subject.function.model, subject.layers, spectra)
+        return spectra
+
+    def _layers(self, subject: Subject) -> pd.DataFrame | None:
+        if subject.layers is None:
+            return None
+        return layer_table(subject.function.model, subject.layers, self._layer_spectra())

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
-from isometry.networks.modules import clone, evaluating, feeding_layers
+from isometry.networks.masks import mask_of, refresh
+from isometry.networks.modules import call, clone, evaluating, feeding_layers
 from isometry.networks.shapes import example_inputs, placed
 
 __all__ = ["BOUNDED", "BoundedBatchNorm1d", "BoundedBatchNorm2d", "convert", "fold", "importances", "to_batchnorm"]
@@ -111,7 +112,7 @@ def importances(model: nn.Module) -> dict[str, Tensor]:
 @torch.no_grad()
 def convert(
     model: nn.Module,
-    inputs: Tensor | None = None,
+    inputs: Any = None,
     *,
     headroom: float = 1.5,
     skip: str | Sequence[str] = (),
@@ -124,7 +125,8 @@ def convert(
 
     Args:
         model: a network with BatchNorm1d or BatchNorm2d layers.
-        inputs: [B, ...], a batch for the forward pass that finds those layers; None infers the shape from the first layer.
+        inputs: [B, ...], a batch for the forward pass that finds those layers, or a tuple or dict of arguments; None draws
+            one of a shape that the model is found to take.
         headroom: above 1; the ratio of a layer's bound to its largest scale. Near the bound the sigmoid is flat and
             its gradient vanishes.
         skip: name patterns (fnmatch) of BatchNorms that are not converted.
@@ -144,13 +146,14 @@ def convert(
     if negative:
         x = placed(example_inputs(result, 2, call="convert(model, inputs)") if inputs is None else inputs, result)
         with evaluating(result):
-            pairs, before = feeding_layers(result, lambda: result(x))
+            pairs, before = feeding_layers(result, lambda: call(result, x))
         _move_signs(result, negative, {norm: layer for layer, norm in pairs})
+        refresh(result)
     for norm in norms.values():
         _replace(result, norm, _bounded(norm, headroom))
     if negative:
         with evaluating(result):
-            outputs = zip(_tensors(result(x)), _tensors(before), strict=True)
+            outputs = zip(_tensors(call(result, x)), _tensors(before), strict=True)
         if any(float((new - old).abs().max()) > 1e-3 * float(old.abs().max()) for new, old in outputs):
             names = ", ".join(list(negative)[:5]) + (f" and {len(negative) - 5} more" if len(negative) > 5 else "")
             raise ValueError(
@@ -188,7 +191,7 @@ def _move_signs(model: nn.Module, norms: Mapping[str, Any], feeders: Mapping[str
                 f"convert(model, skip={name!r})."
             )
         layer = model.get_submodule(feeders[name])
-        layer.get_parameter("weight")[flipped] *= -1
+        layer.get_parameter("weight" if mask_of(layer) is None else "weight_orig")[flipped] *= -1
         if isinstance(layer.bias, Tensor):
             layer.bias[flipped] *= -1
         if norm.running_mean is not None:

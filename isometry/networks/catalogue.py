@@ -52,7 +52,7 @@ def _bounded(channels: int) -> nn.Module:
         return BoundedBatchNorm2d(channels)
 
 
-_NORMS: dict[str, Callable[[int], nn.Module]] = {"batch": nn.BatchNorm2d, "bounded": _bounded}
+_NORMS: dict[str, Callable[[int], nn.Module]] = {"batch": nn.BatchNorm2d, "bounded": _bounded, "none": nn.Identity}
 
 
 def _batchnorm(name: str) -> Callable[[int], nn.Module]:
@@ -105,7 +105,7 @@ def build(
             looked for in $ISOMETRY_DATA/weights and must be the published one, and
             `networks.PRETRAINED[name, weights].normalization` is that of their inputs.
         options: of the network, with the papers' values as defaults: `input_shape` for all of them, `widths` for the
-            MLPs and conv-4, `norm` ("batch" or "bounded") for conv-4, the CIFAR ResNets and the VGGs.
+            MLPs and conv-4, `norm` ("batch", "bounded" or "none") for conv-4, the CIFAR ResNets and the VGGs.
 
     Returns:
         A module with the attribute `input_shape`, the shape of one input.

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from isometry.networks.modules import clone
+from isometry.data.nests import map_tensors
+from isometry.networks.modules import call, clone
 from isometry.networks.shapes import placed
 
 __all__ = ["Size", "size"]
@@ -30,19 +32,19 @@ class Size:
     bytes: int
 
 
-def size(model: nn.Module, inputs: Tensor) -> Size:
+def size(model: nn.Module, inputs: Any) -> Size:
     """Return the footprint of a network, which is left alone.
 
     Args:
         model: any network.
-        inputs: [B, ...]; FLOPs are counted on the first sample.
+        inputs: [B, ...], or a tuple or dict of the network's arguments; FLOPs are counted on the first sample.
     """
     # On a copy, because the forward pass may change buffers; with gradients and plain attention, because FLOPs in fused
     # kernels are not counted.
     copy = clone(model).requires_grad_(True).eval()
     inputs = placed(inputs, model)
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        copy(inputs[:1])
+        call(copy, map_tensors(inputs, lambda tensor: tensor[:1]))
     tensors = [*model.parameters(), *model.buffers()]
     return Size(
         sum(p.numel() for p in model.parameters()),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,14 +17,19 @@ __all__ = [
     "BATCH_NORMS",
     "CONVOLUTIONS",
     "UNIT_LAYERS",
+    "call",
     "clone",
     "clone_output",
     "evaluating",
     "feeding_layers",
+    "first_tensor",
     "hooked",
     "is_transposed",
     "modes_preserved",
+    "random_preserved",
+    "replace_first_tensor",
     "requires_grad_preserved",
+    "restoring",
     "state_preserved",
     "unwrap",
 ]
@@ -41,15 +47,35 @@ def is_transposed(layer: nn.Module) -> bool:
     return isinstance(layer, nn.modules.conv._ConvTransposeNd)
 
 
+def call(model: nn.Module, inputs: Any) -> Any:
+    """Return what a network gives at `inputs`: one argument, or a tuple of positional or a dict of keyword arguments."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+
+
 @contextlib.contextmanager
-def modes_preserved(*models: nn.Module) -> Iterator[None]:
-    """Give every module of the models its own train or eval mode back afterwards."""
-    modes = {module: module.training for model in models for module in model.modules()}
+def restoring(restore: Callable[[], object]) -> Iterator[None]:
+    """Call `restore`, which may be called twice, at the end; once more where an interrupt reaches it meanwhile."""
     try:
         yield
     finally:
+        try:
+            restore()
+        except BaseException:
+            restore()
+            raise
+
+
+def modes_preserved(*models: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """Give every module of the models its own train or eval mode back afterwards."""
+    modes = {module: module.training for model in models for module in model.modules()}
+
+    def restore() -> None:
         for module, mode in modes.items():
             module.training = mode
+
+    return restoring(restore)
 
 
 @contextlib.contextmanager
@@ -65,23 +91,23 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
 def requires_grad_preserved(model: nn.Module, requires_grad: bool) -> Iterator[None]:
     """Set `requires_grad` of every parameter; afterwards each has its own flag again."""
     flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    try:
-        for parameter in flags:
-            parameter.requires_grad_(requires_grad)
-        yield
-    finally:
+
+    def restore() -> None:
         for parameter, flag in flags.items():
             parameter.requires_grad_(flag)
 
+    with restoring(restore):
+        for parameter in flags:
+            parameter.requires_grad_(requires_grad)
+        yield
 
-@contextlib.contextmanager
-def _buffers_preserved(model: nn.Module) -> Iterator[None]:
+
+def _buffers_preserved(model: nn.Module) -> contextlib.AbstractContextManager[None]:
     """Put back the values of buffers that were written, and the buffers that were bound anew."""
     values = {buffer: (buffer._version, buffer.clone()) for buffer in model.buffers()}
     bindings = {module: dict(module._buffers) for module in model.modules()}
-    try:
-        yield
-    finally:
+
+    def restore() -> None:
         for module, binding in bindings.items():
             module._buffers.update(binding)
         with torch.no_grad():
@@ -90,31 +116,65 @@ def _buffers_preserved(model: nn.Module) -> Iterator[None]:
                 if buffer._version != version or not torch.equal(buffer, value):
                     buffer.copy_(value)
 
+    return restoring(restore)
 
-@contextlib.contextmanager
-def _random_preserved(devices: list[torch.device]) -> Iterator[None]:
+
+def _attributes_preserved(model: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """Put back hooks, and the tensors that modules hold as plain attributes."""
+    attributes = {module: dict(vars(module)) for module in model.modules()}
+    hooks = [
+        (hooks, dict(hooks))
+        for before in attributes.values()
+        for name, hooks in before.items()
+        if isinstance(hooks, dict) and "_hooks" in name
+    ]
+
+    def restore() -> None:
+        for present, before in hooks:
+            if present != before:
+                present.clear()
+                present.update(before)
+        for module, before in attributes.items():
+            now = vars(module)
+            for name in {**before, **now}:
+                if now.get(name) is before.get(name) or not isinstance(now.get(name, before.get(name)), Tensor):
+                    continue
+                if name in before:
+                    now[name] = before[name]
+                else:
+                    del now[name]
+
+    return restoring(restore)
+
+
+def random_preserved(devices: Sequence[torch.device]) -> contextlib.AbstractContextManager[None]:
     """Put back the states of torch's, NumPy's and Python's global generators."""
     state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
+    torch_state, device_states = torch.get_rng_state(), {d: torch.cuda.get_rng_state(d) for d in devices}
+
+    def restore() -> None:
         random.setstate(state)
         np.random.set_state(numpy_state)  # noqa: NPY002
+        torch.set_rng_state(torch_state)
+        for device, device_state in device_states.items():
+            torch.cuda.set_rng_state(device_state, device)
+
+    return restoring(restore)
 
 
 @contextlib.contextmanager
 def state_preserved(model: nn.Module) -> Iterator[nn.Module]:
     """Lend `model` in eval mode with parameters that take no gradient, and put everything back afterwards.
 
-    Every module's own mode, every `requires_grad`, the values of the buffers and the global random states (torch's,
-    NumPy's and Python's) come out as they went in, whatever happens meanwhile (an interrupt included).
+    Every module's own mode, every `requires_grad`, buffers, hooks, tensors that modules hold and the global random states
+    (torch's, NumPy's and Python's) come out as they went in, whatever happens meanwhile (an interrupt included).
     """
     tensors = (*model.parameters(), *model.buffers())
     devices = list({tensor.device for tensor in tensors if tensor.device.type == "cuda"})
     with (
         _buffers_preserved(model),
-        _random_preserved(devices),
+        _attributes_preserved(model),
+        random_preserved(devices),
         evaluating(model),
         requires_grad_preserved(model, False),
     ):
@@ -147,23 +207,61 @@ def clone(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
+def first_tensor(result: Any) -> Tensor | None:
+    """Return the first tensor of what a module returned: itself, or in a tuple, list, dict or dataclass, nested or not."""
+    return _replaced(result, lambda tensor: tensor)[0]
+
+
 def clone_output(result: Any) -> Any:
     """Return a module's result with a copy of its first tensor in its place, for what follows to change."""
+    return replace_first_tensor(result, torch.clone)
+
+
+def replace_first_tensor(result: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return a module's result with its first tensor changed."""
+    return _replaced(result, change)[1]
+
+
+def _replaced(result: Any, change: Callable[[Tensor], Tensor]) -> tuple[Tensor | None, Any]:
+    """Return the first tensor in a result, and the result with that tensor changed; (None, result) where there is none."""
     if isinstance(result, Tensor):
-        return result.clone()
-    if type(result) in (tuple, list) and result and isinstance(result[0], Tensor):
-        return type(result)((result[0].clone(), *result[1:]))
-    return result
+        return result, change(result)
+    if isinstance(result, Mapping):
+        entries: Iterable[tuple[Any, Any]] = result.items()
+    elif isinstance(result, tuple | list):
+        entries = enumerate(result)
+    elif dataclasses.is_dataclass(result) and not isinstance(result, type):
+        entries = [(field.name, getattr(result, field.name)) for field in dataclasses.fields(result)]
+    else:
+        return None, result
+    for key, part in entries:
+        found, changed = _replaced(part, change)
+        if found is not None:
+            return found, _with_entry(result, key, changed)
+    return None, result
 
 
-@contextlib.contextmanager
-def hooked(*handles: torch.utils.hooks.RemovableHandle) -> Iterator[None]:
+def _with_entry(result: Any, key: Any, part: Any) -> Any:
+    """Return a copy of a container with another entry."""
+    if isinstance(result, tuple):
+        parts = (*result[:key], part, *result[key + 1 :])
+        return type(result)(*parts) if hasattr(result, "_fields") else type(result)(parts)
+    other = copy.copy(result)
+    if isinstance(result, Mapping | list):
+        other[key] = part
+    else:
+        object.__setattr__(other, key, part)  # a frozen dataclass, too
+    return other
+
+
+def hooked(*handles: torch.utils.hooks.RemovableHandle) -> contextlib.AbstractContextManager[None]:
     """Remove hooks at the end."""
-    try:
-        yield
-    finally:
+
+    def remove() -> None:
         for handle in handles:
             handle.remove()
+
+    return restoring(remove)
 
 
 def feeding_layers(model: nn.Module, forward: Callable[[], Any]) -> tuple[list[tuple[str, str]], Any]:

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from isometry.networks.modules import restoring
+
 __all__ = ["full_precision"]
 
 
@@ -35,17 +37,20 @@ def full_precision(*, cudnn: bool = True) -> Iterator[None]:
             backends.mkldnn.matmul,
         )
         precisions = [kind.fp32_precision for kind in kinds]
-        _set(kinds, ["ieee"] * len(kinds))
-        restore = partial(_set, kinds, precisions)
+        raise_precision = partial(_set, kinds, ["ieee"] * len(kinds))
+        restore_precision = partial(_set, kinds, precisions)
     else:
-        _set_all("highest", False)
-        restore = partial(_set_all, matmul, convolutions)
-    try:
+        raise_precision = partial(_set_all, "highest", False)
+        restore_precision = partial(_set_all, matmul, convolutions)
+
+    def restore() -> None:
+        backends.cudnn.enabled = enabled
+        restore_precision()
+
+    with restoring(restore):
+        raise_precision()
         backends.cudnn.enabled = enabled and cudnn
         yield
-    finally:
-        backends.cudnn.enabled = enabled
-        restore()
 
 
 def _set_all(matmul: str, convolutions: bool) -> None:

@@ -9,19 +9,23 @@ import copy
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from isometry.data import Data, Split
+from isometry.data import Batches, read_data
+from isometry.data.nests import first_samples, tensors_in
 from isometry.errors import InvalidTypeError, InvalidValueError, join_names
-from isometry.networks import example_inputs, placed, size
+from isometry.networks import describe_inputs, example_inputs, placed, size
+from isometry.networks.modules import random_preserved
 from isometry.pruners.pruner import Pruner, PruningContext
 from isometry.pruners.result import Pruned
 from isometry.pruners.selection import requested_ratios, select
 from isometry.surgery import Graph, Selection, check_supported, cut, find_inexact, remove, to_plan, trace
+from isometry.training.objective import Loss, Metric
 
-__all__ = ["Preparation", "prepare"]
+__all__ = ["Preparation", "prepare", "samples_of"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class Preparation:
         graph: the trace of the copy that is pruned, `context.model`.
         ratios: {root of a group: fraction of its units to remove}; groups that are not named keep all.
         uncuttable: {root of a group: why it cannot be cut exactly} of requested groups that are left alone.
-        inputs: [B, ...], a batch that the network accepts.
+        inputs: [B, ...], a batch that the network accepts, or a tuple or dict of its arguments.
         context: what the pruner is given.
         flops: the fraction of FLOPs to remove in place of the ratios, or None.
         round_to: kept units are rounded up to a multiple of it.
@@ -48,7 +52,7 @@ class Preparation:
     graph: Graph
     ratios: dict[str, float]
     uncuttable: dict[str, str]
-    inputs: Tensor
+    inputs: Any
     context: PruningContext
     flops: float | None = None
     round_to: int = 1
@@ -134,6 +138,7 @@ class Preparation:
             size(pruned, self.inputs),
             left_alone,
             tuple(sorted({name for group, units in selection if units for name in group.mixes})),
+            describe_inputs(self.inputs),
         )
 
 
@@ -143,11 +148,13 @@ def prepare(
     ratio: float | Mapping[str, float] | None = None,
     *,
     flops: float | None = None,
-    data: Data | Split | tuple[Tensor, Tensor] | None = None,
-    inputs: Tensor | None = None,
+    data: Any = None,
+    inputs: Any = None,
     layers: str | Sequence[str] | None = None,
     skip: str | Sequence[str] | None = None,
     round_to: int = 1,
+    loss: Loss | None = None,
+    metric: Metric | None = None,
     autocast: bool = False,
     seed: int = 0,
     progress: bool | None = None,
@@ -160,10 +167,8 @@ def prepare(
     What cannot be requested is refused here, before any training. With `own_loop` the user trains, as with `Pruning`:
     no data are needed, and `steps_per_epoch` is how many of the user's steps are an epoch.
     """
-    data = data if data is None or isinstance(data, Data) else Split(*data)
-    split = data.train if isinstance(data, Data) else data
     _check_arguments(pruner, ratio, flops, round_to, inputs)
-    if pruner.needs_data and split is None and not own_loop:
+    if pruner.needs_data and data is None and not own_loop:
         name = type(pruner).__name__
         raise ValueError(
             f"{name} trains before it removes and got no data. Pass some, e.g. "
@@ -172,7 +177,7 @@ def prepare(
     check_supported(model)
     if inputs is None:
         call = f"{'Pruning' if own_loop else 'prune'}(model, pruner, ratio, inputs=inputs)"
-        inputs = split.inputs[:2] if split is not None else example_inputs(model, 2, call=call)
+        inputs = example_inputs(model, 2, call=call) if data is None else samples_of(data)
     inputs = placed(inputs, model)
     graph = trace(copy.deepcopy(model), inputs)
     requested = requested_ratios(graph, 0.5 if ratio is None else ratio, layers, skip)
@@ -197,6 +202,8 @@ def prepare(
         autocast,
         inputs=inputs,
         steps_per_epoch=steps_per_epoch,
+        loss=loss,
+        metric=metric,
     )
     preparation = Preparation(model, pruner, graph, ratios, uncuttable, inputs, context, flops, round_to)
     if pruner.trains:
@@ -212,15 +219,24 @@ def _check_arguments(pruner: object, ratio: object, flops: float | None, round_t
             f"got ratio={ratio}, flops={flops}, round_to={round_to}; it takes either a ratio in [0, 1) or a "
             "fraction of FLOPs removed in (0, 1), and a positive round_to, e.g. prune(model, isometry.L1(), flops=0.5)."
         )
-    if inputs is not None and not isinstance(inputs, Tensor):
+    nested = isinstance(inputs, Tensor | tuple | Mapping)
+    if inputs is not None and not (nested and tensors_in(inputs)):
         raise InvalidTypeError(
-            f"got inputs of type {type(inputs).__name__}; it takes one tensor [B, ...], e.g. "
-            "torch.randn(2, 3, 32, 32). Wrap a network of several inputs in a module that takes one."
+            f"got inputs of type {type(inputs).__name__}; it takes a tensor [B, ...], or a tuple or dict of all of the network's "
+            "arguments, e.g. torch.randn(2, 3, 32, 32)."
         )
 
 
+def samples_of(data: Any) -> Any:
+    """Return the first two samples of data, on which the network is traced; no random state changes."""
+    with random_preserved([]):
+        batches = read_data(data)
+        inputs = batches.first().inputs if isinstance(batches, Batches) else batches.inputs
+    return first_samples(inputs, 2)
+
+
 def _find_uncuttable(
-    graph: Graph, ratios: Mapping[str, float], inputs: Tensor, *, floor: int, round_to: int
+    graph: Graph, ratios: Mapping[str, float], inputs: Any, *, floor: int, round_to: int
 ) -> dict[str, str]:
     """Return {root of a group: why} of those that cannot be cut exactly, by trying it on copies with random units."""
     scores = {group.root: torch.rand(group.units, generator=torch.Generator().manual_seed(0)) for group in graph.groups}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -11,16 +12,17 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
-from isometry.data import Data, Split
+from isometry.data import Split, read_data
 from isometry.errors import InvalidValueError
 from isometry.files import read_records, write_records
 from isometry.networks import placed
-from isometry.networks.modules import evaluating, feeding_layers, is_transposed
+from isometry.networks.modules import call, evaluating, feeding_layers, is_transposed
 from isometry.pruners.stage import Stage
 from isometry.surgery import Member, Selection, UnitGroup
 from isometry.training import Epoch, Recipe, train
+from isometry.training.objective import Loss, Metric
+from isometry.training.step_bar import show_steps
 
 __all__ = ["DivergedError", "Pruner", "PruningContext", "average_scores", "magnitude"]
 
@@ -36,32 +38,30 @@ class PruningContext:
     Attributes:
         model: a copy of the user's network, to be trained in place.
         groups: the groups of `model` that are to lose units.
-        training_data: what to train on; None where the caller passed none, or trains in a loop of their own.
+        training_data: what to train on, as `isometry.train` takes it; None where the caller passed none, or trains in a loop
+            of their own.
         seed: of everything random.
         progress: False silences the progress bar, None shows it in terminals and notebooks.
         checkpoint: file that lets an interrupted training go on, or None.
         autocast: whether to train in bfloat16.
         records: rows of the history.
-        inputs: [B, ...], a batch that the model accepts; None where none is known.
+        inputs: [B, ...], a batch that the model accepts, or a tuple or dict of its arguments; None where none is known.
         steps_per_epoch: of a loop of the caller's, where there is no training data; None where it was not passed.
+        loss, metric: of the training, as `isometry.train` takes them.
     """
 
     model: nn.Module
     groups: list[UnitGroup]
-    training_data: Data | Split | None
+    training_data: Any
     seed: int
     progress: bool | None
     checkpoint: str | os.PathLike[str] | None
     autocast: bool = False
     records: list[dict[str, Any]] = field(default_factory=list)
-    inputs: Tensor | None = None
+    inputs: Any = None
     steps_per_epoch: int | None = None
-
-    @property
-    def training_split(self) -> Split:
-        """The training part of the data."""
-        assert self.training_data is not None
-        return self.training_data.train if isinstance(self.training_data, Data) else self.training_data
+    loss: Loss | None = None
+    metric: Metric | None = None
 
     @cached_property
     def normalized_layers(self) -> dict[str, str]:
@@ -70,13 +70,24 @@ class PruningContext:
             return {}
         x = placed(self.inputs, self.model)
         with evaluating(self.model), torch.no_grad():
-            pairs, _ = feeding_layers(self.model, lambda: self.model(x))
+            pairs, _ = feeding_layers(self.model, lambda: call(self.model, x))
         return {norm: layer for layer, norm in pairs}
 
     def epoch_length(self, recipe: Recipe) -> int:
         """Return the number of steps of an epoch: of the training data, or as the caller said of their own loop."""
+        length = self._epoch_length(recipe)
+        if length is None:
+            raise InvalidValueError(
+                "got data without a length, of which this pruner cannot tell how many steps an epoch has. Pass a loader with a "
+                "len(), or say when an epoch ends, e.g. isometry.Slimming(epoch_steps=1000)."
+            )
+        return length
+
+    def _epoch_length(self, recipe: Recipe) -> int | None:
+        """Return the number of steps of an epoch, None where only the end of the data tells."""
         if self.training_data is not None:
-            length = -(-len(self.training_split.inputs) // recipe.batch_size)
+            data = read_data(self.training_data, batch_size=recipe.batch_size)
+            length = data.count_batches(recipe.batch_size) if isinstance(data, Split) else data.length
         elif self.steps_per_epoch is not None:
             length = self.steps_per_epoch
         else:
@@ -85,22 +96,29 @@ class PruningContext:
                 "steps one has. Pass it, e.g. Pruning(model, isometry.Slimming(epochs=40), 0.5, "
                 "steps_per_epoch=len(loader))."
             )
-        return min(length, recipe.epoch_steps or length)
+        return recipe.epoch_steps if length is None else min(length, recipe.epoch_steps or length)
 
     def run_stage(self, stage: Stage) -> None:
         """Train the model on the data until the stage is finished, as its recipe says."""
+        length = self._epoch_length(stage.recipe)
+        # Without a length there may be as many epochs as steps; the penalty is finished before.
+        epochs = stage.steps if length is None else -(-stage.steps // length)
         recipe = replace(
-            stage.recipe, epochs=-(-stage.steps // self.epoch_length(stage.recipe)), autocast=self.autocast
+            stage.recipe,
+            epochs=epochs,
+            autocast=self.autocast,
+            loss=self.loss or stage.recipe.loss,
+            metric=self.metric or stage.recipe.metric,
         )
-        epochs = train(
+        training = train(
             self.model,
-            self.training_data,  # type: ignore[arg-type]
+            self.training_data,
             **recipe.arguments(),
             penalty=stage.penalty,
             seed=self.seed,
             checkpoint=self.checkpoint_path(stage.name),
         )
-        self.run_training(epochs, stage.name, stage.steps, stage.log)
+        self.run_training(training, stage.name, stage.steps, stage.log)
 
     def checkpoint_path(self, stage: str) -> Path | None:
         """Return the checkpoint file of one of a pruner's trainings, None where none was requested."""
@@ -120,18 +138,18 @@ class PruningContext:
         Raises:
             DivergedError: the training diverged.
         """
-        hidden = None if self.progress is None else not self.progress
         path = self.checkpoint_path(f"{stage}.jsonl")
         rows = read_records(path) if path else []
-        with tqdm(total=steps, unit="step", desc=stage, disable=hidden) as bar:
-            for epoch in epochs:
-                rows = [row for row in rows if row["number"] < epoch.number]
-                rows.append({"stage": stage, **asdict(epoch), **log()})
-                if path:
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    write_records(path, rows)
-                bar.update(epoch.steps - bar.n)
-                bar.set_postfix(loss=f"{epoch.loss:.3f}", accuracy=f"{epoch.accuracy:.3f}")
+        description = stage.replace("_", " ")
+        for epoch in show_steps(epochs, self.model, steps, description=description, progress=self.progress):
+            rows = [row for row in rows if row["number"] < epoch.number]
+            columns = asdict(epoch)
+            if math.isnan(columns["metric"]):
+                del columns["metric"]
+            rows.append({"stage": stage, **columns, **log()})
+            if path:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_records(path, rows)
         self.records += rows
         if rows and rows[-1]["diverged"]:
             raise DivergedError(

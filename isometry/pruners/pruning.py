@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from isometry.data import Data, Split
 from isometry.errors import join_names, signed
+from isometry.pruners.masking import Masking, mask_weights
 from isometry.pruners.preparation import prepare
 from isometry.pruners.pruner import Pruner
 from isometry.pruners.result import Pruned
+from isometry.training.objective import Loss, Metric
 
 __all__ = ["prune"]
 
@@ -24,11 +26,13 @@ def prune(
     ratio: float | Mapping[str, float] | None = None,
     *,
     flops: float | None = None,
-    data: Data | Split | tuple[Tensor, Tensor] | None = None,
-    inputs: Tensor | None = None,
+    data: Any = None,
+    inputs: Any = None,
     layers: str | Sequence[str] | None = None,
     skip: str | Sequence[str] | None = None,
     round_to: int = 1,
+    loss: Loss | None = None,
+    metric: Metric | None = None,
     autocast: bool = False,
     seed: int = 0,
     progress: bool | None = None,
@@ -43,18 +47,25 @@ def prune(
     cannot are left alone, with a warning. Afterwards the pruned network's outputs are compared with those of the masked
     network.
 
+    Unstructured pruners (`isometry.Magnitude`, `RandomWeights`, `SNIP`) mask single weights instead, those of the output
+    layer included: the copy has the masks of torch.nn.utils.prune, which every training keeps, and its original shape.
+
     Args:
-        model: any network that Torch-Pruning can trace.
+        model: any network that Torch-Pruning can trace; for unstructured pruners, any network at all.
         pruner: for instance `isometry.L1()`.
-        ratio: the fraction of units removed, in [0, 1); or {layer name pattern: fraction}, in which later patterns
+        ratio: the fraction of units removed, or of weights masked, in [0, 1); or {layer name pattern: fraction}, in which later patterns
             win and layers that match none keep their units.
         flops: in place of a ratio, the fraction of FLOPs removed, in (0, 1): the smallest ratio that removes as much is
             found by bisection.
-        data: what a pruner that trains is to train on: a `Data` (its training part), a `Split`, or (inputs, targets).
-        inputs: [B, ...], a batch for tracing; taken from `data` or from the first layer's shape when None.
+        data: what a pruner that trains is to train on, as `isometry.train` takes it: a `Data` or `Folder` (its training part),
+            a `Split`, (inputs, targets), a DataLoader or another iterable of batches, which is read once per epoch.
+        inputs: [B, ...], a batch for tracing, or a tuple or dict of the arguments of a network of several inputs; taken from
+            `data`, or drawn in a shape that the model is found to take, when None.
         layers: name patterns (fnmatch) of the layers that may lose units; None means all that can.
         skip: name patterns of layers that keep their units, and so do all that are coupled with them.
         round_to: the units kept in a layer are rounded up to a multiple of it (8 for instance, for speed).
+        loss: of pruners that train, as `isometry.train` takes it: a callable (outputs, targets) -> scalar.
+        metric: likewise; its column of the history is `metric`.
         autocast: whether pruners that train do so in bfloat16.
         seed: of everything random.
         progress: False silences the progress bar; None shows it in terminals and notebooks.
@@ -69,6 +80,20 @@ def prune(
             which nothing can be pruned, and whatever the trace refuses (tied weights, masks, parametrizations).
         DivergedError: the pruner's training diverged.
     """
+    if isinstance(pruner, Masking):
+        return mask_weights(
+            model,
+            pruner,
+            ratio,
+            flops=flops,
+            round_to=round_to,
+            data=data,
+            inputs=inputs,
+            loss=loss,
+            layers=layers,
+            skip=skip,
+            seed=seed,
+        )
     preparation = prepare(
         model,
         pruner,
@@ -79,6 +104,8 @@ def prune(
         layers=layers,
         skip=skip,
         round_to=round_to,
+        loss=loss,
+        metric=metric,
         autocast=autocast,
         seed=seed,
         progress=progress,

@@ -66,7 +66,7 @@ class Pruning:
         ratio: float | Mapping[str, float] | None = None,
         *,
         flops: float | None = None,
-        inputs: Tensor | None = None,
+        inputs: Any = None,
         layers: str | Sequence[str] | None = None,
         skip: str | Sequence[str] | None = None,
         round_to: int = 1,

@@ -14,7 +14,8 @@ from torch.utils._pytree import tree_leaves
 
 from isometry.errors import InvalidValueError, join_names
 from isometry.networks import placed
-from isometry.networks.modules import BATCH_NORMS, UNIT_LAYERS, feeding_layers, hooked, is_transposed
+from isometry.networks.masks import computed_weight
+from isometry.networks.modules import BATCH_NORMS, UNIT_LAYERS, call, feeding_layers, hooked, is_transposed
 
 __all__ = ["Reader", "Sums", "find_readers"]
 
@@ -67,7 +68,7 @@ class Sums(TorchFunctionMode):
 
 
 def find_readers(
-    model: nn.Module, reference: nn.Module, inputs: Tensor, *, downstream: bool, outputs: bool
+    model: nn.Module, reference: nn.Module, inputs: Any, *, downstream: bool, outputs: bool
 ) -> list[Reader]:
     """Return the layers of `model` that read fewer units than in `reference`, in the order of the forward pass.
 
@@ -150,7 +151,7 @@ def _unsolvable(layer: nn.Module, calls: int) -> str | None:
     """Return why a layer that runs so often cannot be solved for, None where it can."""
     if is_transposed(layer):
         return "is a transposed convolution"
-    if parametrize.is_parametrized(layer) or "weight" not in layer._parameters:
+    if computed_weight(layer):
         return "has a weight that is computed from other parameters"
     return None if calls == 1 else f"runs {calls} times in a forward pass"
 
@@ -174,7 +175,7 @@ class _Trace:
     shapes: list[tuple[int, ...]]
 
 
-def _trace(model: nn.Module, inputs: Tensor) -> _Trace:
+def _trace(model: nn.Module, inputs: Any) -> _Trace:
     modules = {n: m for n, m in model.named_modules() if isinstance(m, (*UNIT_LAYERS, *BATCH_NORMS))}
     counts: dict[str, int] = {}
     results: dict[str, Tensor] = {}
@@ -191,7 +192,7 @@ def _trace(model: nn.Module, inputs: Tensor) -> _Trace:
         return hook
 
     with hooked(*(module.register_forward_hook(watch(name)) for name, module in modules.items())), sums:
-        pairs, returned = feeding_layers(model, lambda: model(placed(inputs, model)))
+        pairs, returned = feeding_layers(model, lambda: call(model, placed(inputs, model)))
     tensors = [leaf for leaf in tree_leaves(returned) if isinstance(leaf, Tensor)]
     outputs = {name for name, result in results.items() if any(result is tensor for tensor in tensors)}
     return _Trace(counts, dict(pairs), summed, outputs, [tuple(tensor.shape) for tensor in tensors])

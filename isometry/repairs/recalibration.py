@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from collections.abc import Iterator
+from typing import Any
 
-from isometry.data import Data, Split
+import torch
+from torch import nn
+
+from isometry.data import Batches, Split, read_data
+from isometry.data.nests import count_samples
+from isometry.data.reading import first_inputs
+from isometry.errors import InvalidValueError, signed
 from isometry.networks import placed
-from isometry.networks.modules import BATCH_NORMS, clone, evaluating
+from isometry.networks.modules import BATCH_NORMS, call, clone, evaluating
 
 __all__ = ["recalibrate"]
 
 
+@signed("recalibrate")
 @torch.no_grad()
 def recalibrate(
     model: nn.Module,
-    data: Data | Split | tuple[Tensor, Tensor] | Tensor,
+    data: Any,
     *,
     samples: int = 5000,
     batch_size: int = 128,
@@ -29,36 +36,54 @@ def recalibrate(
 
     Args:
         model: a network with BatchNorms that track statistics.
-        data: a `Data` (its training part is used), a `Split`, (inputs, targets), or inputs [N, ...].
-        samples: the largest number of samples, drawn without replacement.
-        batch_size: samples per forward pass; batch variances are averaged, so it should not be small.
+        data: a `Data` or `Folder` (its training part is used), a `Split`, (inputs, targets), inputs [N, ...], or an iterable
+            of batches, see `isometry.data.Batches`, of which the first ones are used. Targets are not used.
+        samples: the largest number of samples; those of tensors are drawn without replacement.
+        batch_size: samples per forward pass; batch variances are averaged, so it should not be small. Batches of an iterable
+            stay as they come.
         seed: of the draw of the samples.
 
     Raises:
-        ValueError: no BatchNorm that tracks statistics, fewer than two samples, or a `batch_size` of less than two.
+        ValueError: no BatchNorm that tracks statistics, fewer than two samples, or a `batch_size` of less than two; a loader
+            that is empty or changes.
 
     Source: the adaptive batch normalization of Li et al., ECCV 2020 (EagleEye), section 3.2.
     """
-    inputs = data if isinstance(data, Tensor) else data.train.inputs if isinstance(data, Data) else data[0]
     result = clone(model)
     norms = [m for m in result.modules() if isinstance(m, BATCH_NORMS) and m.track_running_stats]
-    count = min(len(inputs), samples)
+    split = read_data(data, batch_size=batch_size)
+    count = samples if isinstance(split, Batches) else min(count_samples(split.inputs), samples)
     if not norms or count < 2 or batch_size < 2:
-        raise ValueError(
-            f"recalibrate() got a network with {len(norms)} BatchNorms that track statistics, {count} samples and "
+        raise InvalidValueError(
+            f"got a network with {len(norms)} BatchNorms that track statistics, {count} samples and "
             f"batch_size={batch_size}; it takes at least 1, 2 and 2, e.g. recalibrate(isometry.networks.build('resnet-20'), "
             "torch.randn(256, 3, 32, 32))."
         )
     momenta = [norm.momentum for norm in norms]
-    order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(seed))[:samples]
+    seen = 0
     with evaluating(result):
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # plain average over batches
             norm.train()
-        for batch in order.split(batch_size):
-            if len(batch) > 1 or len(order) < batch_size:
-                result(placed(inputs[batch], result))
+        for inputs in _drawn(split, samples, batch_size, seed):
+            if count_samples(inputs) > 1:  # one sample has no variance
+                call(result, placed(inputs, result))
+                seen += count_samples(inputs)
+    if seen < 2:
+        raise InvalidValueError(
+            "got batches of one sample each, which have no variance; it takes larger ones, e.g. "
+            "torch.utils.data.DataLoader(dataset, batch_size=128)."
+        )
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     return result
+
+
+def _drawn(data: Split | Batches, samples: int, batch_size: int, seed: int) -> Iterator[Any]:
+    """Yield the inputs of batches, at most `samples` in all: drawn at random from memory, else the first ones."""
+    if isinstance(data, Split):
+        order = torch.randperm(count_samples(data.inputs), generator=torch.Generator().manual_seed(seed))[:samples]
+        yield from (batch.inputs for batch in data.batches(batch_size, order))
+    else:
+        yield from first_inputs(data, samples)

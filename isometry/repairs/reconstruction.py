@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from isometry.data import Data, Split
-from isometry.errors import InvalidTypeError, InvalidValueError, signed
+from isometry.data import Batches, Pair, read_data
+from isometry.data.nests import channels_last, concatenate, count_samples, first_samples, map_tensors
+from isometry.data.reading import first_inputs
+from isometry.errors import InvalidValueError, signed
 from isometry.networks import placed
 from isometry.networks.bounded import to_batchnorm
+from isometry.networks.masks import refresh, set_weight
 from isometry.networks.modules import clone, evaluating, hooked, unwrap
 from isometry.repairs.correspondence import match_outputs, match_weights
 from isometry.repairs.least_squares import NormalEquations, output_samples, patches
 from isometry.repairs.readers import Reader, Sums, find_readers
-from isometry.repairs.targets import Target, dense_targets
+from isometry.repairs.resumption import Passes, Stop, find_cuts, follow
+from isometry.repairs.targets import Target, collect_targets, draw_targets
 
 __all__ = ["repair"]
 
@@ -32,7 +38,7 @@ def repair(
     model: nn.Module,
     *,
     reference: nn.Module,
-    data: Tensor | Data | Split | tuple[Tensor, Tensor] | Iterable[Any],
+    data: Any,
     samples: int = 1024,
     positions: int = 24,
     batch_size: int = 128,
@@ -55,16 +61,19 @@ def repair(
     is corrected by what that other tensor, a shortcut for instance, has drifted. Weights that are exactly 0 stay 0, so
     that masked networks stay masked. Dropout and the like are off; nothing is random but the draw of samples and places.
 
-    The model runs once, on all samples: memory grows with `samples` times the activations at one point of the network.
+    Equations are sums over batches, so that memory does not grow with `samples`, but for the inputs, what the dense network
+    gives at the places of the layers being solved for, and the activations at one point of both networks, which go to
+    temporary files above 1 GiB. From that point, a module that everything passes through (a residual block for instance), the
+    networks run on; where there is no such module, every layer costs a forward pass from the beginning.
 
     Args:
         model: a pruned network (`prune(...).model`), or one of the same widths with weights set to 0; it is left alone.
         reference: the network before pruning, with the same layers; it is left alone.
-        data: inputs [N, ...], (inputs, targets), a `Split`, a `Data` (its training part is used), or an iterable of batches
-            x or (x, y), of which the first ones are used. Targets are not used.
+        data: inputs [N, ...], (inputs, targets), a `Split`, a `Data` or `Folder` (its training part is used), or an iterable
+            of batches, see `isometry.data.Batches`, of which the first ones are used. Targets are not used.
         samples: the largest number of samples, drawn without replacement.
         positions: places per sample (pixels of a convolution's output, tokens) that equations are written for.
-        batch_size: samples per forward pass of `reference`, and per product of Gram matrices.
+        batch_size: samples per forward pass, and per product of Gram matrices.
         ridge: the strength with which weights are held where they are; not negative. Layers that read no removed unit
             are held ten times as strongly.
         downstream: whether the hidden layers after the first of these that read no removed unit are solved for too,
@@ -83,16 +92,30 @@ def repair(
     """
     _check_options(samples=samples, positions=positions, batch_size=batch_size, ridge=ridge)
     repaired, original = clone(unwrap(model)), unwrap(reference)
+    refresh(repaired)
     inputs = placed(_read_samples(data, samples, seed), repaired)
     with evaluating(repaired, original):
-        readers = find_readers(repaired, original, inputs[:2], downstream=downstream, outputs=outputs)
+        readers = find_readers(repaired, original, first_samples(inputs, 2), downstream=downstream, outputs=outputs)
         if not match_sums:
             readers = [replace(reader, summed=False) for reader in readers]
-        targets = dense_targets(original, readers, inputs.split(batch_size), positions, seed)
+        passes = _passes(repaired, inputs, batch_size), _passes(original, inputs, batch_size)
+        targets = draw_targets(passes[1], readers, positions, seed)
+        cuts = find_cuts(repaired, passes[0].course, first_samples(inputs, 2), [reader.layer for reader in readers])
         quiet = None if progress is None else not progress
         with tqdm(total=len(readers), desc="repair", unit="layer", disable=quiet) as bar:
-            _Reconstruction(repaired, original, targets, ridge, batch_size, bar.update).run(readers, inputs)
+            _Reconstruction(*passes, targets, ridge, bar.update).run(readers, cuts)
     return repaired
+
+
+def _passes(model: nn.Module, inputs: Any, batch_size: int) -> Passes:
+    """Return passes of a network over batches of the inputs; its course is followed at another input, mostly zeros."""
+    inputs = placed(inputs, model)
+    batches = [batch.inputs for batch in Pair(inputs, None).split(batch_size)]
+    try:
+        course = follow(model, map_tensors(first_samples(inputs, 1), torch.zeros_like))
+    except Exception:  # whatever a network raises that takes no zeros
+        course = follow(model, next(Pair(inputs, None).split(1, torch.tensor([count_samples(inputs) - 1]))).inputs)
+    return Passes(model, course, batches)
 
 
 def _check_options(*, ridge: float, **counts: int) -> None:
@@ -105,155 +128,128 @@ def _check_options(*, ridge: float, **counts: int) -> None:
         raise InvalidValueError(f"got ridge={ridge}; it takes a number of at least 0, e.g. ridge=1e-3.")
 
 
-def _read_samples(data: Any, samples: int, seed: int) -> Tensor:
+def _read_samples(data: Any, samples: int, seed: int) -> Any:
     """Return at most `samples` inputs [N, ...] of what a user calls data."""
-    if isinstance(data, Data):
-        data = data.train
-    if isinstance(data, Tensor) or _is_pair(data):
-        parts = [_inputs_of(data)]
-    elif data is None or (isinstance(data, Iterable) and not isinstance(data, str)):
-        parts = list(_first_batches(data or (), samples))
-    else:
-        raise _not_data(data)
-    if not sum(map(len, parts)):
+    split = read_data(torch.empty(0) if data is None else data)
+    inputs = concatenate(list(first_inputs(split, samples))) if isinstance(split, Batches) else split.inputs
+    count = count_samples(inputs)
+    if not count:
         raise InvalidValueError(
             "got no data; it takes inputs to compare the two networks at, training images for instance, e.g. "
             "repair(pruned, reference=dense, data=isometry.data.load('digits'))."
         )
-    inputs = torch.cat(parts)
-    order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(seed))[:samples]
-    drawn = inputs[order.to(inputs.device)]
-    return drawn.contiguous(memory_format=torch.channels_last) if drawn.ndim == 4 else drawn
-
-
-def _first_batches(batches: Iterable[Any], samples: int) -> Iterator[Tensor]:
-    """Yield the inputs of batches until there are `samples` of them."""
-    for batch in batches:
-        inputs = _inputs_of(batch)[:samples]
-        yield inputs
-        samples -= len(inputs)
-        if not samples:
-            return
-
-
-def _inputs_of(batch: Any) -> Tensor:
-    inputs = batch[0] if isinstance(batch, tuple | list) and batch else batch
-    if not isinstance(inputs, Tensor):
-        raise _not_data(batch)
-    return inputs
-
-
-def _not_data(data: Any) -> InvalidTypeError:
-    return InvalidTypeError(
-        f"got data of type {type(data).__name__}; it takes inputs, (inputs, targets), or an iterable of such batches, e.g. "
-        "repair(pruned, reference=dense, data=torch.randn(256, 3, 32, 32))."
-    )
-
-
-def _is_pair(data: Any) -> bool:
-    """Whether data are (inputs, targets), or a list of them as loaders give it, rather than two batches."""
-    if not isinstance(data, tuple | list) or len(data) != 2 or not all(isinstance(part, Tensor) for part in data):
-        return False
-    return isinstance(data, tuple) or (len(data[0]) == len(data[1]) and not data[1].is_floating_point())
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:samples]
+    return channels_last(map_tensors(inputs, lambda tensor: tensor[order.to(tensor.device)]))
 
 
 @dataclass(frozen=True)
 class _Reconstruction:
-    """A pass over the pruned network, all samples at once, in which layers are solved for as they are reached.
+    """Passes over the pruned network, in which its layers are solved for one after the other.
 
     Attributes:
-        model: the pruned network, which is changed.
-        reference: the dense network.
-        targets: {layer: what it gives in the dense network}.
-        ridge, batch_size: see `repair`.
+        passes: of the pruned network, which is changed.
+        dense: passes of the dense network over the same batches.
+        targets: {layer: what it gives in the dense network}; the values come with the passes.
+        ridge: see `repair`.
         done: called after every layer.
     """
 
-    model: nn.Module
-    reference: nn.Module
+    passes: Passes
+    dense: Passes
     targets: Mapping[str, Target]
     ridge: float
-    batch_size: int
     done: Callable[[], object]
 
-    def run(self, readers: Sequence[Reader], inputs: Tensor) -> None:
-        """Solve for `readers`, with inputs [N, ...] of the network."""
-        waiting: dict[str, tuple[Reader, Tensor]] = {}
+    def run(self, readers: Sequence[Reader], cuts: Sequence[str | None]) -> None:
+        """Solve for `readers`, each with passes that begin at its cut."""
+        parts = [list(part) for _, part in groupby(zip(cuts, readers, strict=True), key=itemgetter(0))]
+        starts = [part[0][0] for part in parts]
+        if not parts:
+            return
+        if starts[0] is not None:
+            self.passes.advance(starts[0])
+            self.dense.advance(starts[0])
+        for part, following in zip(parts, [*starts[1:], None], strict=True):
+            chosen = [reader for _, reader in part]
+            collect_targets(self.dense, chosen, self.targets, following)
+            for reader in chosen:
+                self._solve(reader)
+            if following is not None:
+                self.passes.advance(following)
 
-        def solve_at_sum(name: str, output: Tensor, other: Tensor) -> None:
-            reader, read = waiting.pop(name)
-            self._solve(reader, read, other)
-            self._run_again(reader, read, output)
+    def _solve(self, reader: Reader) -> None:
+        """Solve for a layer, with sums over all batches."""
+        layer: Any = self.passes.model.get_submodule(reader.layer)
+        problem = _Problem(self, reader, layer)
+        read: list[Tensor] = []
 
-        sums = Sums(solve_at_sum)
+        def at_sum(name: str, output: Tensor, other: Tensor) -> None:
+            problem.add(read.pop(), other)
+            raise Stop
 
-        def before(reader: Reader) -> Callable[..., None]:
-            def hook(_: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
-                read = args[0] if args else named["input"]
-                if not reader.summed:
-                    self._solve(reader, read, None)
-                elif reader.layer in unsolved:
-                    waiting[reader.layer] = (reader, read)
+        sums = Sums(at_sum)
 
-            return hook
+        def before(_: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+            inputs = args[0] if args else named["input"]
+            if not reader.summed:
+                problem.add(inputs, None)
+                raise Stop
+            read.append(inputs)
 
-        def after(reader: Reader) -> Callable[..., None]:
-            def hook(_: nn.Module, args: object, output: Tensor) -> None:
-                if reader.layer in unsolved:
-                    unsolved.remove(reader.layer)
-                    sums.expect(reader.layer, output)
+        def after(_: nn.Module, args: object, output: Tensor) -> None:
+            if reader.summed:
+                sums.expect(reader.layer, output)
 
-            return hook
-
-        unsolved = {reader.layer for reader in readers}
-        module = self.model.get_submodule
-        handles = [module(r.layer).register_forward_pre_hook(before(r), with_kwargs=True) for r in readers]
-        handles += [module(r.last).register_forward_hook(after(r)) for r in readers if r.summed]
+        last = self.passes.model.get_submodule(reader.last)
+        handles = layer.register_forward_pre_hook(before, with_kwargs=True), last.register_forward_hook(after)
         with hooked(*handles), sums:
-            self.model(inputs)
-
-    def _solve(self, reader: Reader, inputs: Tensor, other: Tensor | None) -> None:
-        """Solve for a layer, with its inputs and what its output is added to, [N, ...] each."""
-        layer: Any = self.model.get_submodule(reader.layer)
-        norm: Any = to_batchnorm(self.model.get_submodule(reader.norm)) if reader.norm else None
-        scale, shift = _scale_and_shift(norm, layer)
-        # A channel of a negligible scale gives its shift, whatever it reads: its target is then 0.
-        inverse = (1 / scale).where(scale.abs() > _NEGLIGIBLE * scale.abs().max(), 0)
-        target, kept = self.targets[reader.layer], match_weights(layer, self.reference.get_submodule(reader.layer))
-        equations, first = NormalEquations(), 0
-        for x, positions in zip(inputs.split(self.batch_size), target.positions.split(self.batch_size), strict=True):
-            part = slice(first, first + len(x))
-            rows = slice(first * positions.shape[1], (first + len(x)) * positions.shape[1])
-            first += len(x)
-            read = patches(layer, x, target.shape, positions)
-            values = target.values[rows].to(x.device)
-            drawn = 0.0 if other is None else output_samples(layer, other[part], positions).double()
-            if kept is None:  # trained since it was pruned
-                given = read.double() @ _rows(layer).double().mT
-                kept = match_outputs(given.transpose(0, 1).flatten(1) * scale + drawn, values)
-            equations.add(read, (values[:, kept].double() - drawn - shift) * inverse)
+            for _ in self.passes.run():
+                pass
+        target = self.targets[reader.layer]
+        target.values.clear()
         centered = reader.norm is not None or layer.bias is not None
         ridge = self.ridge if reader.cut else _COMPLETE * self.ridge
-        weight, constant = equations.solve(_rows(layer), ridge, centered=centered)
-        self._set(reader, weight, constant)
+        self._set(reader, *problem.equations.solve(_rows(layer), ridge, centered=centered))
         self.done()
 
     def _set(self, reader: Reader, weight: Tensor, constant: Tensor) -> None:
         """Set a layer's weight, and its bias or the mean of its BatchNorm so that constant [units] is added."""
-        layer: Any = self.model.get_submodule(reader.layer)
-        layer.weight.copy_(weight.reshape(layer.weight.shape))
+        layer: Any = self.passes.model.get_submodule(reader.layer)
+        set_weight(layer, weight.reshape(layer.weight.shape))
         if reader.norm is not None:
             bias = 0.0 if layer.bias is None else layer.bias.double()
-            self.model.get_submodule(reader.norm).get_buffer("running_mean").copy_(bias - constant)
+            self.passes.model.get_submodule(reader.norm).get_buffer("running_mean").copy_(bias - constant)
         elif layer.bias is not None:
             layer.bias.copy_(constant)
 
-    def _run_again(self, reader: Reader, inputs: Tensor, output: Tensor) -> None:
-        """Write what a layer gives with its new weight over its output."""
-        layer = self.model.get_submodule(reader.layer)
-        norm = self.model.get_submodule(reader.norm) if reader.norm else nn.Identity()
-        for x, y in zip(inputs.split(self.batch_size), output.split(self.batch_size), strict=True):
-            y.copy_(norm(layer(x)))
+
+class _Problem:
+    """The least-squares problem of one layer, written batch by batch.
+
+    Args:
+        parent: which networks and targets.
+        reader, layer: which layer.
+    """
+
+    def __init__(self, parent: _Reconstruction, reader: Reader, layer: Any) -> None:
+        norm: Any = to_batchnorm(parent.passes.model.get_submodule(reader.norm)) if reader.norm else None
+        self.layer, self.target, self.equations = layer, parent.targets[reader.layer], NormalEquations()
+        self.scale, self.shift = _scale_and_shift(norm, layer)
+        # A channel of a negligible scale gives its shift, whatever it reads: its target is then 0.
+        self.inverse = (1 / self.scale).where(self.scale.abs() > _NEGLIGIBLE * self.scale.abs().max(), 0)
+        self.kept = match_weights(layer, parent.dense.model.get_submodule(reader.layer))
+        self.number = 0
+
+    def add(self, inputs: Tensor, other: Tensor | None) -> None:
+        """Add the next batch: what the layer reads, and what its output is added to, [B, ...] each."""
+        positions, values = self.target.positions[self.number], self.target.values[self.number].to(inputs.device)
+        self.number += 1
+        read = patches(self.layer, inputs, self.target.shape, positions)
+        drawn = 0.0 if other is None else output_samples(self.layer, other, positions).double()
+        if self.kept is None:  # trained since it was pruned
+            given = read.double() @ _rows(self.layer).double().mT
+            self.kept = match_outputs(given.transpose(0, 1).flatten(1) * self.scale + drawn, values)
+        self.equations.add(read, (values[:, self.kept].double() - drawn - self.shift) * self.inverse)
 
 
 def _rows(layer: Any) -> Tensor:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import operator
+import warnings
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, fx, nn
 
-from isometry.errors import InvalidValueError, signed
+from isometry.errors import InvalidValueError, join_names, signed
+from isometry.networks.masks import refresh, set_weight, support
 from isometry.networks.modules import clone
+from isometry.repairs.approximation import fit_product
 from isometry.repairs.orthogonalization import check_own_weight
 from isometry.spectra import orthogonal
 
 __all__ = ["recover"]
 
+_TOLERANCE = 1e-3  # of JSVs that count as 1 where they were brought there by optimization
 _TRANSPARENT = (nn.Identity, nn.Flatten, nn.Dropout)
 
 
@@ -27,6 +31,11 @@ def recover(model: nn.Module) -> nn.Module:
     is then exact for widths that fall and rise, too. Biases stay. The Jacobian is the product of the weights at any
     input; it has orthonormal rows (or columns, where the network has more outputs than inputs).
 
+    Sparse weights keep their zeros: the entries that a mask of torch.nn.utils.prune holds at zero or, without a mask, that
+    are exactly 0. The product of such weights is brought to an isometry by optimization, from the present weights (see
+    `isometry.repairs.approximation.fit_product`). Mostly every JSV is 1 then, too; the zeros may leave too few paths from
+    inputs to outputs, so that some JSVs are 0. That is reported by a warning with the JSVs that are reached.
+
     Args:
         model: linear layers in a chain, with only identities, flattening and dropout between them.
 
@@ -34,17 +43,43 @@ def recover(model: nn.Module) -> nn.Module:
         ValueError: a layer that is not linear, a forward pass that is not a chain, or a layer narrower than both the
             input and the output, so that some singular values are 0. The message names the layer and the reason.
 
-    Source: Wang & Fu, ICLR 2023 (OrthP); the alignment of widening layers is this library's.
+    Warns:
+        UserWarning: the zeros of sparse weights were kept, and some JSVs are not 1.
+
+    Source: Wang & Fu, ICLR 2023 (OrthP); the alignment of widening layers and the sparse product are this library's, the latter
+    after the layer-by-layer approximation of Lee et al., ICLR 2020.
     """
     recovered = clone(model)
+    refresh(recovered)
     names = _chain(recovered)
-    weights = [recovered.get_submodule(name).get_parameter("weight") for name in names]
+    layers = [recovered.get_submodule(name) for name in names]
+    weights = [layer.weight.detach().double() for layer in layers]  # type: ignore[operator]
     _check_widths(names, weights)
-    factors = _isometric([weight.detach().double() for weight in weights])
-    with torch.no_grad():
-        for weight, factor in zip(weights, factors, strict=True):
-            weight.copy_(factor)
+    supports = [support(layer) for layer in layers]
+    sparse = [name for name, free in zip(names, supports, strict=True) if not bool(free.all())]
+    factors = fit_product(weights, supports) if sparse else _isometric(weights)
+    for layer, factor in zip(layers, factors, strict=True):
+        set_weight(layer, factor)
+    if sparse and (reached := _describe_shortfall(factors)):
+        message = f"recover() keeps the zeros of {join_names(sparse)}, with which {reached}"
+        warnings.warn(message, stacklevel=3)  # above the frame that signs the errors: the caller's line
     return recovered
+
+
+def _describe_shortfall(weights: Sequence[Tensor]) -> str | None:
+    """Return how far from 1 the singular values of the product are, in words; None where all of them are 1."""
+    product = weights[0]
+    for weight in weights[1:]:
+        product = weight @ product
+    values = torch.linalg.svdvals(product)
+    far = values[(values - 1).abs() > _TOLERANCE]
+    if not len(far):
+        return None
+    where = "0" if float(far.max()) < _TOLERANCE else f"between {float(far.min()):.2g} and {float(far.max()):.2g}"
+    return (
+        f"{len(values) - len(far)} of {len(values)} JSVs are 1 and the others {where}. Masks that keep more paths from the "
+        "inputs to the outputs allow more, e.g. those of a lower ratio or of isometry.Magnitude(scope='global')"
+    )
 
 
 def _chain(model: nn.Module) -> list[str]:

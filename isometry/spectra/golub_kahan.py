@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -137,7 +138,13 @@ class Bidiagonal:
 
 @torch.no_grad()
 def bidiagonalize(
-    operator: Operator, start: Tensor, *, steps: int, rtol: float = 0.0, keep_basis: bool = False
+    operator: Operator,
+    start: Tensor,
+    *,
+    steps: int,
+    rtol: float = 0.0,
+    keep_basis: bool = False,
+    agree: Callable[[bool], bool] = bool,
 ) -> Bidiagonal:
     """Run Golub-Kahan from `start`, in the space of the smaller side, with two-pass reorthogonalization.
 
@@ -148,6 +155,7 @@ def bidiagonalize(
         rtol: stop when the half-width of every sample's bracket, averaged over its probes, is at most `rtol` times its
             middle; 0 runs all steps.
         keep_basis: whether the result holds the starting vectors and the basis, for `Bidiagonal.correction`.
+        agree: from whether these runs may stop, to whether they do: where others that run elsewhere stop with them.
 
     Returns:
         `Bidiagonal`; for starting vectors with an invariant subspace, entries after it are 0.
@@ -167,12 +175,12 @@ def bidiagonalize(
         v, beta = _normalized(v, scale, floor)
         products += 1
         result = Bidiagonal(torch.stack(alphas, -1), _stacked(betas, alpha), beta, products, resolution=floor)
-        if step == steps or not bool((beta > 0).any()):
+        if step == steps or agree(not bool((beta > 0).any())):
             break
         if rtol and step >= look:
             look = step + max(1, step // 8)  # looking costs a decomposition of every run's matrix
             lower, upper = (end.mean(1) for end in result.bracket())
-            if bool((upper - lower <= rtol * (upper + lower)).all()):
+            if agree(bool((upper - lower <= rtol * (upper + lower)).all())):
                 break
         u = _orthogonalized(forward(v) - beta.to(u).unsqueeze(-1) * u, us)
         u, alpha = _normalized(u, scale, floor)

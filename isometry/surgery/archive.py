@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from isometry.errors import InvalidTypeError, InvalidValueError, join_names, signed
 from isometry.files import read_tensors, write_tensors
-from isometry.networks import example_inputs
-from isometry.networks.modules import is_transposed
+from isometry.networks import InputSpec, find_inputs
+from isometry.networks.masks import refresh, set_masks
+from isometry.networks.modules import clone, is_transposed
 from isometry.surgery.adoption import fill
 from isometry.surgery.plan import Applied, Plan
 from isometry.surgery.removal import remove
@@ -30,7 +32,8 @@ class Loaded(NamedTuple):
 def save(result: Applied, path: str | os.PathLike[str]) -> None:
     """Write a pruned network to one safetensors file, weights and plan, atomically and without pickle.
 
-    The file also holds the kinds of its modules, and a digest of everything.
+    Masked weights are written as they are, the masks beside the weights behind them. The file also holds the kinds of
+    its modules, the shape of its inputs, and a digest of everything.
 
     Args:
         result: what `prune` returned, or anything with a `model` and its `plan`.
@@ -47,7 +50,52 @@ def save(result: Applied, path: str | os.PathLike[str]) -> None:
         )
     _check_widths(result)
     metadata = {"format": "isometry-2", "plan": result.plan.to_json(), "architecture": _describe(result.model)}
+    if (stored := _to_json(_input_spec(result))) is not None:
+        metadata["inputs"] = stored
     write_tensors(path, result.model.state_dict(), metadata)
+
+
+def _input_spec(result: Applied) -> Any:
+    """Return the inputs that the network was pruned with; else those it is found to take, if any."""
+    known = getattr(result, "input_spec", None)
+    if known is not None:
+        return known
+    try:
+        return find_inputs(result.model)
+    except ValueError:
+        return None
+
+
+def _to_json(spec: Any) -> str | None:
+    """Return the description of inputs as JSON; None where it holds what JSON does not know."""
+
+    def encoded(part: InputSpec) -> dict[str, Any]:
+        return {"shape": part.shape, "vocabulary": part.vocabulary}
+
+    try:
+        return None if spec is None else json.dumps(spec, default=encoded)
+    except (TypeError, AttributeError):
+        return None
+
+
+def _from_json(text: str) -> Any:
+    """Return the description of inputs that `_to_json` wrote."""
+
+    def decoded(content: dict[str, Any]) -> Any:
+        is_spec = set(content) == {"shape", "vocabulary"}
+        return InputSpec(tuple(content["shape"]), content["vocabulary"]) if is_spec else content
+
+    spec = json.loads(text, object_hook=decoded)
+    return tuple(spec) if isinstance(spec, list) else spec
+
+
+def _draw(spec: Any, model: nn.Module) -> Any:
+    """Return two inputs as described."""
+    if isinstance(spec, InputSpec):
+        return spec.draw(model, 2)
+    if isinstance(spec, dict):
+        return {key: _draw(part, model) for key, part in spec.items()}
+    return tuple(_draw(part, model) for part in spec) if isinstance(spec, tuple) else spec
 
 
 def _check_widths(result: Applied) -> None:
@@ -68,7 +116,7 @@ def _check_widths(result: Applied) -> None:
 
 
 @signed("load")
-def load(path: str | os.PathLike[str], model: nn.Module, *, inputs: Tensor | None = None) -> Loaded:
+def load(path: str | os.PathLike[str], model: nn.Module, *, inputs: Any = None) -> Loaded:
     """Return a pruned copy of the dense `model` with the weights of the file, and the plan; `model` is left alone.
 
     The copy is in eval mode and in the precision of the file.
@@ -76,17 +124,22 @@ def load(path: str | os.PathLike[str], model: nn.Module, *, inputs: Tensor | Non
     Args:
         path: a file that `save` wrote.
         model: a network of the original architecture; its weights do not matter.
-        inputs: [B, ...], a batch that it accepts, for the trace; None takes the shape from the first layer.
+        inputs: [B, ...], a batch that it accepts, for the trace; None draws one of the shape in the file, or, for a file of
+            an earlier version, of a shape that the model is found to take.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is no such archive, is damaged, holds NaN, or belongs to another architecture. Files of
             earlier versions have no digest and no kinds of modules: they are read without these two checks.
     """
-    tensors, plan, architecture = _read(path)
-    if inputs is None:
-        inputs = example_inputs(model, 2, call="load(path, model, inputs=inputs)")
-    pruned = remove(model, plan, inputs)
+    tensors, plan, architecture, spec = _read(path)
+    if any(plan.removed.values()):
+        if inputs is None:
+            inputs = _draw(spec or find_inputs(model, "load(path, model, inputs=inputs)"), model)
+        pruned = remove(model, plan, inputs)
+    else:
+        pruned = clone(model)
+    set_masks(pruned, _missing_masks(pruned, tensors))
     expected = {name: tuple(tensor.shape) for name, tensor in pruned.state_dict().items()}
     stored = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if expected != stored:
@@ -98,7 +151,20 @@ def load(path: str | os.PathLike[str], model: nn.Module, *, inputs: Tensor | Non
         )
     _check_modules(path, architecture, _describe(pruned))
     fill(pruned, tensors)
+    refresh(pruned)
     return Loaded(pruned.eval(), plan)
+
+
+def _missing_masks(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return {parameter: its mask} of the masks of a file, as torch.nn.utils.prune names them, that a network lacks."""
+    parameters = dict(model.named_parameters())
+    return {
+        name: mask
+        for name, mask in (
+            (key.removesuffix("_mask"), tensor) for key, tensor in tensors.items() if key.endswith("_mask")
+        )
+        if f"{name}_orig" in tensors and name in parameters and parameters[name].shape == mask.shape
+    }
 
 
 def _describe(model: nn.Module) -> str:
@@ -129,8 +195,11 @@ def _has_nan(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and bool(tensor.float().isnan().any())  # eight-bit types know no isnan
 
 
-def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Plan, str | None]:
-    """Return tensors, plan, and what `_describe` returned when the file was written (None in those of earlier versions)."""
+def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Plan, str | None, Any]:
+    """Return tensors, plan, what `_describe` returned when the file was written, and the inputs.
+
+    The last two are None in files of earlier versions.
+    """
     try:
         tensors, metadata = read_tensors(path)
     except ValueError as error:
@@ -143,8 +212,9 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Plan, str | 
             f"safetensors.torch.load_file({str(path)!r}) returns the tensors as they are."
         )
     try:
-        return tensors, Plan.from_json(metadata["plan"]), metadata.get("architecture")
-    except ValueError as error:
+        spec = _from_json(metadata["inputs"]) if "inputs" in metadata else None
+        return tensors, Plan.from_json(metadata["plan"]), metadata.get("architecture"), spec
+    except (ValueError, KeyError, TypeError) as error:
         raise InvalidValueError(
             f"got {path}, which carries a plan that cannot be read ({error}); write it with isometry.save()."
         ) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import textwrap
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,15 +14,17 @@ import torch_pruning as tp
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from isometry.data.nests import describe, tensors_in
 from isometry.errors import InvalidValueError, join_names
 from isometry.networks.bounded import BOUNDED
-from isometry.networks.modules import UNIT_LAYERS, modes_preserved, requires_grad_preserved
+from isometry.networks.modules import UNIT_LAYERS, call, modes_preserved, requires_grad_preserved, restoring
 from isometry.surgery.groups import Coupling, UnitGroup, group_units, unit_count
 from isometry.surgery.support import check_supported, reason_fixed
 
 __all__ = ["Graph", "output_tensors", "trace"]
 
 _LONGEST = 200
+_ADD_DEP = tp.dependency.Group.add_dep  # replaced during a walk
 
 
 @dataclass
@@ -72,12 +74,12 @@ class _BoundedPruner(tp.pruner.function.BatchnormPruner):
     prune_in_channels = prune_out_channels
 
 
-def trace(model: nn.Module, inputs: Tensor) -> Graph:
+def trace(model: nn.Module, inputs: Any) -> Graph:
     """Trace `model` at `inputs` and return its groups; modes and `requires_grad` stay as they were.
 
     Args:
         model: any module that Torch-Pruning's autograd trace can follow.
-        inputs: [B, ...], a batch that it accepts.
+        inputs: [B, ...], a batch that it accepts, or a tuple or dict of its arguments.
 
     Returns:
         `Graph`; `fixed` says of each layer whose units cannot be removed why that is.
@@ -88,9 +90,9 @@ def trace(model: nn.Module, inputs: Tensor) -> Graph:
             it.
     """
     check_supported(model)
-    if not inputs.numel():
+    if not all(tensor.numel() for tensor in tensors_in(inputs)):
         raise InvalidValueError(
-            f"got inputs of shape {tuple(inputs.shape)}, which hold nothing; it takes a batch that the network "
+            f"got inputs of {describe(inputs)}, which hold nothing; it takes a batch that the network "
             "accepts, e.g. inputs=torch.randn(2, 3, 32, 32)."
         )
     dependencies = _build_dependencies(model, inputs)
@@ -98,7 +100,7 @@ def trace(model: nn.Module, inputs: Tensor) -> Graph:
     return Graph(model, groups, fixed, dependencies)
 
 
-def _build_dependencies(model: nn.Module, inputs: Tensor) -> tp.DependencyGraph:
+def _build_dependencies(model: nn.Module, inputs: Any) -> tp.DependencyGraph:
     graph = tp.DependencyGraph()
     # The autograd trace sees the layers whose parameters take a gradient. Torch-Pruning sets eval mode.
     with (
@@ -112,13 +114,14 @@ def _build_dependencies(model: nn.Module, inputs: Tensor) -> tp.DependencyGraph:
             return graph.build_dependency(
                 model,
                 inputs,
+                forward_fn=call,
                 output_transform=output_tensors,
                 customized_pruners={kind: _BoundedPruner() for kind in BOUNDED},
                 verbose=False,
             )
         except (RuntimeError, TypeError, IndexError) as error:
             raise InvalidValueError(
-                f"cannot follow the forward pass at inputs of shape {tuple(inputs.shape)}, dtype {inputs.dtype} "
+                f"cannot follow the forward pass at inputs of {describe(inputs)} "
                 f"({textwrap.shorten(str(error), _LONGEST)}). Pass a batch that the network accepts, e.g. "
                 "inputs=torch.randn(2, 3, 32, 32)."
             ) from error
@@ -183,29 +186,24 @@ def _walk(graph: tp.DependencyGraph, layer: nn.Module, names: Mapping[nn.Module,
     return couplings
 
 
-@contextlib.contextmanager
-def _bounded_walk(steps: int, width: int) -> Iterator[None]:
+def _bounded_walk(steps: int, width: int) -> contextlib.AbstractContextManager[None]:
     """Raise a RuntimeError where Torch-Pruning's walk through the graph goes in circles, with ever more indices.
 
     Args:
         steps: the most that a walk may take.
         width: the most indices that one of them may have.
     """
-    kind = tp.dependency.Group
-    original, taken = kind.add_dep, 0
+    taken = 0
 
     def counted(group: Any, dep: Any, idxs: Any) -> Any:
         nonlocal taken
         taken += 1
         if taken > steps or len(idxs) > width:
             raise RuntimeError("the walk through the dependency graph does not end")
-        return original(group, dep, idxs)
+        return _ADD_DEP(group, dep, idxs)
 
-    kind.add_dep = counted
-    try:
-        yield
-    finally:
-        kind.add_dep = original
+    tp.dependency.Group.add_dep = counted
+    return restoring(lambda: setattr(tp.dependency.Group, "add_dep", _ADD_DEP))
 
 
 def output_tensors(output: Any) -> list[Tensor]:

@@ -19,7 +19,7 @@ __all__ = ["transfer_optimizer_state"]
 
 @signed("transfer_optimizer_state")
 def transfer_optimizer_state(
-    optimizer: torch.optim.Optimizer, model: nn.Module, result: Applied, *, inputs: Tensor | None = None
+    optimizer: torch.optim.Optimizer, model: nn.Module, result: Applied, *, inputs: Any = None
 ) -> torch.optim.Optimizer:
     """Return an optimizer of the pruned network that goes on where `optimizer` stood; both arguments are left alone.
 
@@ -30,7 +30,8 @@ def transfer_optimizer_state(
         optimizer: of parameters of `model`.
         model: the network before pruning.
         result: what `prune(model, ...)` returned, or anything with a `model` and its `plan`.
-        inputs: [B, ...], a batch that `model` accepts, for the trace; None takes the shape from the first layer.
+        inputs: [B, ...], a batch that `model` accepts, for the trace; None draws one of a shape that it is
+            found to take.
 
     Raises:
         ValueError: the optimizer holds parameters that are not the model's, or state of other shapes than theirs.
@@ -100,7 +101,7 @@ def _is_shaped(value: Any, parameter: Tensor) -> bool:
 
 
 @torch.no_grad()
-def _kept_entries(model: nn.Module, plan: Plan, inputs: Tensor) -> dict[str, Tensor]:
+def _kept_entries(model: nn.Module, plan: Plan, inputs: Any) -> dict[str, Tensor]:
     """Return {parameter: the entries of the flattened original that are kept, in the shape after surgery}.
 
     A copy of the network is cut whose weights are their own positions; float64 holds them exactly.

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import textwrap
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from isometry.data.nests import describe, tensors_in
 from isometry.errors import InvalidValueError, join_names
 from isometry.networks import placed
-from isometry.networks.modules import evaluating, is_transposed
+from isometry.networks.modules import call, evaluating, is_transposed
 from isometry.networks.precision import full_precision
 from isometry.surgery.graph import Graph, output_tensors, trace
 from isometry.surgery.groups import Selection, UnitGroup
@@ -36,7 +38,7 @@ class InexactError(RuntimeError):
         self.reason = reason
 
 
-def remove(model: nn.Module, plan: Plan, inputs: Tensor) -> nn.Module:
+def remove(model: nn.Module, plan: Plan, inputs: Any) -> nn.Module:
     """Return a physically smaller copy of `model` without the plan's units; `model` is left alone.
 
     The copy's outputs at `inputs` are compared with those of the masked network; see `cut`.
@@ -56,7 +58,7 @@ def remove(model: nn.Module, plan: Plan, inputs: Tensor) -> nn.Module:
     return graph.model
 
 
-def cut(graph: Graph, selection: Selection, inputs: Tensor) -> None:
+def cut(graph: Graph, selection: Selection, inputs: Any) -> None:
     """Remove units from a traced network in place and compare it with the masked network.
 
     The masked network is the one whose consumers ignore the units; LayerNorm and GroupNorm over removed channels make
@@ -84,7 +86,7 @@ def cut(graph: Graph, selection: Selection, inputs: Tensor) -> None:
             raise InexactError(f"The units of {layers} cannot be removed ({reason})") from error
 
 
-def find_inexact(model: nn.Module, selection: Selection, inputs: Tensor) -> dict[str, str]:
+def find_inexact(model: nn.Module, selection: Selection, inputs: Any) -> dict[str, str]:
     """Return {root of a group: why it cannot be cut} for those of `selection` whose units cannot be removed exactly.
 
     All are tried at once; where that fails, halves are tried until the culprits stand alone.
@@ -176,17 +178,17 @@ def _zero_readers(model: nn.Module, group: UnitGroup, units: tuple[int, ...]) ->
 
 
 @torch.no_grad()
-def _check_equal(pruned: nn.Module, masked: nn.Module | None, inputs: Tensor, layers: str) -> None:
+def _check_equal(pruned: nn.Module, masked: nn.Module | None, inputs: Any, layers: str) -> None:
     """Raise a RuntimeError unless the pruned network runs and equals the masked one, where there is one."""
     nets = [pruned] if masked is None else [pruned, masked]
     if any(p.dtype in (torch.bfloat16, torch.float16) for p in pruned.parameters()):  # rounding would hide a difference
         nets = [copy.deepcopy(net).float() for net in nets]
         inputs = placed(inputs, nets[0])
-    with evaluating(*nets), full_precision(), torch.autocast(inputs.device.type, enabled=False):
-        outputs = [output_tensors(net(inputs)) for net in nets]
+    with evaluating(*nets), full_precision(), torch.autocast(tensors_in(inputs)[0].device.type, enabled=False):
+        outputs = [output_tensors(call(net, inputs)) for net in nets]
     for small, large in zip(*outputs, strict=True) if masked is not None else ():
         if not bool(torch.isfinite(large).all()):
-            raise RuntimeError(f"the outputs of the network at inputs of shape {tuple(inputs.shape)} are not finite")
+            raise RuntimeError(f"the outputs of the network at inputs of {describe(inputs)} are not finite")
         gap = float((small - large).abs().max() / large.abs().max().clamp_min(torch.finfo(large.dtype).tiny))
         if not gap <= _TOLERANCE.get(large.dtype, 2e-2):  # half precision inside
             raise RuntimeError(f"the pruned network differs from the masked one by {gap:.1e} (relative) at {layers}")

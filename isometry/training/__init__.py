@@ -1,7 +1,8 @@
 """Training and evaluation of networks: recipes, one resumable loop, regularizers."""
 
+from isometry.training.epoch import Epoch
 from isometry.training.evaluation import Evaluation, evaluate
-from isometry.training.loop import Epoch, train
+from isometry.training.loop import train
 from isometry.training.optimizer import parameter_groups
 from isometry.training.recipe import Cosine, Penalty, Recipe, Regularizer, Schedule, Steps
 from isometry.training.regularizers import KernOrth, OrthConv

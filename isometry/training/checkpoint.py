@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import re
 import warnings
-import zlib
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
-from isometry.data import Split
 from isometry.errors import InvalidValueError
-from isometry.files import read_tensors, remove_leftovers, write_tensors
-from isometry.training.optimizer import with_layout_of
+from isometry.files import make_folder, read_tensors, remove_leftovers, write_tensors
+from isometry.training.identity import fingerprint, what_is_left
+from isometry.training.layout import with_layout_of
 from isometry.training.random_state import RandomState
-from isometry.training.recipe import Penalty, Recipe
+from isometry.training.recipe import Penalty
 
-__all__ = ["Checkpoint", "TrainingState", "checkpoint_files", "describe_training", "remove_damaged"]
+__all__ = ["Checkpoint", "TrainingState", "checkpoint_files", "locked", "remove_damaged"]
 
 _WAY_OUT = "Delete it or name another: train(..., checkpoint='other.safetensors')."
-
-_SAMPLED = 4096  # inputs that the fingerprint of the data covers
 
 
 @dataclass
@@ -97,10 +95,11 @@ class Checkpoint:
             os.replace(*checkpoint_files(self.path))
         write_tensors(self.path, state.tensors(), metadata)
 
-    def resume(self, state: TrainingState) -> None:
+    def resume(self, state: TrainingState) -> bool:
         """Set `state` to that of the file, or of the previous one where the file is damaged or missing.
 
-        Leaves `state` as it is where there is neither.
+        Leaves `state` as it is, and returns False, where there is neither. The present weights are those with which the
+        training began, or those that its interruption left in the same model, or those of the file.
 
         Raises:
             InvalidValueError: no file can be read, or they are of another training; the message names the settings that
@@ -117,7 +116,14 @@ class Checkpoint:
             except ValueError as error:
                 errors.append(str(error))
                 continue
+            recognized = self._recognize(state.model, tensors, metadata)
             self._check(path, metadata)
+            if recognized and int(metadata["done"]) == json.loads(self.identity)["epochs"]:
+                warnings.warn(
+                    f"train() found all {metadata['done']} epochs done in {path}, and this network is the one that they gave: "
+                    "nothing is trained. To train on from here, name another file: train(..., checkpoint='other.safetensors').",
+                    stacklevel=2,
+                )
             try:
                 state.restore(tensors)
             except (RuntimeError, KeyError, IndexError, ValueError) as error:
@@ -129,15 +135,35 @@ class Checkpoint:
                 text = f"train() goes on from {path}, after epoch {state.epochs}, because {errors[0]}."
                 warnings.warn(text, stacklevel=2)
                 self.path.unlink()  # or the next save would put it in the place of the one that is whole
-            return
+            return True
         if errors:
             raise InvalidValueError(f"found a checkpoint that cannot be read: {'; '.join(errors)}. {_WAY_OUT}")
+        return False
+
+    def _recognize(self, model: nn.Module, tensors: dict[str, Tensor], metadata: dict[str, str]) -> bool:
+        """Whether the present weights are later ones of the file's training; then its weights of the start become ours."""
+        theirs, ours = json.loads(metadata["training"]), json.loads(self.identity)
+        stored = [tensors.get(f"model.{name}") for name in model.state_dict()]
+        reached = {fingerprint(tensor for tensor in stored if tensor is not None)}
+        if (left := what_is_left(model)) is not None and left.began == theirs.get("weights"):
+            reached.add(left.weights)
+        if ours["weights"] not in reached or ours["weights"] == theirs.get("weights"):
+            return False
+        self.identity = json.dumps({**ours, "weights": theirs.get("weights")})
+        return True
 
     def _check(self, path: Path, metadata: dict[str, str]) -> None:
         """Raise an error that names `path` unless it is of this training, and no further than that goes."""
         theirs, ours = json.loads(metadata["training"]), json.loads(self.identity)
-        if metadata["training"] != self.identity:
-            different = sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key))
+        different = sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key))
+        if different == ["weights"]:
+            raise InvalidValueError(
+                f"found the checkpoint {path} of this training, but begun with other weights. To go on with it, build the "
+                "network with the weights that it had then, e.g. networks.build(name, seed=0), and call train() again: the "
+                "epochs that are done are read from the file. To begin a new training, name another file: "
+                "train(..., checkpoint='other.safetensors')."
+            )
+        if different:
             raise InvalidValueError(
                 f"found the checkpoint {path} of another training: it differs in {', '.join(different)}. {_WAY_OUT}"
             )
@@ -145,6 +171,24 @@ class Checkpoint:
             raise InvalidValueError(
                 f"found the checkpoint {path} after epoch {metadata['done']} of a training of {ours['epochs']}. {_WAY_OUT}"
             )
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a checkpoint, `<name>.lock`; an error says so where another training holds it."""
+    make_folder(path.parent)
+    lock = FileLock(f"{path}.lock", thread_local=False)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InvalidValueError(
+            f"found the checkpoint {path} in use by another training that is running. Wait until it ends, or name another: "
+            "train(..., checkpoint='other.safetensors')."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def checkpoint_files(path: Path) -> tuple[Path, Path]:
@@ -179,59 +223,3 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             f"{path} is no checkpoint of a training: its header lacks the training, its epochs or its steps"
         )
     return tensors, metadata
-
-
-def describe_training(
-    state: TrainingState,
-    recipe: Recipe,
-    data: Split,
-    *,
-    rates: Sequence[float],
-    augment: Callable[[Tensor], Tensor] | None,
-    seed: int,
-) -> str:
-    """Return what makes a training this one, as JSON: settings, starting weights, data, optimizer and penalty.
-
-    Args:
-        state: before the first step.
-        recipe: the settings.
-        data: inputs [N, ...] and targets [N].
-        rates: the initial learning rate of every group of the optimizer.
-        augment: the random change of every batch.
-        seed: of the random numbers.
-    """
-    settings = {name: value for name, value in asdict(recipe).items() if value is not None}
-    if recipe.regularizer is not None:
-        settings["regularizer"] = repr(recipe.regularizer)
-    groups = [
-        {key: value for key, value in group.items() if key not in ("params", "lr")}
-        for group in state.optimizer.param_groups
-    ]
-    count = len(data.inputs)
-    return json.dumps(
-        {
-            **settings,
-            "seed": seed,
-            "samples": count,
-            "data": _fingerprint([data.targets, data.inputs[:: max(1, count // _SAMPLED)]]),
-            "augment": None if augment is None else _without_address(repr(augment)),
-            "weights": _fingerprint(state.model.state_dict().values()),
-            "optimizer": [type(state.optimizer).__name__, list(rates), groups],
-            "penalty": None if state.penalty is None else state.penalty.identity(),
-        },
-        default=repr,
-    )
-
-
-def _without_address(text: str) -> str:
-    """Return the repr of an object without its memory address, so that it is the same in another process."""
-    return re.sub(r" at 0x[0-9a-f]+", "", text)
-
-
-def _fingerprint(tensors: Iterable[Tensor]) -> str:
-    """Return the CRC-32 checksum of the tensors' bytes."""
-    checksum = 0
-    for tensor in tensors:
-        content = tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
-        checksum = zlib.crc32(content, checksum)
-    return f"{checksum:08x}"

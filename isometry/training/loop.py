@@ -2,55 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from isometry.data import Data, Split
-from isometry.errors import signed
-from isometry.training.checkpoint import Checkpoint, TrainingState, describe_training
-from isometry.training.optimizer import build_sgd, check_optimizer, with_layout_of
+from isometry.data import Batches, Data, Split, read_data
+from isometry.data.nests import channels_last, count_samples
+from isometry.errors import InvalidTypeError, InvalidValueError, signed
+from isometry.networks.masks import refresh
+from isometry.training.checkpoint import Checkpoint, TrainingState, locked
+from isometry.training.epoch import Epoch
+from isometry.training.evaluation import like_outputs
+from isometry.training.identity import describe_training, note_what_is_left, warn_of_first_epoch
+from isometry.training.layout import channels_last_weights
+from isometry.training.objective import Loss, Metric, Objective, Totals
+from isometry.training.optimizer import build_sgd, check_optimizer
 from isometry.training.random_state import RandomState
 from isometry.training.recipe import PUBLISHED, Penalty, Recipe, Regularizer, Schedule
+from isometry.training.source import Source
 
-__all__ = ["Epoch", "train"]
+__all__ = ["train"]
 
 _CHECK_INTERVAL = 200  # steps between checks of the loss, each of which waits for the device
 
 
-@dataclass(frozen=True)
-class Epoch:
-    """Summary of one epoch of training.
-
-    Attributes:
-        number: from 1.
-        loss: mean cross-entropy over the epoch's batches, in train mode; nan or inf where training diverged.
-        accuracy: fraction of the epoch's training samples classified correctly, in train mode.
-        lr: learning rate.
-        steps: optimizer steps since the start of training.
-        seconds: wall-clock time of the epoch.
-        diverged: whether the loss or a parameter became nan or infinite; training ends with this epoch.
-    """
-
-    number: int
-    loss: float
-    accuracy: float
-    lr: float
-    steps: int
-    seconds: float
-    diverged: bool = False
-
-
+@signed("train")
 def train(
     model: nn.Module,
-    data: Data | Split | tuple[Tensor, Tensor],
+    data: Any,
     *,
     lr: float,
     epochs: int,
@@ -62,33 +48,43 @@ def train(
     epoch_steps: int | None = None,
     autocast: bool = False,
     regularizer: Regularizer | None = None,
+    loss: Loss | None = None,
+    metric: Metric | None = None,
     penalty: Penalty | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     seed: int = 0,
     checkpoint: str | os.PathLike[str] | None = None,
 ) -> Iterator[Epoch]:
-    """Train `model` in place by SGD on cross-entropy, yielding an `Epoch` after each epoch.
+    """Train `model` in place by SGD on cross-entropy, or another loss, yielding an `Epoch` after each epoch.
 
-    The data stay in memory and are moved to the model's device and dtype once; if a `Data` has an `augment`, it is
-    applied to every batch. Convolutions run in the channels-last layout. The order of the samples and everything else
-    that is random (dropout, crops) follow `seed` and leave the global generator alone. The model is in train mode
-    during an epoch and in eval mode between epochs and at the end. A training that diverges ends with an epoch of
-    `diverged=True`, not with an error. Scales of bounded BatchNorms are trained as `parameter_groups` says.
+    Tensors stay in memory and are moved to the model's device and dtype once; if a `Data` has an `augment`, it is applied to
+    every batch. Of an iterable of batches, an epoch is one pass: order, size and augmentation of the batches are its own.
+    Convolutions run in the channels-last layout, and between epochs the weights have their own layout again. Everything that
+    is random (the order of tensors, that of a DataLoader without a generator of its own, dropout, crops) follows `seed` and
+    leaves the global generator alone. The model is in train mode during an epoch and in eval mode between epochs and at the
+    end. A training that diverges ends with an epoch of `diverged=True`, not with an error. Scales of bounded BatchNorms are
+    trained as `parameter_groups` says.
 
     Args:
-        model: returns logits [B, K].
-        data: a `Data` (its training part is used), a `Split`, or (inputs [N, ...], targets [N]).
+        model: returns logits [B, K] or, for dense targets, [B, K, ...]; anything where a loss is passed. A batch of several
+            inputs, a tuple or a dict, is passed as positional or keyword arguments.
+        data: a `Data` or `Folder` (its training part is used), a `Split`, (inputs [N, ...], targets [N]), an iterable of
+            batches such as a DataLoader, see `isometry.data.Batches`, or a `torch.utils.data.Dataset` with a length.
         lr: initial learning rate.
         epochs: the largest number of passes over the data; a `penalty` may finish earlier.
-        batch_size: samples per step; the last incomplete batch of an epoch is used too.
+        batch_size: samples per step, of tensors and data sets; the last incomplete batch of an epoch is used too.
         momentum: of SGD.
         weight_decay: of SGD, on every parameter but the scales of bounded BatchNorms.
         schedule: multiplier of the rate by epoch, `Steps` or `Cosine`; None keeps the rate constant. The default is the
             published one, see `Steps`.
         nesterov: whether SGD uses Nesterov momentum.
-        epoch_steps: end every epoch after this many steps, for schedules shorter than a pass over the data.
+        epoch_steps: end every epoch after this many steps, for schedules shorter than a pass over the data, and for loaders
+            without an end.
         autocast: run the network in bfloat16 where torch considers that safe; weights and loss stay float32.
         regularizer: a `Regularizer`, for instance `isometry.KernOrth()`.
+        loss: any callable (outputs, targets) -> scalar, the mean over a batch; None means cross-entropy of classes [B], or
+            [B, ...], which refuses what is no classification. `metric` is called likewise, and only looked at.
+        metric: any callable (outputs, targets) -> number, reported as `Epoch.metric`.
         penalty: what a pruner adds to the loss and its gradients.
         optimizer: an optimizer of this model's parameters (see `isometry.surgery.transfer_optimizer_state`) to use
             instead of a new SGD; its own rates are multiplied by the schedule while it trains, and lr, momentum and
@@ -96,39 +92,63 @@ def train(
         seed: of the order of the samples and of everything else that is random.
         checkpoint: a file that is written after every epoch and from which an interrupted training resumes: only the
             epochs not yet done are yielded. An epoch is written when the next one is requested, so that whatever the
-            caller does with an epoch is finished before the epoch counts as done.
+            caller does with an epoch is finished before the epoch counts as done. Calling `train` again resumes with a
+            model built anew, and with the one that the interruption left. The order of a DataLoader is restored with its
+            generators; a warning says where a loader's order cannot be. While it trains, `<checkpoint>.lock` is locked.
 
     Yields:
         `Epoch`.
 
     Raises:
-        ValueError: empty data, inputs and targets of different length, no trainable parameter, non-positive numbers,
-            an optimizer of other parameters, or a checkpoint of another training.
+        ValueError, TypeError: empty data, inputs and targets of different length, no trainable parameter, non-positive
+            numbers, an optimizer of other parameters, a checkpoint of another training, or in use by one; cross-entropy of
+            what is no classification; a loss that fails, is no scalar or not differentiable; an iterator for several epochs;
+            a loader that is empty, ends early or changes its entries or shapes.
     """
-    split = data.train if isinstance(data, Data) else Split(*data)
+    if not isinstance(model, nn.Module):
+        raise InvalidTypeError(
+            f"got {type(model).__name__} as model; it takes a torch.nn.Module, e.g. train(model, data, lr=0.01, epochs=10)."
+        )
+    batches = read_data(data, batch_size=batch_size, shuffle=True)
     augment = data.augment if isinstance(data, Data) else None
     steps = 1 if epoch_steps is None else epoch_steps
-    _check(model, split, lr=lr, epochs=epochs, batch_size=batch_size, epoch_steps=steps)
+    _check(model, batches, lr=lr, epochs=epochs, batch_size=batch_size, epoch_steps=steps)
     if optimizer is not None:
         check_optimizer(model, optimizer)
     recipe = Recipe(
-        lr, epochs, batch_size, momentum, weight_decay, schedule, nesterov, epoch_steps, autocast, regularizer
+        lr,
+        epochs,
+        batch_size,
+        momentum,
+        weight_decay,
+        schedule,
+        nesterov,
+        epoch_steps,
+        autocast,
+        regularizer,
+        loss,
+        metric,
     )
-    loop = _Loop(model, split, recipe, penalty=penalty, optimizer=optimizer, augment=augment, seed=seed)
+    loop = _Loop(model, batches, recipe, penalty=penalty, optimizer=optimizer, augment=augment, seed=seed)
     return loop.run(None if checkpoint is None else Path(checkpoint))
 
 
-def _check(model: nn.Module, split: Split, **positive: float) -> None:
-    if not len(split.inputs) or len(split.inputs) != len(split.targets):
-        raise ValueError(
-            f"train() got {len(split.inputs)} inputs and {len(split.targets)} targets; it takes one target per input and at "
-            "least one of both, e.g. train(model, isometry.data.load('digits'), lr=0.01, epochs=10)."
+def _check(model: nn.Module, data: Split | Batches, *, epochs: int, **positive: float) -> None:
+    if isinstance(data, Split) and not count_samples(data.inputs):
+        raise InvalidValueError(
+            "got 0 inputs; it takes at least one, with its target, e.g. train(model, isometry.data.load('digits'), lr=0.01, "
+            "epochs=10)."
         )
-    for name, value in positive.items():
+    for name, value in {**positive, "epochs": epochs}.items():
         if not value > 0:
-            raise ValueError(f"train() got {name}={value}; it takes a positive number, e.g. lr=0.01, epochs=10.")
+            raise InvalidValueError(f"got {name}={value}; it takes a positive number, e.g. lr=0.01, epochs=10.")
+    if isinstance(data, Batches) and data.is_read_once and epochs > 1:
+        raise InvalidValueError(
+            f"got an iterator ({type(data.source).__name__}), which can be read once, for {epochs} epochs. Pass a loader, or a "
+            "list of batches, e.g. data=list(batches)."
+        )
     if not any(p.requires_grad for p in model.parameters()):
-        raise ValueError("train() got a model without trainable parameters; call model.requires_grad_(True) first.")
+        raise InvalidValueError("got a model without trainable parameters; call model.requires_grad_(True) first.")
 
 
 class _Loop:
@@ -137,7 +157,7 @@ class _Loop:
     def __init__(
         self,
         model: nn.Module,
-        split: Split,
+        data: Split | Batches,
         recipe: Recipe,
         *,
         penalty: Penalty | None,
@@ -146,42 +166,56 @@ class _Loop:
         seed: int,
     ) -> None:
         first = next(p for p in model.parameters() if p.requires_grad)
-        dtype = first.dtype if split.inputs.is_floating_point() else None
-        self.data = Split(split.inputs.to(first.device, dtype), split.targets.to(first.device))
+        self.source = Source(data, first.device, first.dtype)
         self.recipe, self.augment, self.seed = recipe, augment, seed
-        self.channels_last = any(isinstance(module, nn.Conv2d) for module in model.modules())
-        if self.channels_last:
-            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.objective = Objective(recipe.loss, recipe.metric)
         optimizer = optimizer or build_sgd(model, recipe)
-        for p, entries in optimizer.state.items():
-            entries |= {key: with_layout_of(p, value) for key, value in entries.items()}
         self.rates = [group["lr"] for group in optimizer.param_groups]
-        self.state = TrainingState(model, optimizer, RandomState(seed, first.device), penalty)
+        self.state = TrainingState(model, optimizer, RandomState(seed, first.device, self.source.generators()), penalty)
 
     def run(self, path: Path | None) -> Iterator[Epoch]:
         """Yield the epochs not yet done; keep a checkpoint at `path`."""
         state, diverged = self.state, False
-        checkpoint = None if path is None else self.resumed(path)
-        try:
-            while state.epochs < self.recipe.epochs and not diverged and not self.finished():
-                epoch = self.epoch(state.epochs + 1)
-                diverged = epoch.diverged
-                yield epoch
-                state.epochs += 1
-                if checkpoint is not None and not diverged:
-                    checkpoint.save(state)
-        finally:
-            self.multiply_rates(1.0)
-            state.model.eval()
+        with contextlib.ExitStack() as held:
+            checkpoint = None
+            if path is not None:
+                with signed("train"):
+                    held.enter_context(locked(path))
+                    checkpoint = self.resumed(path)
+            try:
+                while state.epochs < self.recipe.epochs and not diverged and not self.finished():
+                    with signed("train"):
+                        epoch = self.epoch(state.epochs + 1)
+                    diverged = epoch.diverged
+                    yield epoch
+                    state.epochs += 1
+                    if checkpoint is not None and not diverged:
+                        checkpoint.save(state)
+            finally:
+                self.multiply_rates(1.0)
+                state.model.eval()
+                if checkpoint is not None:
+                    note_what_is_left(state.model, checkpoint.path, checkpoint.identity)
 
-    @signed("train")
     def resumed(self, path: Path) -> Checkpoint:
         """Return this training's checkpoint at `path`, after setting the state to what it holds."""
+        state = self.state
         identity = describe_training(
-            self.state, self.recipe, self.data, rates=self.rates, augment=self.augment, seed=self.seed
+            state.model,
+            state.optimizer,
+            state.penalty,
+            self.recipe,
+            self.source.data,
+            rates=self.rates,
+            augment=self.augment,
+            seed=self.seed,
         )
         checkpoint = Checkpoint(path, identity)
-        checkpoint.resume(self.state)
+        if checkpoint.resume(state):
+            if state.epochs < self.recipe.epochs:
+                self.source.warn_of_lost_order(state.epochs)
+        else:
+            warn_of_first_epoch(state.model, path)
         return checkpoint
 
     def finished(self) -> bool:
@@ -196,42 +230,49 @@ class _Loop:
     def epoch(self, number: int) -> Epoch:
         """Train for one epoch."""
         start = time.perf_counter()
-        recipe, state, (inputs, targets) = self.recipe, self.state, self.data
+        recipe, state = self.recipe, self.state
         multiplier = recipe.schedule(number, recipe.epochs) if recipe.schedule else 1.0
         self.multiply_rates(multiplier)
-        order = state.random.permutation(len(inputs)).to(inputs.device)
-        loss_sum, correct = (torch.zeros((), device=inputs.device) for _ in range(2))
-        seen = 0
+        totals = Totals(self.objective, self.source.device)
         state.model.train()
-        with state.random.active():
-            for batch in order.split(recipe.batch_size)[: recipe.epoch_steps]:
+        with channels_last_weights(state.model, state.optimizer) as self.channels_last, state.random.active():
+            for inputs, targets in self.source.batches(recipe, state.random):
                 if self.finished():
                     break
-                logits, loss = self.step(inputs[batch], targets[batch])
-                loss_sum += loss * len(batch)
-                correct += (logits.argmax(1) == targets[batch]).sum()
-                seen += len(batch)
+                self.step(inputs, targets, totals)
                 state.steps += 1
-                if state.steps % _CHECK_INTERVAL == 0 and not math.isfinite(float(loss_sum)):
+                if state.steps % _CHECK_INTERVAL == 0 and not math.isfinite(float(totals.loss)):
                     break
         state.model.eval()
+        refresh(state.model)  # the masked weights that the last step left; a graph on them would forbid copies
         # The loss of the last step does not show what that step did to the parameters.
         finite = all(bool(torch.isfinite(p).all()) for p in state.model.parameters() if p.requires_grad)
-        diverged = not finite or not math.isfinite(float(loss_sum))
-        mean_loss, accuracy, seconds = float(loss_sum) / seen, float(correct) / seen, time.perf_counter() - start
-        return Epoch(number, mean_loss, accuracy, self.rates[0] * multiplier, state.steps, seconds, diverged)
+        mean_loss = float(totals.loss) / totals.samples
+        return Epoch(
+            number,
+            mean_loss,
+            totals.mean_accuracy,
+            self.rates[0] * multiplier,
+            state.steps,
+            time.perf_counter() - start,
+            not finite or not math.isfinite(mean_loss),
+            totals.mean_metric,
+        )
 
-    def step(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Take one optimizer step on inputs [B, ...] and targets [B]; return logits [B, K] and cross-entropy."""
+    def step(self, inputs: Any, targets: Any, totals: Totals) -> None:
+        """Take one optimizer step on inputs [B, ...] and targets [B, ...], and count them."""
         recipe, model, optimizer, penalty = self.recipe, self.state.model, self.state.optimizer, self.state.penalty
         number = self.state.steps
         if self.augment is not None:
             inputs = self.augment(inputs)
-        if self.channels_last and inputs.ndim == 4:
-            inputs = inputs.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=recipe.autocast):
-            logits = model(inputs)
-        loss = total = F.cross_entropy(logits.float() if recipe.autocast else logits, targets)
+        if self.channels_last:
+            inputs = channels_last(inputs)
+        with torch.autocast(self.source.device.type, dtype=torch.bfloat16, enabled=recipe.autocast):
+            outputs = self.source.outputs(model, inputs)
+        if recipe.autocast and isinstance(outputs, Tensor):
+            outputs = outputs.float()
+        targets = like_outputs(targets, outputs)
+        loss = total = self.objective(outputs, targets)
         if recipe.regularizer is not None:
             total = total + recipe.regularizer.loss(model)
         if penalty is not None and (extra := penalty.loss(number)) is not None:
@@ -245,4 +286,4 @@ class _Loop:
             penalty.project(number)
         if recipe.regularizer is not None:
             recipe.regularizer.project(model)
-        return logits.detach(), loss.detach()
+        totals.add(outputs, targets, loss.detach(), count_samples(inputs))

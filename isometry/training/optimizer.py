@@ -1,16 +1,17 @@
-"""The optimizer of a training: its parameter groups, its construction, the memory layout of its state."""
+"""The optimizer of a training: its parameter groups, its construction."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from isometry.errors import InvalidTypeError, InvalidValueError
 from isometry.networks.bounded import BOUNDED
 from isometry.training.recipe import Recipe
 
-__all__ = ["build_sgd", "check_optimizer", "parameter_groups", "with_layout_of"]
+__all__ = ["build_sgd", "check_optimizer", "parameter_groups"]
 
 _SCALE_RATE = 10.0
 
@@ -52,22 +53,18 @@ def build_sgd(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Raise a ValueError unless the optimizer has every trainable parameter of the model."""
+    """Raise an error unless this is an optimizer that has every trainable parameter of the model."""
+    if not hasattr(optimizer, "param_groups") or isinstance(optimizer, type):
+        name = optimizer.__name__ if isinstance(optimizer, type) else type(optimizer).__name__
+        raise InvalidTypeError(
+            f"got {name} as optimizer; it takes an optimizer of this model's parameters, e.g. "
+            "optimizer=torch.optim.Adam(model.parameters(), lr=1e-3)."
+        )
     trainable = {id(p) for p in model.parameters() if p.requires_grad}
     optimized = {id(p) for group in optimizer.param_groups for p in group["params"]}
     if trainable - optimized:
-        raise ValueError(
-            f"train() got an optimizer that holds {len(trainable & optimized)} of the model's {len(trainable)} trainable "
+        raise InvalidValueError(
+            f"got an optimizer that holds {len(trainable & optimized)} of the model's {len(trainable)} trainable "
             "parameters: it was made for another network, or for this one before surgery. Transfer its state: "
             "isometry.surgery.transfer_optimizer_state(optimizer, model, pruned), or leave optimizer out."
         )
-
-
-def with_layout_of(parameter: Tensor, value: Any) -> Any:
-    """Return a state tensor of a parameter's shape in that parameter's memory layout; any other value as it is.
-
-    Fused kernels read parameters and state in the order of memory, which must therefore be the same.
-    """
-    if not isinstance(value, Tensor) or value.shape != parameter.shape:
-        return value
-    return torch.empty_like(parameter, dtype=value.dtype).copy_(value)

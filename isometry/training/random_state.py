@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -20,9 +20,11 @@ class RandomState:
     Args:
         seed: of all of them.
         device: where the network is; on "cuda" the state of that device's generator is swapped too.
+        others: generators of the user's, those of a loader for instance, whose states are kept with the others.
     """
 
-    def __init__(self, seed: int, device: torch.device) -> None:
+    def __init__(self, seed: int, device: torch.device, others: Mapping[str, torch.Generator] | None = None) -> None:
+        self._others = dict(others or {})
         self._device = device if device.type == "cuda" else None
         self._order = torch.Generator().manual_seed(seed)
         with self._forked():
@@ -49,11 +51,16 @@ class RandomState:
 
     def state(self) -> dict[str, Tensor]:
         """Return the state of every generator by name, as bytes."""
-        return {"order": self._order.get_state()} | {f"noise.{name}": state for name, state in self._global.items()}
+        others = {f"other.{name}": generator.get_state() for name, generator in self._others.items()}
+        noise = {f"noise.{name}": state for name, state in self._global.items()}
+        return {"order": self._order.get_state()} | noise | others
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Set the generators to what `state` returned; one that is missing there, of another device, stays as it is."""
         self._order.set_state(state["order"])
+        for name, generator in self._others.items():
+            if f"other.{name}" in state:
+                generator.set_state(state[f"other.{name}"])
         self._global = {name: state.get(f"noise.{name}", own) for name, own in self._global.items()}
 
     def _forked(self) -> contextlib.AbstractContextManager[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -82,7 +83,11 @@ class Regularizer:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train: the arguments of `isometry.train` of the same names and defaults, as one value."""
+    """How to train: the arguments of `isometry.train` of the same names and defaults, as one value.
+
+    A loss or metric of your own should be a function of a module: then the recipe can be sent to another process, and a
+    checkpoint or a trial knows it by its name and code.
+    """
 
     lr: float
     epochs: int
@@ -94,6 +99,8 @@ class Recipe:
     epoch_steps: int | None = None
     autocast: bool = False
     regularizer: Regularizer | None = None
+    loss: Callable[[Any, Any], Tensor] | None = None
+    metric: Callable[[Any, Any], Any] | None = None
 
     def arguments(self) -> dict[str, Any]:
         """Return the recipe as keyword arguments of `train`."""

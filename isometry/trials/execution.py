@@ -21,9 +21,10 @@ import torch
 from filelock import FileLock, Timeout
 
 from isometry.files import make_folder, remove_leftovers, write
+from isometry.measurement.measuring import interrupts_raised
 from isometry.trials.record import find, write_record
+from isometry.trials.resumption import remove_checkpoints
 from isometry.trials.stage import ROWS_FILE, Stage
-from isometry.trials.stages import remove_checkpoints
 
 __all__ = ["ERROR_FILE", "Job", "Outcome", "execute", "record_failure", "was_started"]
 
@@ -42,6 +43,7 @@ class Job(NamedTuple):
         device: where networks live.
         weights: whether the network of a fine-tuning is kept.
         parent: the process that runs all trials.
+        progress: whether trainings show a bar of their own; None: in terminals and notebooks.
     """
 
     stage: Stage
@@ -49,6 +51,7 @@ class Job(NamedTuple):
     device: str
     weights: bool
     parent: int
+    progress: bool | None = False
 
     @property
     def folder(self) -> Path:
@@ -91,6 +94,7 @@ def execute(job: Job) -> Outcome:
     return Outcome(job.stage.folder, error, tuple((str(note.message), note.category) for note in caught))
 
 
+@interrupts_raised()
 def _compute(job: Job) -> None:
     folder, stage = job.folder, job.stage
     remove_leftovers(folder)
@@ -99,7 +103,7 @@ def _compute(job: Job) -> None:
     (folder / _RUNNING).touch()
     write(folder / "settings.json", json.dumps(stage.settings, indent=1))
     start = time.perf_counter()
-    rows = stage.execute(job.runs, job.device, weights=job.weights)
+    rows = stage.execute(job.runs, job.device, weights=job.weights, progress=job.progress)
     write(folder / ROWS_FILE, pd.DataFrame(rows).to_csv(index=False))
     write_record(stage, job.runs, time.perf_counter() - start)
     remove_checkpoints(folder)

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
 from isometry.trials.script import format_spread
 
-__all__ = ["add_steps_spent", "before_finetuning", "last_epoch", "name_methods", "percent", "texts_before"]
+__all__ = [
+    "add_steps_spent",
+    "before_finetuning",
+    "gains",
+    "last_epoch",
+    "name_methods",
+    "percent",
+    "shortfall_by_jsv",
+    "texts_before",
+]
 
 _JSV_COLUMNS = {"mean JSV": ("mean_jsv", 3), "std": ("std_jsv", 3), "condition number": ("condition_number", 0)}
 
@@ -58,3 +68,43 @@ def add_steps_spent(rows: pd.DataFrame) -> pd.DataFrame:
     total = rows.groupby("trial")["steps"].transform("max")
     most = total.groupby(rows["network"]).transform("max")
     return rows.assign(spent=rows["steps"].fillna(0) + (most - total).fillna(0))
+
+
+def shortfall_by_jsv(table: pd.DataFrame) -> pd.DataFrame:
+    """Return how many points trials end behind the best of their cell, by ratio of the mean JSV to the dense one's and by rate.
+
+    A cell is a network, ratio, rate and seed; a training that diverged ends at 0. Median and quartiles as text.
+
+    Args:
+        table: one row per trial with these columns, `jsv_ratio`, `accuracy` and `diverged`.
+    """
+    rows = table.assign(outcome=100 * table["accuracy"].where(~table["diverged"], 0.0))
+    behind = rows.groupby(["network", "ratio", "lr", "seed"])["outcome"].transform("max") - rows["outcome"]
+    bins = pd.cut(rows["jsv_ratio"], [0, 0.001, 0.01, 0.1, 0.5, 2, math.inf], include_lowest=True)
+    lines = []
+    for bin_, group in behind.groupby(bins, observed=True):
+        line = {"mean JSV / dense": f"{max(bin_.left, 0):g} to {bin_.right:g}", "trials": len(group)}
+        for lr, values in group.groupby(rows["lr"]):
+            low, middle, high = (f"{q:.1f}" for q in values.quantile([0.25, 0.5, 0.75]))
+            line[f"points behind, lr {lr:g}"] = f"{middle} ({low} to {high})"
+        lines.append(line)
+    return pd.DataFrame(lines).fillna("")
+
+
+def gains(table: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
+    """Return how many points a method ends ahead of another in the same cells, by rate: median, and in how many cells it is.
+
+    Args:
+        table: as `shortfall_by_jsv` takes it, with the column `method`.
+        pairs: (method, the one it is compared with).
+    """
+    rows = table.assign(outcome=100 * table["accuracy"].where(~table["diverged"], 0.0))
+    wide = rows.pivot(index=["network", "ratio", "lr", "seed"], columns="method", values="outcome")
+    lines = []
+    for first, second in pairs:
+        ahead = (wide[first] - wide[second]).dropna()
+        line = {"points ahead": f"{first} over {second}"}
+        for lr, values in ahead.groupby(level="lr"):
+            line[f"lr {lr:g}"] = f"{values.median():.1f}, in {(values > 0).sum()} of {len(values)}"
+        lines.append(line)
+    return pd.DataFrame(lines)

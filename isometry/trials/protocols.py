@@ -8,7 +8,7 @@ from typing import Any
 import isometry
 from isometry.training.recipe import Recipe, Steps
 
-__all__ = ["cifar_methods"]
+__all__ = ["cifar_methods", "growing", "predictor_methods"]
 
 
 def cifar_methods(schedule: str, budget: int = 400) -> list[tuple[isometry.Pruner, str | None, Recipe | None]]:
@@ -49,4 +49,45 @@ def cifar_methods(schedule: str, budget: int = 400) -> list[tuple[isometry.Prune
         *([] if quick else [(tpp, None, trained)]),
         (isometry.Slimming(strength=slimming, **sparse), None, trained),
         (isometry.RecedingBN(strength=receding, shift=0.0, **sparse), None, trained),
+    ]
+
+
+def growing(steps: int, settle: int, *, batch_size: int, weight_decay: float = 5e-4) -> dict[str, Any]:
+    """Return settings of `GReg` and `TPP` for short schedules, of any length, that pull alike on the weights to be removed.
+
+    The sum of lr x strength / (1 - momentum) over all steps is 7.7: the weights shrink by exp(-7.7), as in `cifar_methods`.
+
+    Args:
+        steps: of training before removal.
+        settle: how many of them follow the growth.
+        batch_size: of the training.
+        weight_decay: of the training.
+    """
+    ceiling = 7.7 / (1e-2 * (steps + settle) / 2)
+    delta = ceiling / (steps - settle)
+    return {"delta": delta, "interval": 1, "ceiling": ceiling, "stabilize": settle, "batch_size": batch_size,
+            "weight_decay": weight_decay}  # fmt: skip
+
+
+def predictor_methods(network: str, *, quick: bool = False) -> list[tuple[isometry.Pruner, str | None]]:
+    """Return (pruner, repair) of the methods whose networks are compared before and after one and the same fine-tuning.
+
+    Args:
+        network: mlp-7-linear has the oracle in place of OrthP; conv-4 and resnet-20, which have BatchNorm, have Slimming, too.
+        quick: take few steps.
+    """
+    resnet, exact = network == "resnet-20", "oracle" if network == "mlp-7-linear" else "orthp"
+    steps, settle, batch = (100, 28, 128) if resnet or quick else (600, 100, 64)
+    grow = growing(steps, settle, batch_size=batch, weight_decay=1e-4)
+    sparse: dict[str, Any] = {"epochs": 4, "epoch_steps": 25 if resnet else 50, "lr": 1e-2, "batch_size": batch}
+    return [
+        (isometry.L1(), None),
+        (isometry.L1(), "reconstruct"),
+        (isometry.L1(), exact),
+        (isometry.TPP(**grow, zero_out=1), None),
+        (isometry.GReg(**grow), None),
+        (isometry.Random(), None),
+        (isometry.Random(), "reconstruct"),
+        (isometry.Random(), exact),
+        *([(isometry.Slimming(strength=1e-2, **sparse), None)] if network in ("conv-4", "resnet-20") else []),
     ]

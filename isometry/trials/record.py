@@ -111,12 +111,13 @@ def _find_unreadable(stage: Stage, folder: Path) -> str | None:
     return None if whole else f"{folder / ROWS_FILE} has no rows"
 
 
-def warn_of_versions(records: Iterable[Mapping[str, Any]], runs: Path, *, computing: bool) -> None:
+def warn_of_versions(records: Iterable[Mapping[str, Any]], runs: Path, verb: str, *, computing: bool) -> None:
     """Warn once where results in a folder are of several versions, or of one that wrote no digests.
 
     Args:
         records: of the stages that were finished before.
         runs: the folder of all stages.
+        verb: the public function that the user called.
         computing: whether stages will be added by the present version.
     """
     records = list(records)
@@ -128,19 +129,19 @@ def warn_of_versions(records: Iterable[Mapping[str, Any]], runs: Path, *, comput
     ]
     if mixed:
         warnings.warn(
-            f"run() got the folder {runs}, whose results are of several versions: {'; '.join(mixed)}. Numbers may differ "
-            "between versions; compute all with one in a new folder, e.g. run(trials, 'runs-2').",
-            stacklevel=3,
+            f"{verb}() got the folder {runs}, whose results are of several versions: {'; '.join(mixed)}. Numbers may differ "
+            "between versions; compute all with one in a new folder, e.g. 'runs-2'.",
+            stacklevel=4,
         )
     if old := [record for record in records if "files" not in record]:
         warnings.warn(
-            f"run() got the folder {runs}, where {len(old)} stages are of an isometry that wrote no digests; that their files can "
-            "be read is all that was checked. Compute them again in a new folder, e.g. run(trials, 'runs-2').",
-            stacklevel=3,
+            f"{verb}() got the folder {runs}, where {len(old)} stages are of an isometry that wrote no digests; that their files can "
+            "be read is all that was checked. Compute them again in a new folder, e.g. 'runs-2'.",
+            stacklevel=4,
         )
 
 
-def warn_of_damage(damages: Iterable[str]) -> None:
+def warn_of_damage(damages: Iterable[str], verb: str) -> None:
     """Warn once of what is damaged and computed again."""
     if found := list(damages):
-        warnings.warn(f"run() computes again what is damaged: {join_names(found)}.", stacklevel=3)
+        warnings.warn(f"{verb}() computes again what is damaged: {join_names(found)}.", stacklevel=4)

@@ -10,12 +10,12 @@ from torch import nn
 from isometry.data import Data
 from isometry.measurement import measure
 from isometry.training.evaluation import evaluate
+from isometry.trials.dataset import MEASURED
 from isometry.trials.trial import Trial
 
 __all__ = ["Row", "measure_row"]
 
 Row = dict[str, Any]
-_MEASURED = 64
 _STATISTICS = ("mean_jsv", "sem", "std_jsv", "max_jsv", "min_jsv", "condition_number", "isometry_gap")
 
 
@@ -33,9 +33,10 @@ def measure_row(trial: Trial, model: nn.Module, data: Data, phase: str, epoch: i
     row: Row = {"phase": phase, "epoch": epoch, "diverged": diverged}
     if diverged:
         return row
-    result = evaluate(model, data.test, autocast=trial.autocast)
+    result = evaluate(model, data.test, **trial.objective, autocast=trial.autocast)
     if not math.isfinite(result.loss):  # weights still finite, but too large
         return row | {"diverged": True}
-    report = measure(model, data.train.inputs[:_MEASURED], progress=False)
+    report = measure(model, trial.example_inputs(MEASURED), progress=False)
     row |= {"accuracy": result.accuracy, "loss": result.loss, **{name: getattr(report, name) for name in _STATISTICS}}
+    row |= {"metric": result.metric} if "metric" in trial.objective else {}
     return row | {"parameters": sum(p.numel() for p in model.parameters())}

@@ -5,25 +5,28 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import joblib
 import pandas as pd
 from tqdm.auto import tqdm
 
+from isometry.errors import signed
 from isometry.files import check_writable
 from isometry.trials.execution import Job, Outcome, execute, record_failure, was_started
 from isometry.trials.record import find, warn_of_damage, warn_of_versions
+from isometry.trials.resumption import remove_checkpoints
 from isometry.trials.stage import ROWS_FILE, Stage
-from isometry.trials.stages import plan_stages, remove_checkpoints
+from isometry.trials.stages import plan_stages
 from isometry.trials.trial import Trial
 
-__all__ = ["run"]
+__all__ = ["Manner", "run", "run_tables"]
 
 _START_ATTEMPTS = 3  # how often workers may die before they start anything
 
@@ -75,43 +78,78 @@ def run(
         raise ValueError(
             f"run() got keep={keep!r}; it takes None or 'weights', e.g. run(trials, 'runs', keep='weights')."
         )
-    folder, weights = Path(folder), keep == "weights"
-    chains = [plan_stages(trial) for trial in trials]
-    stages = {stage.folder: stage for chain in chains for stage in chain}
+    how = Manner(Path(folder), jobs, device, progress, keep == "weights")
+    return pd.concat(run_tables(trials, how, "run"), ignore_index=True)
+
+
+class Manner(NamedTuple):
+    """How trials are run; see `run`. Errors name no file in a folder that is temporary."""
+
+    folder: Path
+    jobs: int | None = None
+    device: str = "cpu"
+    progress: bool | None = None
+    weights: bool = False
+    temporary: bool = False
+
+
+def run_tables(trials: Sequence[Trial], manner: Manner, verb: str) -> list[pd.DataFrame]:
+    """Run trials, each of their stages once, and return the rows of every trial.
+
+    Args:
+        trials: what to run.
+        manner: how.
+        verb: the public function that the user called, for warnings.
+    """
+    folder, device, weights = manner.folder, manner.device, manner.weights
+    with signed(verb):  # what stages raise is signed by the verb that raises it
+        chains = [plan_stages(trial) for trial in trials]
+        stages = {stage.folder: stage for chain in chains for stage in chain}
     found = {name: find(stage, folder, weights=weights) for name, stage in stages.items()}
     waiting = {name: stage for name, stage in stages.items() if found[name].record is None}
-    warn_of_damage(finding.damage for finding in found.values() if finding.damage is not None)
+    warn_of_damage((finding.damage for finding in found.values() if finding.damage is not None), verb)
     records = [finding.record for finding in found.values() if finding.record is not None]
-    warn_of_versions(records, folder, computing=bool(waiting))
+    warn_of_versions(records, folder, verb, computing=bool(waiting))
     for name in stages.keys() - waiting.keys():
         with contextlib.suppress(OSError):  # left over where a run was killed just after it had finished the stage
             remove_checkpoints(folder / name)
     if waiting:
         check_writable(folder)
-    jobs = jobs or (os.cpu_count() if device == "cpu" else 1) or 1
-    work = {name: Job(stage, folder, device, weights, os.getpid()) for name, stage in waiting.items()}
+    jobs = manner.jobs or (os.cpu_count() if device == "cpu" else 1) or 1
+    shown = manner.progress if jobs == 1 else False  # bars of several processes would overwrite each other
+    work = {name: Job(stage, folder, device, weights, os.getpid(), shown) for name, stage in waiting.items()}
+    errors = _run_stages(work, jobs, manner.progress, done=len(records))
+    if manner.temporary:
+        errors = {name: re.sub(r" \(see [^()]*\)$", "", text) for name, text in errors.items()}
+    names = Counter(trial.key for trial in {chain[-1].folder: chain[-1].trial for chain in chains}.values())
+    tables = [_table(chain, folder, errors, unique=names[chain[-1].trial.key] == 1) for chain in chains]
+    _warn_of_failures(trials, chains, errors, verb)
+    return tables
+
+
+def _run_stages(work: Mapping[str, Job], jobs: int, progress: bool | None, *, done: int) -> dict[str, str]:
+    """Execute all stages behind a progress bar; return {folder: error} of those that failed."""
     errors: dict[str, str] = {}
     hidden = None if progress is None else not progress
-    with tqdm(total=len(stages), initial=len(records), unit="stage", desc="trials", disable=hidden) as bar:
+    with tqdm(total=done + len(work), initial=done, unit="stage", desc="trials", disable=hidden) as bar:
         for outcome in _execute_all(work, jobs, errors):
             bar.update()
             bar.set_postfix_str(outcome.folder)
             for text, category in outcome.notes:
-                warnings.warn(text, category, stacklevel=2)
-    names = Counter(trial.key for trial in {chain[-1].folder: chain[-1].trial for chain in chains}.values())
-    tables = [_table(chain, folder, errors, unique=names[chain[-1].trial.key] == 1) for chain in chains]
-    _warn_of_failures(trials, chains, errors)
-    return pd.concat(tables, ignore_index=True)
+                warnings.warn(text, category, stacklevel=4)
+    return errors
 
 
-def _warn_of_failures(trials: Sequence[Trial], chains: Sequence[list[Stage]], errors: Mapping[str, str]) -> None:
+def _warn_of_failures(
+    trials: Sequence[Trial], chains: Sequence[list[Stage]], errors: Mapping[str, str], verb: str
+) -> None:
     failed = [trial for trial, chain in zip(trials, chains, strict=True) if any(s.folder in errors for s in chain)]
     if failed:
         texts = list(dict.fromkeys(errors.values()))
         warnings.warn(
-            f"run() finished {len(trials) - len(failed)} of {len(trials)} trials. Failed: {'; '.join(texts[:5])}"
+            f"{verb}() finished {len(trials) - len(failed)} of {len(trials)} trials. Failed: {'; '.join(texts[:5])}"
             f"{f' and {len(texts) - 5} more' if len(texts) > 5 else ''}. Call it again to try them again.",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
@@ -192,8 +230,8 @@ def _table(chain: list[Stage], runs: Path, errors: Mapping[str, str], *, unique:
     trial = chain[-1].trial
     columns: dict[str, Any] = {
         "trial": trial.key if unique else f"{trial.key}-{chain[-1].folder[-8:]}",
-        "network": trial.network,
-        "dataset": trial.dataset,
+        "network": trial.network_name,
+        "dataset": trial.dataset_name,
         "pruner": trial.pruner_name,
         "ratio": trial.ratio,
         "repair": trial.repair or "none",

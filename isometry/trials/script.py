@@ -25,7 +25,9 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
+from isometry.errors import join_names
 from isometry.files import check_writable, markdown, software, write, write_table
+from isometry.measurement.measuring import interrupts_raised
 from isometry.trials.provenance import describe_origin
 from isometry.trials.runner import run
 from isometry.trials.trial import Trial
@@ -58,13 +60,13 @@ def positive(text: str) -> int:
 
 
 def ratio(text: str) -> float:
-    """Return a command line value as a fraction of units removed, from 0 to below 1."""
+    """Return a command line value as a fraction of units removed, above 0 and below 1."""
     try:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"got {text}; it takes a fraction removed, from 0 to below 1, e.g. 0.5")
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"got {text}; it takes a fraction removed, above 0 and below 1, e.g. 0.5")
     return value
 
 
@@ -79,30 +81,66 @@ def build_parser(
         ratios: default ratios; none leaves out `--ratios`.
         device: whether `--device` is taken.
     """
-    parser = argparse.ArgumentParser(description=(doc or "").split("\n")[0])
+    parser = argparse.ArgumentParser(description=(doc or "").split("\n")[0], formatter_class=_Help)
     parser.add_argument("--quick", action="store_true", help="a tiny version, to see that everything runs")
     parser.add_argument("--redraw", action="store_true", help="draw from the written table, computing nothing")
     if seeds is not None:
-        parser.add_argument("--seeds", type=positive, default=seeds, help=f"number of seeds, default {seeds}")
-        parser.add_argument("--jobs", type=positive, help="processes; default: the number of cores, 1 on a GPU")
+        parser.add_argument("--seeds", type=positive, default=seeds, help="number of seeds")
+        parser.add_argument("--jobs", type=positive, help="processes (default: the number of cores, 1 on a GPU)")
     if ratios:
-        parser.add_argument("--ratios", type=ratio, nargs="+", default=list(ratios), help="fractions of units removed")
+        parser.add_argument(
+            "--ratios", type=ratio, nargs="+", default=list(ratios), help="fractions of units removed, each once"
+        )
     if device:
-        parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+        parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where networks live")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where trials keep their state")
-    parser.add_argument("--out", type=Path, help="where table and figure are written; default: a folder in --runs")
+    parser.add_argument("--out", type=Path, help="where table and figure are written (default: a folder in --runs)")
     return parser
 
 
-def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Return the command line's options; exit with a message where one cannot be met. Figures are drawn without a display."""
+class _Help(argparse.HelpFormatter):
+    """Help that shows the defaults of options that have one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        default = action.default
+        hidden = any(default is value for value in (None, False, argparse.SUPPRESS))
+        text = " ".join(map(str, default)) if isinstance(default, list) else str(default)
+        return f"{action.help or ''}{'' if hidden else f' (default: {text})'}".replace("%", "%%")
+
+
+def parse(parser: argparse.ArgumentParser, *, quick_ignores: Sequence[str] = ()) -> argparse.Namespace:
+    """Return the command line's options; exit with a message where one cannot be met. Figures are drawn without a display.
+
+    Args:
+        parser: what `build_parser` returned, with the script's own options.
+        quick_ignores: options that `--quick` has its own values for, e.g. "seeds"; both together are refused.
+    """
     import matplotlib  # only scripts draw
 
     options = parser.parse_args()
+    given = _find_given(parser)
+    if options.quick and (both := [f"--{name}" for name in quick_ignores if name in given]):
+        parser.error(
+            f"argument --quick: its tiny version has {join_names(both)} of its own; leave out one or the other"
+        )
+    ratios = getattr(options, "ratios", [])
+    if len(set(ratios)) < len(ratios):
+        text = " ".join(f"{value:g}" for value in ratios)
+        parser.error(
+            f"argument --ratios: got {text}, of which some are equal; it takes each once, e.g. --ratios 0.5 0.7"
+        )
     if getattr(options, "device", "cpu") == "cuda" and not torch.cuda.is_available():
         parser.error("argument --device: got cuda, but torch finds no CUDA device; e.g. --device cpu")
     matplotlib.use("Agg")
     return options
+
+
+def _find_given(parser: argparse.ArgumentParser) -> set[str]:
+    """Return the names of the options that are on the command line, whatever their values."""
+    absent = object()
+    names = [action.dest for action in parser._actions if action.dest != "help"]
+    found = vars(parser.parse_args(namespace=argparse.Namespace(**dict.fromkeys(names, absent))))
+    return {name for name in names if found[name] is not absent}
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -146,6 +184,10 @@ class Output:
 
     def run_trials(self, trials: Sequence[Trial]) -> tuple[pd.DataFrame, dict[str, Any]]:
         """Run trials, each stage once, and return their table and its provenance."""
+        try:
+            check_writable(self.options.runs)
+        except OSError as error:
+            raise SystemExit(str(error)) from error
         device = getattr(self.options, "device", "cpu")
         jobs = self.options.jobs or (
             1 if self.options.quick else None
@@ -208,6 +250,7 @@ def run_measurement(
     output.publish(draw, tables)
 
 
+@interrupts_raised()
 def _measure_parts(parts: Mapping[str, Callable[[bool], list[Row]]], output: Output) -> None:
     only, start = output.options.only or list(parts), time.perf_counter()
     kept, used = pd.DataFrame(columns=["part"]), []

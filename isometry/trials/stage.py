@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import pandas as pd
 from torch import nn
 
+from isometry.data import Data
 from isometry.surgery import Loaded, load
 from isometry.trials.rows import Row
 from isometry.trials.trial import Trial
@@ -57,13 +58,14 @@ class Stage(ABC):
         return self.parent.architecture(classes)
 
     @abstractmethod
-    def execute(self, runs: Path, device: str, *, weights: bool = False) -> list[Row]:
+    def execute(self, runs: Path, device: str, *, weights: bool = False, progress: bool | None = False) -> list[Row]:
         """Do the work, save the network in the stage's folder and return its rows of the table.
 
         Args:
             runs: the folder of all stages.
             device: where networks live, "cpu" or "cuda".
             weights: whether a stage that does not always save its network does so, too.
+            progress: whether trainings show a bar; None: in terminals and notebooks.
         """
 
     @functools.cached_property
@@ -76,7 +78,9 @@ class Stage(ABC):
     def folder(self) -> str:
         """The stage's folder: readable, and a digest of its settings."""
         digest = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:8]
-        return "/".join([self.trial.network, self.trial.dataset, *self.labels, f"s{self.trial.seed}-{digest}"])
+        return "/".join(
+            [self.trial.network_name, self.trial.dataset_name, *self.labels, f"s{self.trial.seed}-{digest}"]
+        )
 
     @property
     def duration(self) -> float:
@@ -87,6 +91,7 @@ class Stage(ABC):
         """Whether this stage, which is done, ended in numbers that are not finite."""
         return bool(pd.read_csv(runs / self.folder / ROWS_FILE)["diverged"].any())
 
-    def load(self, runs: Path, classes: int) -> Loaded:
+    def load(self, runs: Path, dataset: Data) -> Loaded:
         """Return the network that this stage saved, and its plan."""
-        return load(runs / self.folder / MODEL_FILE, self.architecture(classes))
+        model = self.architecture(dataset.classes)
+        return load(runs / self.folder / MODEL_FILE, model, inputs=self.trial.example_inputs(2))

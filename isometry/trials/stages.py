@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,17 +15,16 @@ from isometry.files import read_records, write, write_records
 from isometry.pruners import DivergedError, Pruner, prune
 from isometry.repairs import repair_by_name
 from isometry.surgery import Loaded, Plan, save
-from isometry.training import train
-from isometry.training.checkpoint import checkpoint_files, remove_damaged
+from isometry.training import Epoch, train
+from isometry.training.objective import describe_callable
 from isometry.training.recipe import Recipe
+from isometry.training.step_bar import count_steps, show_steps
+from isometry.trials.resumption import CHECKPOINT, LOG, check_resumable
 from isometry.trials.rows import Row, measure_row
 from isometry.trials.stage import MODEL_FILE, Stage
 from isometry.trials.trial import SCRATCH, Trial, label, to_json
 
-__all__ = ["DenseTraining", "FineTuning", "Pruning", "SparseTraining", "plan_stages", "remove_checkpoints"]
-
-_CHECKPOINT = "training.safetensors"
-_LOG = "rows.jsonl"
+__all__ = ["DenseTraining", "FineTuning", "Pruning", "SparseTraining", "plan_stages"]
 
 
 @dataclass(frozen=True)
@@ -42,8 +41,11 @@ class DenseTraining(Stage):
     def own_settings(self) -> dict[str, Any]:
         """The network, the data, the recipe and the seed."""
         t = self.trial
-        return {"network": t.network, "dataset": t.dataset, "options": t.options, "validation": t.validation,
-                "pretrain": to_json(t.pretrain), "seed": t.seed, "autocast": t.autocast}  # fmt: skip
+        network = t.architecture.settings(t.seed, t.options)
+        dataset = t.dataset if isinstance(t.dataset, str) else t.dataset.settings
+        return {"network": network, "dataset": dataset, "options": t.options, "validation": t.validation,
+                "pretrain": to_json(t.pretrain), "seed": t.seed, "autocast": t.autocast,
+                **{name: describe_callable(value) for name, value in t.objective.items()}}  # fmt: skip
 
     @property
     def labels(self) -> list[str]:
@@ -52,21 +54,23 @@ class DenseTraining(Stage):
 
     def architecture(self, classes: int) -> nn.Module:
         """Return the network as built."""
-        return networks.build(self.trial.network, classes, seed=self.trial.seed, **self.trial.options)
+        return self.trial.architecture.build(classes, self.trial.seed, self.trial.options)
 
-    def execute(self, runs: Path, device: str, *, weights: bool = False) -> list[Row]:
+    def execute(self, runs: Path, device: str, *, weights: bool = False, progress: bool | None = False) -> list[Row]:
         """Train and save the dense network."""
         trial, folder = self.trial, runs / self.folder
         dataset = trial.load_data()
         diverged, epochs = False, 0
         if isinstance(trial.pretrain, str):
-            model = networks.build(trial.network, dataset.classes, weights=trial.pretrain, **trial.options)
+            model = trial.architecture.build(dataset.classes, trial.seed, trial.options, weights=trial.pretrain)
             model = model.to(device).eval()
         else:
             model = self.architecture(dataset.classes).to(device)
             if trial.pretrain is not None:
                 epochs = trial.pretrain.epochs
-                diverged = _train(model, dataset, trial.pretrain, trial.seed, folder)
+                diverged = _train(
+                    model, dataset, trial.completed(trial.pretrain), trial.seed, folder, "dense training", progress
+                )
         save(Loaded(model, Plan({}, {})), folder / MODEL_FILE)
         return [measure_row(trial, model, dataset, "dense", epochs, diverged)]
 
@@ -96,16 +100,16 @@ class SparseTraining(Stage):
         """Return the dense network as the pruner needs it."""
         return _pruner(self.trial).adapt(self.parent.architecture(classes))
 
-    def execute(self, runs: Path, device: str, *, weights: bool = False) -> list[Row]:
+    def execute(self, runs: Path, device: str, *, weights: bool = False, progress: bool | None = False) -> list[Row]:
         """Train and save the network, with every unit still there."""
         trial, folder = self.trial, runs / self.folder
         if self.parent.diverged(runs):
             return [{"phase": "sparse", "epoch": 0, "diverged": True}]
         dataset = trial.load_data()
         pruner = _pruner(trial)
-        model = pruner.adapt(self.parent.load(runs, dataset.classes).model).to(device)
+        model = pruner.adapt(self.parent.load(runs, dataset).model).to(device)
         recipe = replace(pruner.recipe(), autocast=trial.autocast)  # type: ignore[attr-defined]
-        diverged = _train(model, dataset, recipe, trial.seed, folder)
+        diverged = _train(model, dataset, trial.completed(recipe), trial.seed, folder, "sparse training", progress)
         save(Loaded(model, Plan({}, {})), folder / MODEL_FILE)
         return [measure_row(trial, model, dataset, "sparse", 0, diverged)]
 
@@ -141,21 +145,21 @@ class Pruning(Stage):
         """Return the network before removal; the saved plan makes it smaller."""
         return _pruner(self.trial).adapt(self.parent.architecture(classes))
 
-    def execute(self, runs: Path, device: str, *, weights: bool = False) -> list[Row]:
+    def execute(self, runs: Path, device: str, *, weights: bool = False, progress: bool | None = False) -> list[Row]:
         """Prune; save the smaller network and the pruner's history."""
         trial, folder = self.trial, runs / self.folder
         if self.parent.diverged(runs):
             return [{"phase": "pruned", "epoch": 0, "diverged": True}]
         dataset = trial.load_data()
         pruner = _pruner(trial)
-        model = pruner.adapt(self.parent.load(runs, dataset.classes).model).to(device)
+        model = pruner.adapt(self.parent.load(runs, dataset).model).to(device)
         for stage in ("before_selection", "after_selection"):
-            checkpoint = folder / f"{_CHECKPOINT}.{stage}"
-            _check_resumable(checkpoint, folder / f"{checkpoint.name}.jsonl", "number")
+            checkpoint = folder / f"{CHECKPOINT}.{stage}"
+            check_resumable(checkpoint, folder / f"{checkpoint.name}.jsonl", "number")
         try:
             result = prune(
                 model, pruner.without_training(), trial.ratio, data=dataset, layers=trial.layers, autocast=trial.autocast, seed=trial.seed,
-                progress=False, checkpoint=folder / _CHECKPOINT,
+                progress=progress, checkpoint=folder / CHECKPOINT, **trial.objective,
             )  # fmt: skip
         except DivergedError:
             return [{"phase": "pruned", "epoch": 0, "diverged": True}]
@@ -187,20 +191,20 @@ class FineTuning(Stage):
         """The pruner and its ratio, the repair, the recipe."""
         return [*self.parent.labels, self.trial.repair or "plain", label(self.trial.finetune)]
 
-    def execute(self, runs: Path, device: str, *, weights: bool = False) -> list[Row]:
+    def execute(self, runs: Path, device: str, *, weights: bool = False, progress: bool | None = False) -> list[Row]:
         """Repair and train; return one row per epoch."""
         trial, folder = self.trial, runs / self.folder
         if self.parent.diverged(runs):
             return [{"phase": "finetune", "epoch": 1, "diverged": True}]
         dataset = trial.load_data()
-        pruned, plan = self.parent.load(runs, dataset.classes)
+        pruned, plan = self.parent.load(runs, dataset)
         model, rows = pruned.to(device), []
         if trial.repair is not None:
-            dense = DenseTraining(trial).load(runs, dataset.classes).model.to(device)
+            dense = DenseTraining(trial).load(runs, dataset).model.to(device)
             model = _repair(trial, model, dense, dataset)
             rows = [measure_row(trial, model, dataset, "repaired", 0, False)]
         if trial.finetune is not None:
-            rows += _finetune(trial, model, dataset, folder)
+            rows += _finetune(trial, model, dataset, folder, progress)
         if weights:
             save(Loaded(model, plan), folder / MODEL_FILE)
         return rows
@@ -218,26 +222,20 @@ def plan_stages(trial: Trial) -> list[Stage]:
     return stages
 
 
-def remove_checkpoints(folder: Path) -> None:
-    """Delete what only an interrupted stage needs."""
-    for file in (*folder.glob(f"{_CHECKPOINT}*"), *folder.glob(_LOG)):
-        file.unlink(missing_ok=True)
-
-
 def _pruner(trial: Trial) -> Pruner:
     assert trial.pruner is not None
     return trial.pruner
 
 
-def _finetune(trial: Trial, model: nn.Module, dataset: Data, folder: Path) -> list[Row]:
+def _finetune(trial: Trial, model: nn.Module, dataset: Data, folder: Path, progress: bool | None) -> list[Row]:
     """Train in place, resumably; return one row per epoch."""
     assert trial.finetune is not None
-    log = folder / _LOG
-    _check_resumable(folder / _CHECKPOINT, log, "epoch")
+    log = folder / LOG
+    check_resumable(folder / CHECKPOINT, log, "epoch")
     kept = read_records(log)
-    for epoch in train(
-        model, dataset, **trial.finetune.arguments(), seed=trial.seed + 1, checkpoint=folder / _CHECKPOINT
-    ):
+    recipe = trial.completed(trial.finetune)
+    epochs = train(model, dataset, **recipe.arguments(), seed=trial.seed + 1, checkpoint=folder / CHECKPOINT)
+    for epoch in _show(epochs, model, dataset, recipe, "fine-tuning", progress):
         kept = [row for row in kept if row["epoch"] < epoch.number]
         row = measure_row(trial, model, dataset, "finetune", epoch.number, epoch.diverged)
         kept.append(row | {"steps": epoch.steps})
@@ -245,37 +243,23 @@ def _finetune(trial: Trial, model: nn.Module, dataset: Data, folder: Path) -> li
     return kept
 
 
-def _check_resumable(checkpoint: Path, log: Path | None, number: str) -> None:
-    """Delete, with a warning, what an interrupted training cannot go on from.
-
-    That is a damaged checkpoint, or one without the rows of its epochs in the log; the training then starts again.
-
-    Args:
-        checkpoint: the training's.
-        log: what `write_records` wrote after every epoch; None for a training without rows.
-        number: the key of the epoch's number in a row.
-    """
-    done = remove_damaged(checkpoint)
-    if log is None:
-        return
-    try:
-        found = [row[number] for row in read_records(log)]
-        reason = None if found[:done] == list(range(1, done + 1)) else f"{log} lacks rows of the {done} epochs done"
-    except (ValueError, KeyError, TypeError) as error:
-        reason = str(error)
-    if reason is not None:
-        warnings.warn(f"{reason}. It is deleted with its checkpoint, and the training starts again.", stacklevel=2)
-        for file in (log, *checkpoint_files(checkpoint)):
-            file.unlink(missing_ok=True)
-
-
-def _train(model: nn.Module, dataset: Data, recipe: Recipe, seed: int, folder: Path) -> bool:
+def _train(
+    model: nn.Module, dataset: Data, recipe: Recipe, seed: int, folder: Path, description: str, progress: bool | None
+) -> bool:
     """Train in place, resumably; return whether training diverged."""
     last = None
-    _check_resumable(folder / _CHECKPOINT, None, "number")
-    for epoch in train(model, dataset, **recipe.arguments(), seed=seed, checkpoint=folder / _CHECKPOINT):
+    check_resumable(folder / CHECKPOINT, None, "number")
+    epochs = train(model, dataset, **recipe.arguments(), seed=seed, checkpoint=folder / CHECKPOINT)
+    for epoch in _show(epochs, model, dataset, recipe, description, progress):
         last = epoch
     return last is not None and last.diverged
+
+
+def _show(
+    epochs: Iterator[Epoch], model: nn.Module, dataset: Data, recipe: Recipe, description: str, progress: bool | None
+) -> Iterator[Epoch]:
+    steps = count_steps(recipe, dataset.train)
+    return show_steps(epochs, model, steps, description=description, progress=progress)
 
 
 def _repair(trial: Trial, model: nn.Module, dense: nn.Module, dataset: Data) -> nn.Module:
@@ -283,5 +267,5 @@ def _repair(trial: Trial, model: nn.Module, dense: nn.Module, dataset: Data) -> 
         return repair_by_name(str(trial.repair))(model, data=dataset, reference=dense, seed=trial.seed)
     widths = [m.out_features for m in model.modules() if isinstance(m, nn.Linear)][:-1]
     options = {**trial.options, "widths": tuple(widths)}
-    fresh = networks.build(trial.network, dataset.classes, seed=trial.seed + 1000, **options)
+    fresh = networks.build(trial.network_name, dataset.classes, seed=trial.seed + 1000, **options)
     return fresh.to(next(model.parameters()).device)

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import ast
 import functools
-import hashlib
-import inspect
-import sys
-import textwrap
-import types
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
-from isometry import data, networks
+from torch import nn
+
+from isometry.data import Data
+from isometry.data.nests import first_samples
 from isometry.pruners import Pruner
 from isometry.repairs import REPAIRS
+from isometry.training.objective import Loss, Metric, describe_callable
 from isometry.training.recipe import Recipe
+from isometry.trials.architecture import Architecture, read_architecture
+from isometry.trials.dataset import Own, load_named
+from isometry.trials.digests import source_digest
 
-__all__ = ["SCRATCH", "Trial", "label", "source_digest", "to_json"]
+__all__ = ["SCRATCH", "Trial", "label", "to_json"]
 
 SCRATCH = "scratch"
 """The name of the control that keeps the pruned widths and nothing else: fresh weights, MLPs only."""
@@ -28,8 +30,12 @@ class Trial:
     """One experiment: train a dense network, prune it, repair it or not, fine-tune it. Holds all that decides its outcome.
 
     Attributes:
-        dataset: a name that `data.load` knows.
-        network: a name that `networks.build` knows.
+        dataset: a name that `data.load` knows, or `Own` data.
+        network: a name that `networks.build` knows; "package.module:function", or a function, that returns a network; or a
+            network. What counts as another trial: of a function an edit of its module (of the function itself, where that is
+            no importable module) other than of comments and docstrings, or another network built with the same seed; of a
+            network another weight, buffer, module, attribute that is a plain value, or source of its classes. Functions that
+            these classes call in other modules do not count: name another folder after editing such.
         pretrain: how the dense network is trained; or the name of weights that `networks.build` knows; None keeps the
             initialization, for pruners that train from scratch.
         finetune: how the pruned network is trained; None stops after pruning.
@@ -38,17 +44,21 @@ class Trial:
         layers: name pattern of the layers to prune; None means all that can be.
         repair: None, a name in `isometry.repairs.REPAIRS`, or "scratch" (fresh weights at the pruned widths, MLPs only).
         seed: of initialization, shuffling and the pruner.
-        options: further arguments of `networks.build`.
+        options: further arguments of `networks.build`, or of the function.
         validation: number of training images that are held out.
         autocast: whether pruners that train, and evaluation, run in bfloat16; fine-tuning follows its own recipe.
+        loss: of evaluation, and of trainings whose recipe has none; None means that of the recipe of fine-tuning or of dense
+            training, where these have one, else cross-entropy.
+        metric: of evaluation, for the column of that name; None likewise.
 
     Raises:
-        ValueError: an unknown repair, "scratch" for another network than an MLP, or a repair or fine-tuning without a
-            pruner.
+        ValueError: an unknown repair, "scratch" for another network than an MLP of the catalogue, a repair or fine-tuning
+            without a pruner, or the name of weights for a network that is not of the catalogue. When it runs: a network that
+            cannot be imported or is not known.
     """
 
-    dataset: str
-    network: str
+    dataset: str | Own
+    network: str | nn.Module | Callable[[], nn.Module] | Architecture
     pretrain: Recipe | str | None
     finetune: Recipe | None = None
     pruner: Pruner | None = None
@@ -59,6 +69,8 @@ class Trial:
     options: dict[str, Any] = field(default_factory=dict)
     validation: int = 0
     autocast: bool = False
+    loss: Loss | None = None
+    metric: Metric | None = None
 
     def __post_init__(self) -> None:
         if self.repair not in (None, *REPAIRS, SCRATCH):
@@ -66,9 +78,10 @@ class Trial:
             raise ValueError(
                 f"Trial() got repair={self.repair!r}; it accepts None, {known}, e.g. Trial(..., repair='recalibrate')."
             )
-        if self.repair == SCRATCH and not self.network.startswith("mlp"):
+        if self.repair == SCRATCH and not (isinstance(self.network, str) and self.network.startswith("mlp")):
+            name = self.network if isinstance(self.network, str) else "a network of your own"
             raise ValueError(
-                f"Trial() got repair='scratch' for {self.network}; fresh weights at the pruned widths are built for MLPs only. "
+                f"Trial() got repair='scratch' for {name}; fresh weights at the pruned widths are built for MLPs only. "
                 "Train another control, e.g. Trial(..., repair='recalibrate'), or a narrower network, e.g. "
                 "Trial(..., options={'width': 8})."
             )
@@ -77,6 +90,27 @@ class Trial:
                 "Trial() got a repair or a fine-tuning without a pruner, so there is nothing to repair or fine-tune. "
                 "Pass one, e.g. Trial(..., pruner=isometry.L1())."
             )
+
+        if isinstance(self.pretrain, str) and not (isinstance(self.network, str) and ":" not in self.network):
+            raise ValueError(
+                f"Trial() got pretrain={self.pretrain!r}, the name of weights, for a network of your own; it takes a Recipe or None, "
+                "and networks with their weights as they are, e.g. Trial('digits', model, None, pruner=isometry.L1())."
+            )
+
+    @functools.cached_property
+    def architecture(self) -> Architecture:
+        """Where the network comes from."""
+        return read_architecture(self.network)
+
+    @property
+    def network_name(self) -> str:
+        """The network's name in tables and folders."""
+        return self.architecture.name
+
+    @property
+    def dataset_name(self) -> str:
+        """The data set's name in tables and folders."""
+        return self.dataset if isinstance(self.dataset, str) else self.dataset.name
 
     @property
     def pruner_name(self) -> str:
@@ -97,50 +131,39 @@ class Trial:
     @property
     def key(self) -> str:
         """A readable name, e.g. mlp-7-linear/mnist/l1-0.8/oracle/lr0.001x90/s3."""
-        parts = [self.network, self.dataset]
+        parts = [self.network_name, self.dataset_name]
         if self.pruner is not None:
             parts.append(f"{self.pruner_name}-{self.ratio:g}")
         if self.finetune is not None or self.repair is not None:
             parts += [self.repair or "plain", label(self.finetune)]
         return "/".join([*parts, f"s{self.seed}"])
 
-    def load_data(self) -> data.Data:
+    def load_data(self) -> Data:
         """Return the data set, normalized as the given weights need it."""
+        if isinstance(self.dataset, Own):
+            return self.dataset.restarted()
         weights = self.pretrain if isinstance(self.pretrain, str) else ""
-        return _load(self.dataset, self.validation, self.network, weights)
+        return load_named(self.dataset, self.validation, self.network_name, weights)
 
+    def example_inputs(self, count: int) -> Any:
+        """Return the first training inputs [count, ...], at most as many as networks are measured at."""
+        if isinstance(self.dataset, Own):
+            return first_samples(self.dataset.first_inputs, count)
+        return self.load_data().train.inputs[:count]
 
-@functools.lru_cache(maxsize=1)
-def _load(dataset: str, validation: int, network: str, weights: str) -> data.Data:
-    known = networks.PRETRAINED.get((network, weights))
-    return data.load(dataset, validation=validation, normalization=known.normalization if known else None)
+    @property
+    def objective(self) -> dict[str, Any]:
+        """The loss and the metric of evaluation, each where there is one, as keyword arguments of `evaluate`."""
+        sources = [self, *(recipe for recipe in (self.finetune, self.pretrain) if isinstance(recipe, Recipe))]
+        found = {
+            name: [value for source in sources if (value := getattr(source, name)) is not None]
+            for name in ("loss", "metric")
+        }
+        return {name: values[0] for name, values in found.items() if values}
 
-
-def source_digest(kind: type) -> str | None:
-    """Return a digest of the source of a class and its bases outside isometry and Python's library, None without any.
-
-    Comments, docstrings and layout do not count; functions outside the classes, which they call, are not seen.
-    """
-    known = (*sys.stdlib_module_names, "isometry")
-    own = [base for base in kind.__mro__ if base.__module__ == "__main__" or base.__module__.split(".")[0] not in known]
-    sources = [_normalized_source(base) for base in own]
-    return hashlib.sha256("\n".join(sources).encode()).hexdigest()[:16] if sources else None
-
-
-def _normalized_source(kind: type) -> str:
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(kind)))
-    except (OSError, TypeError, SyntaxError):  # typed into an interpreter, for instance
-        return "\n".join(_describe_code(f.__code__) for f in vars(kind).values() if inspect.isfunction(f))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
-            node.body = node.body[1:] or [ast.Pass()]
-    return ast.unparse(tree)
-
-
-def _describe_code(code: types.CodeType) -> str:
-    constants = [_describe_code(c) if isinstance(c, types.CodeType) else repr(c) for c in code.co_consts]
-    return repr((code.co_name, code.co_code.hex(), code.co_names, constants))
+    def completed(self, recipe: Recipe) -> Recipe:
+        """Return a recipe with the trial's loss, where it has none."""
+        return recipe if recipe.loss is not None or self.loss is None else replace(recipe, loss=self.loss)
 
 
 def label(recipe: Recipe | None) -> str:
@@ -149,8 +172,15 @@ def label(recipe: Recipe | None) -> str:
 
 
 def to_json(value: Any) -> Any:
-    """Return a dataclass as JSON types, its nested dataclasses (regularizers, schedules) with their class names."""
+    """Return a dataclass as JSON types, its nested dataclasses (regularizers, schedules) with their class names.
+
+    A recipe's loss is written as its name and code; where it has none, it has no entry. Its metric changes nothing.
+    """
     if value is None or isinstance(value, str):
         return value
     entries = {entry.name: getattr(value, entry.name) for entry in fields(value)}
+    if isinstance(value, Recipe):
+        del entries["metric"]
+        loss = entries.pop("loss")
+        entries |= {} if loss is None else {"loss": describe_callable(loss)}
     return {name: asdict(v) | {"name": type(v).__name__} if is_dataclass(v) else v for name, v in entries.items()}  # type: ignore[arg-type]

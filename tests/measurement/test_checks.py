@@ -219,3 +219,12 @@ def test_jacobians_of_tiny_size_have_right_derivatives() -> None:
     with torch.no_grad():
         net[2].weight.mul_(1e-25)
     assert measure(net, x, method="krylov").mean_jsv == pytest.approx(1e-25 * large, rel=1e-3)
+
+
+@pytest.mark.parametrize("samples", [8, 64, 200])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_gate_that_opens_by_the_sum_of_a_batch_is_found(samples: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    net = Wired(lambda m, x: m.a(x) * (2 if x.sum() > 0 else 1), a=nn.Linear(6, 4))
+    with pytest.raises(ValueError, match="mixes the samples of a batch"):
+        measure(net, torch.randn(samples, 6))

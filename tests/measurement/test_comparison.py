@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from isometry import compare, networks
+from isometry import Magnitude, compare, networks, prune
 
 
 def test_compare_pairs_the_samples() -> None:
@@ -40,6 +40,25 @@ def test_comparisons_of_other_networks_add_orthp() -> None:
     x = torch.randn(60, 1, 32, 32) * torch.linspace(0.2, 2, 60).view(-1, 1, 1, 1)
     table = compare({"a": relu, "b": other}, x, oracle=True)
     assert list(table["network"]) == ["a", "b", "a + OrthP", "b + OrthP"]
+
+
+def test_masked_networks_have_an_oracle_too() -> None:
+    dense = networks.build("mlp-7-linear", seed=0, input_shape=(1, 8, 8), widths=(20, 20))
+    masked = prune(dense, Magnitude(), 0.5).model
+    table = compare({"dense": dense, "masked": masked}, oracle=True)
+    assert list(table["network"]) == ["dense", "masked", "dense + oracle", "masked + oracle"]
+    assert table["mean_jsv"][3] == pytest.approx(1, abs=1e-4)
+
+
+def test_a_network_that_no_repair_works_for_is_named() -> None:
+    dense = networks.build("mlp-7-linear", seed=0, input_shape=(1, 8, 8), widths=(20, 20))
+    computed = copy.deepcopy(dense)
+    nn.utils.parametrizations.weight_norm(computed.net[2])
+    message = (
+        r"compare\(\) got oracle=True and no repair works for 'b' \(orthogonalize\(\) cannot set the weight of net.2"
+    )
+    with pytest.raises(ValueError, match=message):
+        compare({"a": dense, "b": computed}, oracle=True)
 
 
 def test_pairing_shrinks_the_interval_of_the_difference() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import isometry
@@ -46,7 +46,7 @@ def test_pairs_of_inputs_and_targets_are_told_from_batches() -> None:
 MLP = networks.build("mlp-7-relu", seed=0)
 CONV = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())
 REFUSED = {
-    "none for a convolution": (lambda: measure(CONV), ValueError, r"measure\(\) cannot infer an input shape from 0 \(Conv2d\)\. Pass inputs, e\.g\. measure\(model, torch\.randn\(64, 3, 32, 32\)\)\."),
+    "none that fits": (lambda: measure(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(7, 2))), ValueError, r"measure\(\) cannot infer an input shape from 0 \(Conv2d\): none of .* was accepted, \(3, 32, 32\) for instance \(RuntimeError: .*\)\. Pass inputs, e\.g\. measure\(model, torch\.randn\(64, 3, 32, 32\)\)\."),
     "none without parameters": (lambda: measure(nn.ReLU()), ValueError, "from a model without parameters"),
     "shape": (lambda: measure(MLP, torch.randn(2, 3)), ValueError, r"shape \(2, 3\), dtype torch\.float32, which the model does not accept"),
     "empty batch": (lambda: measure(MLP, torch.randn(0, 1, 32, 32)), ValueError, "non-empty batch"),
@@ -73,3 +73,48 @@ def test_inputs_of_another_precision_are_refused() -> None:
     tall = nn.Sequential(nn.Linear(8, 40), nn.Tanh(), nn.Linear(40, 64))
     with pytest.raises(ValueError, match=r"inputs of dtype torch\.float64 for a model in torch\.float32"):
         measure(tall, torch.randn(3, 8, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_inputs_are_converted_to_the_precision_of_a_half_precision_model(half: torch.dtype) -> None:
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 3)).to(half), torch.randn(5, 8)
+    report = measure(net, x)
+    assert f"inputs converted from float32 to {str(half).removeprefix('torch.')}, the model's precision" in report.notes
+    expected = measure(net, x.to(half))
+    torch.testing.assert_close(report.spectrum.values, expected.spectrum.values)
+    assert not any("converted" in note for note in expected.notes)
+    for kind in ([x], (x, torch.zeros(5)), DataLoader(TensorDataset(x), 5)):
+        torch.testing.assert_close(measure(net, kind).spectrum.values, expected.spectrum.values)
+    assert all(p.dtype == half for p in net.parameters())
+
+
+class Conditional(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(3, 4)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        return self.a(x) + condition
+
+
+def test_several_inputs_without_wrt_are_refused_with_the_call_that_works() -> None:
+    x, condition = torch.randn(5, 3), torch.randn(5, 4)
+    for inputs in ((x, condition), x, [x, x]):
+        with pytest.raises(
+            ValueError,
+            match=r"measure\(\) got one input for a model that takes 2, x, condition .* measure\(model, \(x, condition\), wrt=0\)\.",
+        ):
+            measure(Conditional(), inputs)
+    assert len(measure(Conditional(), (x, condition), wrt=0).spectrum) == 5
+
+
+def test_whatever_a_network_raises_at_wrong_inputs_is_said_with_their_shape() -> None:
+    class Particular(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.shape[-1] != 9:
+                raise AssertionError("Wrong image width")
+            return x
+
+    with pytest.raises(ValueError, match=r"shape \(2, 8\), .* which the model does not accept \(Wrong image width\)"):
+        measure(Particular(), torch.randn(4, 8))

@@ -3,6 +3,8 @@
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -129,3 +131,109 @@ REFUSED = {
 def test_layers_that_cannot_be_measured_are_refused(call: Callable[[Tensor], Report], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call(torch.randn(4, 3, 6))
+
+
+@dataclass
+class State:
+    hidden: Tensor
+    count: int = 0
+
+
+class Answer(dict[str, Any]):
+    """A dict of its own kind, as libraries return."""
+
+
+class Block(nn.Module):
+    """x -> x + tanh(W x), returned in a container."""
+
+    def __init__(self, container: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(6, 6), nn.Tanh())
+        self.container = container
+
+    def forward(self, x: Tensor) -> Any:
+        return self.container(x + self.inner(x))
+
+
+class Encoder(nn.Module):
+    def __init__(self, container: Callable[[Tensor], Any], read: Callable[[Any], Tensor]) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList([Block(container) for _ in range(3)])
+        self.read = read
+
+    def forward(self, x: Tensor) -> Answer:
+        for block in self.layer:
+            x = self.read(block(x)).mul_(1.5)  # changed in place by what follows
+        return Answer(last=x)
+
+
+CONTAINERS: dict[str, tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]] = {
+    "tensor": (lambda x: x, lambda result: result),
+    "tuple": (lambda x: (x, None), lambda result: result[0]),
+    "list after a number": (lambda x: [3, x], lambda result: result[1]),
+    "dict": (lambda x: Answer(number=3, hidden=x), lambda result: result["hidden"]),
+    "dataclass": (State, lambda result: result.hidden),
+    "nested": (lambda x: ({"state": State(x)},), lambda result: result[0]["state"].hidden),
+}
+
+
+def nested(container: str) -> nn.Module:
+    torch.manual_seed(0)
+    encoder = Encoder(*CONTAINERS[container])
+    body = Wired(lambda m, x: m.encoder(m.stem(x))["last"], stem=nn.Linear(4, 6), encoder=encoder)
+    return Wired(lambda m, x: m.head(m.body(x)), body=body, head=nn.Linear(6, 3))
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_blocks_are_found_inside_other_modules_whatever_they_return(container: str) -> None:
+    net, x = nested(container), torch.randn(4, 4)
+    report = measure(net, x, layers=True)
+    assert report.layers is not None
+    assert list(report.layers["layer"]) == ["body.stem", *(f"body.encoder.layer.{i}" for i in range(3)), "head"]
+    assert not any(note.startswith("without") for note in report.notes)
+    plain = measure(nested("tensor"), x, layers=True)
+    assert plain.layers is not None
+    assert report.layers["mean_jsv"].tolist() == pytest.approx(plain.layers["mean_jsv"].tolist(), rel=1e-6)
+    double = copy.deepcopy(net).double()
+    leaf = double.body.stem(x.double())
+    values = slow_singular_values(lambda z: double.head(double.body.encoder(z)["last"]), leaf.detach())
+    assert report.layers["mean_jsv"][0] == pytest.approx(float(values.mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_derivatives_can_start_at_a_block_whatever_it_returns(container: str) -> None:
+    x = torch.randn(4, 4)
+    values = [measure(nested(name), x, at="body.encoder.layer.1").spectrum.values for name in (container, "tensor")]
+    torch.testing.assert_close(values[0], values[1])
+
+
+def test_a_list_inside_a_repeated_block_is_part_of_it() -> None:
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.experts = nn.ModuleList([Block(lambda x: x), Block(lambda x: x)])
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.experts[0](x) + self.experts[1](x)
+
+    body = Wired(lambda m, x: m.layers(x), layers=nn.Sequential(Experts(), Experts()))
+    net = Wired(lambda m, x: m.head(m.body(x)), body=body, head=nn.Linear(6, 3))
+    assert select_layers(net, True) == ["body.layers.0", "body.layers.1", "head"]
+
+
+def test_the_worst_layers_are_named() -> None:
+    net = nn.Sequential(*[nn.Linear(5, 5, bias=False) for _ in range(4)])
+    with torch.no_grad():
+        for layer, factor in zip(net, (1, 0.1, 1, 3), strict=True):
+            layer.weight.copy_(factor * torch.eye(5))
+    text = str(measure(net, torch.randn(3, 5), layers=True))
+    assert "worst layers       1 x0.1, 3 x3, 0 x1 (the factor by which each changes the mean JSV)" in text
+    assert "worst layers" not in str(measure(net, torch.randn(3, 5)))
+
+
+def test_the_module_where_derivatives_start_is_no_layer() -> None:
+    net = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(64, 3), nn.Linear(3, 3))
+    report = measure(net, layers=True)
+    assert report.layers is not None
+    assert list(report.layers["layer"]) == ["2", "3"]
+    assert not any(note.startswith("without") for note in report.notes)

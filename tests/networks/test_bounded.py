@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import isometry
-from isometry import L1, convert, fold, measure, networks, prune
+from isometry import L1, Magnitude, convert, fold, measure, networks, prune
 from isometry.networks import BoundedBatchNorm1d, BoundedBatchNorm2d, importances
 from tests.models import batch_norm_net, padded_conv
 
@@ -236,3 +236,11 @@ def test_activations_in_place_between_a_layer_and_its_norm_are_seen() -> None:
     nn.init.constant_(net[2].weight, -1.0)
     with pytest.raises(ValueError, match="no convolution or linear layer alone feeds"):
         convert(net, torch.randn(2, 3, 2, 2))
+
+
+def test_signs_move_into_weights_behind_masks_too() -> None:
+    net, x = batch_norm_net().eval(), torch.randn(4, 3, 8, 8)
+    masked = prune(net, Magnitude(), 0.5, inputs=x).model
+    converted = convert(masked, x)
+    torch.testing.assert_close(converted(x), masked(x))
+    assert torch.equal(converted[0].weight == 0, masked[0].weight == 0)

@@ -62,5 +62,5 @@ def test_layers_start_alike_with_either_norm() -> None:
 
 
 def test_unknown_norms_are_refused_with_those_known() -> None:
-    with pytest.raises(ValueError, match="norm='group'; it knows 'batch', 'bounded'"):
+    with pytest.raises(ValueError, match="norm='group'; it knows 'batch', 'bounded', 'none'"):
         networks.build("conv-4", norm="group")

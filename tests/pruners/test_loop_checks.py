@@ -186,7 +186,7 @@ def test_a_pruner_that_trains_by_itself_is_refused() -> None:
         (lambda: Pruning(net(), RecedingBN(), 0.5, inputs=X, steps_per_epoch=1), ValueError, "isometry.convert"),
         (lambda: Pruning(net(), TPP(stabilize=5), 0.5, inputs=X), ValueError, "zeroing layer after layer"),
         (
-            lambda: Pruning(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3)), L1(), 0.5),
+            lambda: Pruning(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(5, 2, 3)), L1(), 0.5),
             ValueError,
             r"Pruning\(\) cannot infer an input shape",
         ),

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from isometry import L1, measure, networks, orthogonalize, prune, recover
+import isometry
+from isometry import L1, Magnitude, RandomWeights, measure, networks, orthogonalize, prune, recover
 
 
 @settings(max_examples=60, deadline=None)
@@ -85,3 +86,51 @@ class Branch(nn.Module):
 def test_what_it_cannot_promise_is_refused_by_name(net: nn.Module, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         recover(net)
+
+
+@pytest.mark.parametrize("pruner", [Magnitude(), RandomWeights()], ids=repr)
+@pytest.mark.parametrize("made", ["masks", "zeros"])
+def test_sparse_linear_mlps_recover_and_keep_their_zeros(pruner: isometry.Pruner, made: str) -> None:
+    masked = prune(networks.build("mlp-7-linear", seed=0, input_shape=(1, 8, 8)), pruner, 0.9).model
+    for layer in masked.net if made == "zeros" else ():
+        if isinstance(layer, nn.Linear):
+            nn.utils.prune.remove(layer, "weight")
+    before = copy.deepcopy(masked.state_dict())
+    recovered = recover(masked)
+    values = measure(recovered).spectrum.values
+    torch.testing.assert_close(values, torch.ones_like(values), rtol=0, atol=1e-4)
+    for one, other in zip(masked.net, recovered.net, strict=True):
+        if isinstance(one, nn.Linear):
+            assert torch.equal(one.weight == 0, other.weight == 0)
+            assert 0.89 < float((other.weight == 0).double().mean()) < 0.91
+    assert all(torch.equal(before[name], tensor) for name, tensor in masked.state_dict().items())
+    assert recovered.state_dict().keys() == before.keys()
+
+
+def test_training_after_recovery_keeps_the_zeros(digits: isometry.data.Data) -> None:
+    masked = prune(networks.build("mlp-7-linear", seed=0, input_shape=(1, 8, 8)), Magnitude(), 0.9).model
+    list(isometry.train(masked, digits, lr=1e-3, epochs=1))  # leaves the masked weights to be computed anew
+    recovered = recover(masked)
+    list(isometry.train(recovered, digits, lr=1e-3, epochs=1))
+    assert torch.equal(recovered.net[0].weight == 0, masked.net[0].weight == 0)
+
+
+def test_what_zeros_leave_out_of_reach_is_said_with_the_jsvs_that_are_reached() -> None:
+    net = networks.build("mlp-7-linear", seed=0, input_shape=(12,), widths=(20, 20))
+    masked = prune(net, Magnitude(), 0.3).model
+    with torch.no_grad():
+        masked.net[2].weight_mask[4:] = 0
+    with pytest.warns(
+        UserWarning,
+        match=r"recover\(\) keeps the zeros of net.0, net.2, net.4, with which 4 of 10 JSVs are 1 and the others 0",
+    ) as record:
+        recovered = recover(masked)
+    assert record[0].filename == __file__
+    values = measure(recovered).spectrum.values
+    assert values.round(decimals=4).tolist() == [[1.0] * 4 + [0.0] * 6] * len(values)
+
+
+def test_weights_of_zeros_only_are_no_mask() -> None:
+    net = networks.build("mlp-7-linear", seed=0, input_shape=(12,), widths=(20, 20))
+    nn.init.zeros_(net.net[-1].weight)
+    assert measure(recover(net)).isometry_gap < 1e-10

@@ -1,12 +1,13 @@
 """Pruned networks in files."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 import isometry
 from isometry import L1, networks, prune, surgery
@@ -150,3 +151,66 @@ def test_plans_of_transposed_and_grouped_convolutions_are_saved(tmp_path: Path) 
     result = prune(net, L1(), 0.5, inputs=x)
     isometry.save(result, tmp_path / "net.safetensors")
     assert torch.equal(isometry.load(tmp_path / "net.safetensors", net, inputs=x).model(x), result.model(x))
+
+
+def of_any_size() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 2)
+    )
+
+
+class OddlySized(nn.Module):
+    """Takes inputs of 13 pixels, which nobody would guess."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(2, 6, 3), nn.Linear(6 * 11 * 11, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.conv(x).flatten(1))
+
+
+def test_a_file_knows_the_shape_of_its_inputs(tmp_path: Path) -> None:
+    net, x = OddlySized(), torch.randn(2, 2, 13, 13)
+    first = prune(net, L1(), 0.5, inputs=x)
+    later = first.then(prune(first.model, L1(), 0.5, inputs=x))
+    for result in (first, later):
+        isometry.save(result, tmp_path / "net.safetensors")
+        assert torch.equal(isometry.load(tmp_path / "net.safetensors", net).model(x), result.model(x))
+
+
+def test_a_network_without_a_stated_shape_is_saved_and_loaded_without_inputs(tmp_path: Path) -> None:
+    net, x = of_any_size(), torch.randn(2, 3, 20, 20)
+    pruned = prune(net, L1(), 0.5)
+    isometry.save(pruned, tmp_path / "net.safetensors")
+    loaded = isometry.load(tmp_path / "net.safetensors", net)
+    assert torch.equal(loaded.model(x), pruned.model(x))
+    isometry.save(loaded, tmp_path / "again.safetensors")
+    assert torch.equal(isometry.load(tmp_path / "again.safetensors", net).model(x), pruned.model(x))
+
+
+def test_a_network_of_tokens_is_saved_and_loaded_without_inputs(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    pruned = prune(net, L1(), {"1": 0.5}, inputs=torch.randint(5, (2, 3)))
+    isometry.save(pruned, tmp_path / "net.safetensors")
+    with safe_open(tmp_path / "net.safetensors", "pt") as opened:
+        assert json.loads(opened.metadata()["inputs"])["shape"] == [3]
+    assert isometry.load(tmp_path / "net.safetensors", net).plan == pruned.plan
+
+
+class Two(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(5, 8), nn.Embedding(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor, kind: Tensor) -> Tensor:
+        return self.head((self.a(x) + self.b(kind)).relu())
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_network_of_several_inputs_is_saved_and_loaded_without_inputs(tmp_path: Path, named: bool) -> None:
+    net, x, kind = Two(), torch.randn(4, 5), torch.tensor([0, 1, 3, 2])
+    pruned = prune(net, L1(), {"a": 0.5}, inputs={"x": x, "kind": kind} if named else (x, kind))
+    isometry.save(pruned, tmp_path / "net.safetensors")
+    assert torch.equal(isometry.load(tmp_path / "net.safetensors", net).model(x, kind), pruned.model(x, kind))

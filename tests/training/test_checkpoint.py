@@ -189,3 +189,90 @@ def test_a_checkpoint_of_an_earlier_version_without_a_digest_goes_on(digits: Dat
     tensors, metadata = read_tensors(path)
     save_file(tensors, path, metadata)
     assert [epoch.number for epoch in isometry.train(digits_mlp(), digits, **options)] == [3]
+
+
+def _interrupted(digits: Data, model: nn.Module, path: Path, *, epoch: int) -> dict[str, Any]:
+    """Train until Ctrl-C in the third step of an epoch; return the arguments of the training."""
+    options: dict[str, Any] = {"lr": 0.05, "epochs": 4, "batch_size": 200, "checkpoint": path}
+    steps = 0
+
+    def interrupt(module: nn.Module, args: object) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 7 * (epoch - 1) + 3:
+            raise KeyboardInterrupt
+
+    with model.register_forward_pre_hook(interrupt), pytest.raises(KeyboardInterrupt):
+        list(train(model, digits, **options))
+    return options
+
+
+def test_the_partly_trained_network_of_an_interrupted_cell_goes_on(digits: Data, tmp_path: Path) -> None:
+    whole = digits_mlp()
+    list(train(whole, digits, lr=0.05, epochs=4, batch_size=200))
+    model = digits_mlp()
+    options = _interrupted(digits, model, tmp_path / "t.safetensors", epoch=3)
+    assert not torch.equal(flat_weights(model), flat_weights(digits_mlp()))
+    assert [epoch.number for epoch in train(model, digits, **options)] == [3, 4]
+    assert torch.equal(flat_weights(model), flat_weights(whole))
+
+
+def test_the_network_of_the_last_finished_epoch_goes_on_in_another_process(digits: Data, tmp_path: Path) -> None:
+    model, kept = digits_mlp(), digits_mlp()
+    options: dict[str, Any] = {"lr": 0.05, "epochs": 4, "batch_size": 200, "checkpoint": tmp_path / "t.safetensors"}
+    for epoch in train(model, digits, **options):
+        if epoch.number == 2:
+            kept.load_state_dict(model.state_dict())
+        if epoch.number == 3:
+            break
+    assert [epoch.number for epoch in train(kept, digits, **options)] == [3, 4]
+
+
+def test_a_finished_training_is_not_repeated_in_silence(digits: Data, tmp_path: Path) -> None:
+    model = digits_mlp()
+    options: dict[str, Any] = {"lr": 0.05, "epochs": 2, "batch_size": 200, "checkpoint": tmp_path / "t.safetensors"}
+    list(train(model, digits, **options))
+    weights = flat_weights(model)
+    with pytest.warns(UserWarning, match=r"found all 2 epochs done in .*nothing is trained.*checkpoint='other"):
+        assert list(train(model, digits, **options)) == []
+    assert torch.equal(flat_weights(model), weights)
+
+
+def test_an_interrupted_first_epoch_is_said_to_be_where_the_next_begins(digits: Data, tmp_path: Path) -> None:
+    model = digits_mlp()
+    options = _interrupted(digits, model, tmp_path / "t.safetensors", epoch=1)
+    with pytest.warns(UserWarning, match="begins with the weights that an interrupted first epoch left"):
+        assert len(list(train(model, digits, **options))) == 4
+
+
+def test_another_start_is_refused_with_the_way_to_go_on(digits: Data, tmp_path: Path) -> None:
+    options = _interrupted(digits, digits_mlp(), tmp_path / "t.safetensors", epoch=3)
+    other = digits_mlp()
+    with torch.no_grad():
+        other.net[0].weight.mul_(2)
+    with pytest.raises(
+        ValueError, match=r"of this training, but begun with other weights.*build the network.*seed=0.*other\.safe"
+    ):
+        list(train(other, digits, **options))
+    assert [epoch.number for epoch in train(digits_mlp(), digits, **options)] == [3, 4]
+
+
+def test_a_second_training_with_another_file_begins_where_the_first_ended(digits: Data, tmp_path: Path) -> None:
+    model, reference = digits_mlp(), digits_mlp()
+    for name in ("a", "b"):
+        list(train(model, digits, lr=0.05, epochs=2, batch_size=200, checkpoint=tmp_path / name))
+        list(train(reference, digits, lr=0.05, epochs=2, batch_size=200))
+    assert torch.equal(flat_weights(model), flat_weights(reference))
+
+
+def test_two_trainings_do_not_write_one_file(digits: Data, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"lr": 0.05, "epochs": 3, "batch_size": 400, "checkpoint": tmp_path / "t.safetensors"}
+    first = train(digits_mlp(), digits, **options)
+    next(first)
+    with pytest.raises(
+        ValueError, match=r"train\(\) found the checkpoint .* in use by another training.*other\.safetensors"
+    ):
+        next(train(digits_mlp(), digits, **options))
+    next(first)
+    first.close()
+    assert [epoch.number for epoch in train(digits_mlp(), digits, **options)] == [2, 3]

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 import isometry
 from isometry import Steps, networks, train
 from isometry.training import parameter_groups
-from isometry.training.optimizer import with_layout_of
+from isometry.training.layout import with_layout_of
 from tests.models import digits_mlp, flat_weights, normed_conv
 
 

@@ -1,12 +1,15 @@
 """Schedules and regularizers of a recipe."""
 
+import json
+import pickle
 from collections.abc import Callable
 
 import pytest
 import torch
 
-from isometry import Cosine, Steps, networks, train
+from isometry import Cosine, Recipe, Steps, networks, train
 from isometry.training import Regularizer
+from isometry.trials.trial import to_json
 from tests.models import digits_mlp
 
 
@@ -33,3 +36,18 @@ def test_a_regularizer_without_a_loss_says_so() -> None:
     model = digits_mlp()
     with pytest.raises(NotImplementedError, match="defines no loss"):
         Regularizer().loss(model)
+
+
+def own(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return (outputs - targets).abs().mean()
+
+
+def test_a_recipe_with_a_loss_is_a_value_that_can_be_sent_and_digested() -> None:
+    recipe = Recipe(0.1, 3, loss=own, metric=own)
+    assert pickle.loads(pickle.dumps(recipe)) == recipe
+    assert hash(recipe) == hash(Recipe(0.1, 3, loss=own, metric=own))
+    plain = to_json(Recipe(0.1, 3))
+    assert json.dumps(to_json(recipe)) != json.dumps(plain)
+    assert {key: value for key, value in to_json(recipe).items() if key != "loss"} == plain
+    assert to_json(recipe)["loss"].startswith("tests.training.test_recipe.own(")
+    assert "loss" not in plain  # so that folders of trials from before are found again

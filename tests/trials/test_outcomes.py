@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from isometry.trials.outcomes import before_finetuning, last_epoch, name_methods, percent
+from isometry.trials.outcomes import before_finetuning, gains, last_epoch, name_methods, percent, shortfall_by_jsv
 
 TABLE = pd.DataFrame(
     {"phase": ["dense", "pruned", "finetune", "pruned", "repaired", "finetune", "finetune"],
@@ -20,3 +20,41 @@ def test_methods_are_named_and_start_from_one_row() -> None:
 def test_the_last_epoch_is_that_of_fine_tuning() -> None:
     assert list(last_epoch(TABLE)["accuracy"]) == [0.85]
     assert percent(last_epoch(TABLE)) == "85.00"
+
+
+def test_a_shortfall_is_the_distance_to_the_best_of_the_cell_and_a_diverged_trial_ends_at_zero() -> None:
+    rows = [
+        ("a", 0.9, 1.0, False),
+        ("a", 0.6, 0.005, False),
+        ("a", 0.8, 3.0, True),
+        ("b", 0.5, 0.7, False),
+        ("b", 0.4, 0.002, False),
+    ]
+    table = pd.DataFrame(rows, columns=["network", "accuracy", "jsv_ratio", "diverged"]).assign(
+        ratio=0.5, lr=0.01, seed=0
+    )
+    found = shortfall_by_jsv(table)
+    assert found["mean JSV / dense"].to_list() == ["0.001 to 0.01", "0.5 to 2", "2 to inf"]
+    assert found["trials"].to_list() == [2, 2, 1]
+    assert found["points behind, lr 0.01"].to_list() == [
+        "20.0 (15.0 to 25.0)",
+        "0.0 (0.0 to 0.0)",
+        "90.0 (90.0 to 90.0)",
+    ]
+
+
+def test_a_gain_is_counted_in_the_cells_that_have_both_methods() -> None:
+    rows = [
+        ("a", "L1", 0.5),
+        ("a", "TPP", 0.7),
+        ("b", "L1", 0.9),
+        ("b", "TPP", 0.8),
+        ("c", "L1", 0.1),
+        ("d", "L1", 0.2),
+        ("d", "TPP", 0.3),
+    ]
+    table = pd.DataFrame(rows, columns=["network", "method", "accuracy"]).assign(
+        ratio=0.5, lr=0.01, seed=0, diverged=False
+    )
+    found = gains(table, [("TPP", "L1")])
+    assert found.to_dict("list") == {"points ahead": ["TPP over L1"], "lr 0.01": ["10.0, in 2 of 3"]}

@@ -8,11 +8,13 @@ import pandas as pd
 import pytest
 
 from isometry.trials import script
+from tests.trials.examples import trial
 
 
 def options(monkeypatch: pytest.MonkeyPatch, *arguments: str):
     monkeypatch.setattr(sys, "argv", ["analysis", *arguments])
-    return script.parse(script.build_parser("Is it so?\n\nYes.", seeds=3, ratios=(0.5, 0.9), device=True))
+    parser = script.build_parser("Is it so?\n\nYes.", seeds=3, ratios=(0.5, 0.9), device=True)
+    return script.parse(parser, quick_ignores=("ratios", "seeds"))
 
 
 def write_picture(table: pd.DataFrame, path: Path) -> None:
@@ -28,7 +30,12 @@ def tables(table: pd.DataFrame) -> str:
     [
         (["--seeds", "0"], "--seeds: got 0; it takes a whole number of at least 1"),
         (["--jobs", "two"], "--jobs: got two; it takes a whole number"),
-        (["--ratios", "0.5", "1"], "--ratios: got 1; it takes a fraction removed, from 0 to below 1"),
+        (["--jobs", "-3"], "--jobs: got -3; it takes a whole number of at least 1"),
+        (["--ratios", "0.5", "1"], "--ratios: got 1; it takes a fraction removed, above 0 and below 1"),
+        (["--ratios", "0"], "--ratios: got 0; it takes a fraction"),
+        (["--ratios", "0.8", "0.5", "0.80"], "--ratios: got 0.8 0.5 0.8, of which some are equal; it takes each once"),
+        (["--quick", "--seeds", "3"], "--quick: its tiny version has --seeds of its own; leave out one or the other"),
+        (["--ratios", "0.5", "--quick", "--seeds", "1"], "--quick: its tiny version has --ratios, --seeds of its own"),
         (["--ratios", "nan"], "--ratios: got nan; it takes a fraction"),
         (["--device", "tpu"], "invalid choice: 'tpu'"),
     ],
@@ -48,6 +55,28 @@ def test_a_device_that_is_absent_is_refused(
     with pytest.raises(SystemExit):
         options(monkeypatch, "--device", "cuda")
     assert "torch finds no CUDA device" in capsys.readouterr().err
+
+
+def test_help_shows_the_defaults(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        options(monkeypatch, "--help")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "number of seeds (default: 3)" in shown
+    assert "each once (default: 0.5 0.9)" in shown
+    assert "where networks live (default: cpu)" in shown
+    assert "(default: False)" not in shown
+
+
+def test_trials_are_refused_before_they_train_where_their_state_cannot_be_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("isometry.trials.script.run", None)
+    (tmp_path / "file").write_text("")
+    output = script.Output.of(
+        "name", options(monkeypatch, "--out", str(tmp_path), "--runs", str(tmp_path / "file" / "a"))
+    )
+    with pytest.raises(SystemExit, match="cannot write to the output folder"):
+        output.run_trials([trial()])
 
 
 def test_an_output_writes_four_files_and_redraws_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from isometry import L1, RecedingBN, Slimming
+from isometry import L1, Magnitude, RecedingBN, Slimming
 from isometry.trials import Trial, run
 from isometry.trials.stages import DenseTraining, FineTuning, Pruning, SparseTraining, plan_stages
 from tests.trials.examples import trial
@@ -46,3 +46,11 @@ def test_every_setting_that_changes_a_dense_row_is_in_its_folder() -> None:
 def test_a_reconstructed_trial_is_compared_with_its_dense_network(tmp_path: Path) -> None:
     loss = run([trial(repair="reconstruct", finetune=None)], tmp_path, jobs=1).set_index("phase")["loss"]
     assert loss["dense"] < loss["repaired"] < loss["pruned"]
+
+
+def test_unstructured_pruning_is_a_trial_like_any_other(tmp_path: Path) -> None:
+    table = run([trial(pruner=Magnitude(), ratio=0.8, repair=repair) for repair in (None, "oracle")], tmp_path, jobs=1)
+    pruned, repaired = (table[table["phase"] == phase].iloc[0] for phase in ("pruned", "repaired"))
+    assert pruned["realised_ratio"] == pytest.approx(0.8, abs=2e-3)
+    assert repaired["mean_jsv"] == pytest.approx(1, abs=1e-4) != pytest.approx(pruned["mean_jsv"], rel=0.5)
+    assert len(table[table["phase"] == "finetune"]) == 4

@@ -9,8 +9,8 @@ import pytest
 import isometry
 from isometry import Recipe
 from isometry.trials import Trial, run
+from isometry.trials.digests import source_digest
 from isometry.trials.stages import plan_stages
-from isometry.trials.trial import source_digest
 from tests.trials.examples import trial
 
 

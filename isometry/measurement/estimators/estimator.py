@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from isometry.measurement.batch import Batch
@@ -45,6 +46,30 @@ class EstimatedBatch:
     layers: Mapping[str, Spectrum] = field(default_factory=dict)
     pilot: Pilot | None = None
     outputs: Tensor | None = None
+
+    @classmethod
+    def join(cls, shares: Sequence[EstimatedBatch]) -> EstimatedBatch:
+        """Return what was found at a batch from what was found at its shares, in order."""
+        if len(shares) == 1:
+            return shares[0]
+        first = shares[0]
+        brackets = [share.brackets for share in shares if share.brackets is not None]
+        pilots = [share.pilot for share in shares if share.pilot is not None]
+        outputs = [share.outputs.cpu() for share in shares if share.outputs is not None]
+        return cls(
+            Spectrum.pool(share.spectrum for share in shares),
+            forwards=sum(share.forwards for share in shares),
+            products=sum(share.products for share in shares),
+            routes=frozenset[str]().union(*(share.routes for share in shares)),
+            brackets=Brackets.pool(brackets) if brackets else None,
+            layers={name: Spectrum.pool(share.layers[name] for share in shares) for name in first.layers},
+            pilot=Pilot.pool(pilots) if pilots else None,
+            outputs=torch.cat(outputs) if len(outputs) == len(shares) else None,
+        )
+
+    def on_cpu(self) -> EstimatedBatch:
+        """Return it with its outputs on the CPU, where all the rest is."""
+        return self if self.outputs is None else replace(self, outputs=self.outputs.cpu())
 
 
 class Estimator(ABC):

@@ -48,13 +48,16 @@ class Exact(Estimator):
         if self.study is None:
             return estimated(exact(jacobian), len(batch), jacobian)
         matrices = jacobian.dense()
-        return replace(estimated(exact(Matrices(matrices)), len(batch), jacobian), pilot=_study(matrices, self.study))
+        return replace(
+            estimated(exact(Matrices(matrices)), len(batch), jacobian), pilot=_study(matrices, self.study, batch)
+        )
 
 
-def _study(matrices: Tensor, generator: torch.Generator) -> Pilot:
+def _study(matrices: Tensor, generator: torch.Generator, batch: Batch) -> Pilot:
     """Return what runs on explicit `matrices` [B, r, n], r <= n, find, and what they should."""
     values, vectors = singular_vectors(matrices)
-    start = probes(len(values), _PROBES, values.shape[1], generator, values)
+    whole = probes(batch.whole or len(values), _PROBES, values.shape[1], generator, values)
+    start = whole[batch.first : batch.first + len(values)]
     limit = ((start @ vectors).square() * values.unsqueeze(1)).sum(-1)
     same = Matrices(vectors * values.unsqueeze(1))  # [B, r, r], as good as [B, r, n] from the smaller side
     return Pilot.of(bidiagonalize(same, start, steps=LENGTHS[-1], keep_basis=True), limit)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -12,6 +12,7 @@ from isometry.measurement.brackets import Brackets
 from isometry.measurement.calibration import Calibration, Pilot
 from isometry.measurement.estimators.estimator import EstimatedBatch, Estimator, estimated, jacobian_of
 from isometry.measurement.preparation import Subject
+from isometry.measurement.ranks import Ranks
 from isometry.spectra import bidiagonalize, probes
 
 __all__ = ["Krylov"]
@@ -34,6 +35,7 @@ class Krylov(Estimator):
         most_steps: largest number of steps per probe.
         calibration: what corrects short runs, all of which then take the calibration's steps; None runs to the tolerance.
         studied: whether to find out, too, what shorter runs would have found.
+        ranks: the processes that estimate shares of the same batch; they stop together.
     """
 
     subject: Subject
@@ -45,6 +47,7 @@ class Krylov(Estimator):
     most_steps: int = 96
     calibration: Calibration | None = None
     studied: bool = False
+    ranks: Ranks = field(default_factory=Ranks)
     method = "krylov"
 
     @property
@@ -65,12 +68,16 @@ class Krylov(Estimator):
         """Bracket the mean of every sample's singular values."""
         x = self.subject.fast_input(batch)
         jacobian = jacobian_of(self.subject, batch, x, expected=self.count * self.steps)
-        start = probes(len(x), self.count, jacobian.rank, self.generator, x)
+        whole = probes(batch.whole or len(x), self.count, jacobian.rank, self.generator, x)
+        start = whole[batch.first : batch.first + len(x)]
         short = self.calibration
-        run = (
-            bidiagonalize(jacobian, start, steps=self.most_steps, rtol=self.tolerance, keep_basis=True)
-            if short is None
-            else bidiagonalize(jacobian, start, steps=min(short.steps, self.most_steps), keep_basis=True)
+        run = bidiagonalize(
+            jacobian,
+            start,
+            steps=self.most_steps if short is None else min(short.steps, self.most_steps),
+            rtol=self.tolerance if short is None else 0.0,
+            keep_basis=True,
+            agree=self.ranks.all_agree,
         )
         lower, upper = run.bracket()
         shared = torch.zeros_like(lower[:, 0])

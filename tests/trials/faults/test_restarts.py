@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from isometry.trials.restarts import REFUSED, SAME, WRONG, Sweep
+from isometry.trials.faults.restarts import REFUSED, SAME, WRONG, Sweep
 
 
 def test_a_restart_is_the_same_wrong_or_refused(tmp_path: Path) -> None:

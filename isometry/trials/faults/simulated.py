@@ -5,7 +5,9 @@ from __future__ import annotations
 import builtins
 import contextlib
 import io
+import itertools
 import os
+import pathlib
 import random
 import signal
 from collections.abc import Callable, Iterator
@@ -36,9 +38,12 @@ class Disk:
         """Replace the functions of this process that change files."""
         self.originals = {name: getattr(os, name) for name in ("fsync", "replace", "unlink", "mkdir")}
         self.open = io.open
-        for name in self.originals:
-            setattr(os, name, getattr(self, name))
+        copies: Any = getattr(pathlib, "_normal_accessor", os)  # Python 3.10's paths have their own
+        for name, place in itertools.product(self.originals, {os, copies}):
+            setattr(place, name, getattr(self, name))
         builtins.open = io.open = self.open_file  # type: ignore[assignment]
+        if copies is not os:
+            copies.open = self.open_file
 
     def operation(self) -> None:
         """Count an operation that is about to happen; end the process if it is the one."""

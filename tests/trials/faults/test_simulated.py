@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from isometry.files import write
-from isometry.trials.simulated import Disk, fork, mutate
+from isometry.trials.faults.simulated import Disk, fork, mutate
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 

@@ -1,0 +1,207 @@
+"""Which number, just after pruning, predicts the accuracy after fine-tuning?
+
+Closeness to the dense network in what it computes, and about as well its plain accuracy; the mean JSV does so only where nothing was
+repaired. 600 trials: MLP-7-Linear, MLP-7-ReLU and LeNet-5 on MNIST, conv-4 with and without BatchNorm on digits; 8 or 9 methods, repairs
+included; ratios 0.3 to 0.9; 200 steps of fine-tuning, the same for all, at lr 0.03, 0.01 and 0.001; one seed. Of two pruned networks of
+one cell (network, ratio, rate) that end more than half a point apart, the sign of each number learned on the other networks:
+
+- The similarity of what the last layer reads to the dense network's (linear CKA) finds the better one in 85 % [77, 92] (95 % interval over
+  networks), the accuracy on training images in 83 % [76, 89], the gap to the dense spectrum in 80 % [71, 89], the distance of the log mean
+  JSV from the dense network's in 77 % [70, 84]. The mean JSV itself: 64 % [43, 84], of which chance is 50; its distance from 1: 61 % [47, 75].
+  Knowing the method, with its ranks on the other networks, is as good as any number: 84 % [74, 94].
+- Given the accuracy, the similarity still tells (partial rank correlation 0.55 [0.34, 0.76]); the mean JSV (0.06 [-0.30, 0.41]) and its
+  distance from the dense one's (-0.24 [-0.62, 0.14]) are not shown to.
+- Without repairs (Random, L1, GReg, TPP, Slimming) the mean JSV finds the better one in 95 %, as the best do: repairs such as OrthP set
+  JSVs without restoring what the network computed, and that breaks the link.
+- All numbers tell more at small rates: the distance of the log mean JSV from the dense one's 83 % at lr 0.001 and 66 % at 0.03.
+- As a warning the mean JSV works: below a hundredth of the dense one's, trials end a median of 73 (lr 0.001), 55 to 75 (0.01) and 19 to 66
+  points (0.03) behind the best of their cell; between half and twice the dense one's 0.3 to 0.8. Most of the former are of large ratios.
+
+Not tested: more than one seed, long fine-tuning, residual networks. Nine minutes of a core or less a network and seed; the numbers of a
+start take 0.1 seconds. Run `python analyses/predictors.py --out figures`, $ISOMETRY_DATA naming the folder with MNIST and CIFAR-10.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib import pyplot as plt
+
+from isometry.files import markdown
+from isometry.training.recipe import Recipe, Steps
+from isometry.trials import Trial, describe_origin, run, script
+from isometry.trials.candidates import CANDIDATES, describe_starts
+from isometry.trials.outcomes import gains, name_methods, shortfall_by_jsv
+from isometry.trials.prediction import Assessment, Cells, assess, method_ranks
+from isometry.trials.protocols import predictor_methods
+from isometry.trials.record import read_record
+from isometry.trials.stages import plan_stages
+
+MNIST = {"dataset": "mnist", "pretrain": Recipe(1e-2, 3, 64)}
+DIGITS = {"dataset": "digits", "pretrain": Recipe(2e-2, 30, 64)}
+NARROW = {"input_shape": (1, 8, 8), "widths": (16, 16, 32, 32)}
+NETWORKS: dict[str, dict[str, Any]] = {
+    "mlp-7-linear": {**MNIST, "network": "mlp-7-linear"},
+    "mlp-7-relu": {**MNIST, "network": "mlp-7-relu"},
+    "lenet-5-relu": {**MNIST, "network": "lenet-5-relu"},
+    "conv-4": {**DIGITS, "network": "conv-4", "options": NARROW},
+    "conv-4, no BatchNorm": {**DIGITS, "network": "conv-4", "options": {**NARROW, "norm": "none"}},
+    "resnet-20": {"dataset": "cifar10", "pretrain": "cifar10", "network": "resnet-20", "layers": "layer*.conv1", "autocast": True},
+}  # fmt: skip
+
+
+def trials(network: str, seed: int, quick: bool = False) -> list[Trial]:
+    """Return every method, ratio and rate on one network: the same fine-tuning for all methods."""
+    ratios: tuple[float, ...] = (0.3, 0.5, 0.7, 0.8, 0.9)
+    rates: tuple[float, ...] = (3e-2, 1e-2, 1e-3)
+    tune = Recipe(1e-2, 2, 64, schedule=Steps((0.5,)), epoch_steps=100)
+    if network == "resnet-20":
+        ratios, rates = (0.7, 0.9), (1e-2,)
+        tune = Recipe(1e-2, 1, 128, 0.9, 5e-4, None, epoch_steps=60, autocast=True)
+    if quick:
+        ratios, rates, tune = (0.5, 0.9), (1e-2,), replace(tune, epoch_steps=5)
+    return [
+        Trial(**NETWORKS[network], finetune=replace(tune, lr=lr), pruner=pruner, ratio=ratio, repair=repair, seed=seed)
+        for ratio, (pruner, repair), lr in itertools.product(ratios, predictor_methods(network, quick=quick), rates)
+    ]
+
+
+NAMES = {"random": "Random", "l1": "L1", "greg": "GReg", "tpp": "TPP", "slimming": "Slimming"}
+REPAIRS = {"orthp": " + OrthP", "reconstruct": " + reconstruct", "oracle": " + oracle"}
+PAIRS = [
+    ("L1 + reconstruct", "L1"),
+    ("Random + reconstruct", "Random"),
+    ("TPP", "L1"),
+    ("L1 + reconstruct", "TPP"),
+    ("TPP", "GReg"),
+]
+TEXTS = {"method_rank": "its method's rank elsewhere", **CANDIDATES}
+del TEXTS["jsv_ratio"]  # ranks as the mean JSV does: the dense network is the same within a cell
+
+
+def finished(wanted: list[Trial], runs: Path) -> list[Trial]:
+    """Return the trials whose stages have all been run."""
+    return [trial for trial in wanted if all(read_record(stage, runs) for stage in plan_stages(trial))]
+
+
+def rows(network: str, done: list[Trial], runs: Path) -> pd.DataFrame:
+    """Return one row per trial of one network and seed: the numbers before fine-tuning, the accuracy after it."""
+    table = name_methods(run(done, runs, jobs=1, progress=False), NAMES, REPAIRS)
+    ends = table.groupby("trial", sort=False).tail(1).reset_index(drop=True)
+    images, samples = (500, 32) if network == "resnet-20" else (2000, 64)
+    starts = pd.DataFrame(describe_starts(done, runs, images=images, samples=samples))
+    kept = ends[["dataset", "method", "ratio", "lr", "seed", "diverged", "accuracy"]].assign(network=network)
+    return pd.concat([kept, starts], axis=1)
+
+
+def assessed(table: pd.DataFrame) -> list[Assessment]:
+    """Return every candidate with how well it predicts, best choices first; a training that diverged ends at 0."""
+    within = ["ratio", "lr"]
+    rows = table.assign(outcome=table["accuracy"].where(~table["diverged"], 0.0))
+    rows["method_rank"] = method_ranks(rows, "outcome", within=within)
+    cells = Cells.of(rows, list(TEXTS), "outcome", within=within)
+    return sorted(assess(cells, given="train_accuracy", margin=0.005), key=lambda each: -each.choices.mean)
+
+
+def subsets(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return the trials without a repair, those of every rate, and those of the small and the large ratios."""
+    parts = {"no repair": table[~table["method"].str.contains("+", regex=False)]}
+    parts |= {f"lr {lr:g}": rows for lr, rows in table.groupby("lr")}
+    return parts | {"ratio < 0.75": table[table["ratio"] < 0.75], "ratio > 0.75": table[table["ratio"] > 0.75]}
+
+
+def tables(table: pd.DataFrame) -> str:
+    """Return statistics with 95 % intervals over networks; correlations by network; shares of right choices by part; shortfalls; gains."""
+    found = assessed(table)
+    subset = {name: {each.candidate: each for each in assessed(part)} for name, part in subsets(table).items()}
+    pooled, networks, shares = [], [], []
+    for each in found:
+        heading = {"number just after pruning": TEXTS[each.candidate]}
+        texts = {"rank correlation": each.correlation.text(2), "given accuracy": each.partial.text(2)}
+        pooled.append({**heading, **texts, "right choices, %": each.choices.text(0, scale=100, limits=(0, 1))})
+        values = {name: "" if np.isnan(value) else f"{value:.2f}" for name, value in each.correlations.items()}
+        networks.append({"rank correlation": TEXTS[each.candidate], **values})
+        means = {name: part[each.candidate].choices.mean for name, part in subset.items()}
+        shares.append({"right choices, %": TEXTS[each.candidate]} | {n: f"{100 * m:.0f}" for n, m in means.items()})
+    parts = [pd.DataFrame(lines) for lines in (pooled, networks, shares)]
+    return "\n\n".join(markdown(part) for part in (*parts, shortfall_by_jsv(table), gains(table, PAIRS)))
+
+
+def short(table: pd.DataFrame) -> str:
+    """Return the best three numbers and those of the mean JSV."""
+    lines = tables(table).split("\n\n")[0].splitlines()
+    return "\n".join(lines[:5] + [line for line in lines[5:] if "mean JSV" in line or "spectrum" in line])
+
+
+def draw(table: pd.DataFrame, path: Path) -> None:
+    """Draw the correlation and the share of right choices of every candidate, pooled, by network, and without repairs."""
+    found = assessed(table)[::-1]
+    unrepaired = {each.candidate: each for each in assessed(subsets(table)["no repair"])}
+    names = [TEXTS[each.candidate] for each in found]
+    figure, axes = plt.subplots(1, 2, figsize=(12.5, 7.2), sharey=True, layout="constrained")
+    for row, each in enumerate(found):
+        alone = unrepaired[each.candidate]
+        panels = (
+            (axes[0], 1, each.correlation, each.correlations, alone.correlation),
+            (axes[1], 100, each.choices, each.shares, alone.choices),
+        )
+        for ax, scale, pooled, networks, other in panels:
+            for color, (network, value) in enumerate(networks.items()):
+                ax.plot(scale * value, row, "o", color=f"C{color}", markersize=4, alpha=0.8, label=network)
+            ax.plot([scale * pooled.low, scale * pooled.high], [row, row], color="black", linewidth=1.2)
+            ax.plot(scale * pooled.mean, row, "D", color="black", markersize=5, label="mean, 95 % interval")
+            ax.plot(
+                scale * other.mean, row, "s", color="black", markersize=7, fillstyle="none", label="without repairs"
+            )
+            ax.grid(axis="y", alpha=0.25)
+    axes[0].set_yticks(range(len(names)), names)
+    axes[0].set(xlim=(-1.02, 1.02), xlabel="rank correlation with the fine-tuned accuracy, within cells")
+    axes[1].set(xlim=(0, 101), xlabel="right choices of the better of two, %; sign from other networks")
+    axes[0].axvline(0, color="black", linewidth=0.8, linestyle=":")
+    axes[1].axvline(50, color="black", linewidth=0.8, linestyle=":")
+    handles = dict(zip(*axes[0].get_legend_handles_labels()[::-1], strict=True))
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False)
+    told = {each.candidate: f"{100 * each.choices.mean:.0f} %" for each in found}
+    jsv = f"{100 * unrepaired['mean_jsv'].choices.mean:.0f} %"
+    figure.suptitle(
+        f"Which of two pruned networks fine-tunes better? {names[-1]} tells in {told[found[-1].candidate]}, accuracy in "
+        f"{told['train_accuracy']},\nthe mean JSV in {told['mean_jsv']}, but in {jsv} where nothing was repaired ({len(table)} trials)"
+    )
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Run, write, draw."""
+    parser = script.build_parser(__doc__, seeds=3)
+    parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
+    parser.add_argument("--finished", action="store_true", help="take the trials that have been run, run no others")
+    options = script.parse(parser)
+    output = script.Output.of("predictors", options)
+    if not options.redraw:
+        parts, every = [], []
+        networks, seeds = (list(NETWORKS)[3:5], 1) if options.quick else (options.networks, options.seeds)
+        for seed, network in itertools.product(range(seeds), networks):
+            done = trials(network, seed, options.quick)
+            if options.finished:
+                done = finished(done, options.runs)
+            else:
+                run(done, options.runs, jobs=1, progress=True)
+            every += done
+            if done:
+                parts.append(rows(network, done, options.runs))
+        origin = describe_origin(every, options.runs)
+        shown = [t for t in every if t.ratio == 0.9 and t.finetune is not None and t.finetune.lr == 1e-2]
+        origin["settings"] = {stage.folder: stage.settings for stage in (plan_stages(trial)[-1] for trial in shown)}
+        origin["note"] = "settings of ratio 0.9 and lr 0.01; the other trials differ in these two"
+        output.write(pd.concat(parts, ignore_index=True), origin)
+    output.publish(draw, tables)
+
+
+if __name__ == "__main__":
+    main()

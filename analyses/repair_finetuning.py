@@ -1,0 +1,118 @@
+"""Does a network repaired by least squares fine-tune better, and better than one pruned by TPP in as many steps?"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib import pyplot as plt
+
+import isometry
+from isometry.files import markdown
+from isometry.training.recipe import Recipe, Steps
+from isometry.trials import Trial, describe_origin, run, script
+from isometry.trials.outcomes import percent
+from isometry.trials.protocols import growing
+
+BEFORE, AFTER = 600, 200  # steps that TPP trains before removal, and after it; the others have all of them after it
+NETWORKS: dict[str, dict[str, Any]] = {
+    "lenet-5-relu": {"dataset": "mnist", "pretrain": Recipe(1e-2, 2, 64)},
+    "conv-4": {
+        "dataset": "digits",
+        "pretrain": Recipe(2e-2, 30, 64),
+        "options": {"input_shape": (1, 8, 8), "widths": (16, 16, 32, 32)},
+    },
+}
+
+
+def trials(network: str, seed: int, ratios: list[float], quick: bool) -> dict[tuple[str, float, float], Trial]:
+    """Return {(method, ratio, rate): trial} of a network and seed."""
+    before, after = (40, 20) if quick else (BEFORE, AFTER)
+    base = {**NETWORKS[network], "network": network, "seed": seed}
+    if quick:
+        base["pretrain"] = Recipe(2e-2, 1, 64)
+    tune = Recipe(1e-2, 2, 64, schedule=Steps((0.5,)), epoch_steps=after // 2)
+    longer = replace(tune, epoch_steps=(before + after) // 2)
+    grow = growing(before, before // 6, batch_size=64, weight_decay=1e-4)
+    methods: dict[str, tuple[isometry.Pruner, str | None, Recipe]] = {
+        "L1": (isometry.L1(), None, longer),
+        "L1 + reconstruct": (isometry.L1(), "reconstruct", longer),
+        "TPP": (isometry.TPP(**grow, zero_out=1), None, tune),
+    }
+    return {
+        (name, ratio, lr): Trial(**base, pruner=pruner, ratio=ratio, repair=repair, finetune=replace(recipe, lr=lr))
+        for (name, (pruner, repair, recipe)), ratio, lr in itertools.product(
+            methods.items(), ratios, (1e-2, 1e-3, 1e-4)
+        )
+    }
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per network, ratio and method: accuracy in % before fine-tuning and after it, by rate."""
+    lines: list[dict[str, Any]] = []
+    for (network, ratio, method), group in table.groupby(["network", "ratio", "method"], sort=False):
+        start = group[(group["epoch"] == 0) & group["phase"].isin(["pruned", "repaired"])]
+        start = start.groupby("trial").tail(1).drop_duplicates("seed")
+        line = {"network": network, "ratio": f"{ratio:g}", "method": method, "before": percent(start)}
+        line["mean JSV before"] = script.format_spread(start["mean_jsv"], 3)
+        for lr, rows in group[group["phase"] == "finetune"].groupby("lr", sort=False):
+            line[f"after, lr {lr:g}"] = percent(rows.groupby("trial").tail(1))
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def tables(table: pd.DataFrame) -> str:
+    """Return accuracies in % and mean JSVs, mean and standard deviation over seeds."""
+    return markdown(summary(table))
+
+
+def short(table: pd.DataFrame) -> str:
+    """Return the largest ratio."""
+    return tables(table[table["ratio"] == table["ratio"].max()])
+
+
+def draw(table: pd.DataFrame, path: Path) -> None:
+    """Draw the accuracy after fine-tuning against the rate, one panel per network and ratio; dashed: before."""
+    groups = list(table.groupby(["network", "ratio"], sort=False))
+    figure, axes = plt.subplots(2, len(groups) // 2, figsize=(13, 7.5), layout="constrained", squeeze=False)
+    for ax, ((network, ratio), part) in zip(axes.flat, groups, strict=True):
+        for index, (method, rows) in enumerate(part.groupby("method", sort=False)):
+            ends = rows[rows["phase"] == "finetune"].groupby("trial").tail(1)
+            over = 100 * ends.groupby("lr")["accuracy"].agg(["mean", "std"]).fillna(0)
+            ax.errorbar(over.index, over["mean"], over["std"], color=f"C{index}", marker="o", capsize=3, label=method)
+            before = rows[rows["epoch"] == 0].groupby("trial").tail(1)["accuracy"].mean()
+            ax.axhline(100 * before, color=f"C{index}", linestyle="--", linewidth=1)
+        ax.set(xscale="log", xlabel="learning rate", ylabel="accuracy, %", title=f"{network}, ratio {ratio:g}")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    figure.suptitle(
+        f"{BEFORE + AFTER} training steps for every method: TPP spends {BEFORE} before removal, the others all after it\n"
+        f"bars: standard deviation over {table['seed'].nunique()} seeds; dashed: before fine-tuning"
+    )
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Run, write, draw."""
+    options = script.parse(script.build_parser(__doc__, seeds=3, ratios=(0.5, 0.7, 0.9)))
+    output = script.Output.of("repair_finetuning", options)
+    if not options.redraw:
+        parts: list[pd.DataFrame] = []
+        every: list[Trial] = []
+        networks, seeds = (["conv-4"], 1) if options.quick else (list(NETWORKS), options.seeds)
+        for seed, network in itertools.product(range(seeds), networks):
+            ratios = options.ratios[:2] if options.quick else options.ratios
+            named = trials(network, seed, ratios, options.quick)
+            run(list(named.values()), options.runs, jobs=1, progress=True)
+            for (method, _, _), trial in named.items():
+                parts.append(run([trial], options.runs, jobs=1, progress=False).assign(method=method))
+            every += named.values()
+        output.write(pd.concat(parts, ignore_index=True), describe_origin(every, options.runs))
+    output.publish(draw, tables)
+
+
+if __name__ == "__main__":
+    main()

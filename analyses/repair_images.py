@@ -1,0 +1,127 @@
+"""How many images does a reconstruction need?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib import pyplot as plt
+from torch import nn
+from tqdm.auto import tqdm
+
+import isometry
+from isometry.data import Data
+from isometry.files import markdown
+from isometry.trials import script
+from isometry.trials.script import Row
+
+IMAGES = (64, 128, 256, 512, 1024, 2048, 4096)
+
+
+def evaluated(net: nn.Module, data: Data) -> Row:
+    """Return the accuracy at all test images and the mean JSV at the first 64."""
+    report = isometry.measure(net, data.test.inputs[:64], progress=False)
+    accuracy = isometry.evaluate(net, data.test, batch_size=100).accuracy
+    return {"accuracy": accuracy, "mean_jsv": report.mean_jsv, "tested": len(data.test.targets)}
+
+
+def reconstructed(
+    network: str, dense: nn.Module, data: Data, cases: list[tuple[float, int]], layers: str | None, draws: int
+) -> list[Row]:
+    """Return one row of the dense network, one per ratio just pruned, and one per (ratio, images) and draw."""
+    rows = [{"network": network, "ratio": 0.0, "images": 0, **evaluated(dense, data)}]
+    pruned: dict[float, nn.Module] = {}
+    for ratio, images in tqdm(cases, desc=network, unit="repair"):
+        if ratio not in pruned:
+            pruned[ratio] = isometry.prune(
+                dense, isometry.L1(), ratio, layers=layers, inputs=data.train.inputs[:2]
+            ).model
+            rows.append({"network": network, "ratio": ratio, "images": 0, **evaluated(pruned[ratio], data)})
+        for draw_number in range(draws):
+            net = isometry.repair(
+                pruned[ratio], reference=dense, data=data, samples=images, seed=draw_number, progress=False
+            )
+            cell = {"network": network, "ratio": ratio, "images": images, "seed": draw_number}
+            rows.append({**cell, **evaluated(net, data)})
+    return rows
+
+
+def resnet(quick: bool) -> list[Row]:
+    """Return ResNet-56 with its given weights on CIFAR-10: all numbers of images at 0.7, 1,024 at the other ratios."""
+    if quick:
+        return []
+    data = isometry.data.load("cifar10", normalization=isometry.data.IMAGENET, validation=0)
+    dense = isometry.networks.build("resnet-56", weights="cifar10").eval()
+    cases = [(0.5, 1024), (0.9, 1024), *((0.7, images) for images in IMAGES)]
+    return reconstructed("resnet-56", dense, data, cases, "layer*.conv1", 1)
+
+
+def small(network: str, quick: bool) -> list[Row]:
+    """Return a network trained on MNIST (digits where quick), every ratio and number of images, three draws."""
+    data = isometry.data.load("digits" if quick else "mnist", validation=0)
+    options: dict[str, Any] = (
+        {"input_shape": data.input_shape, "widths": (16, 16, 32, 32)} if network == "conv-4" else {}
+    )
+    dense = isometry.networks.build(network, seed=0, **options)
+    list(isometry.train(dense, data, lr=1e-2, epochs=1 if network == "conv-4" else 2, batch_size=64, seed=0))
+    images = IMAGES[:2] if quick else IMAGES
+    return reconstructed(
+        network, dense, data, [(r, n) for r in (0.5, 0.7, 0.9) for n in images], None, 1 if quick else 3
+    )
+
+
+def tables(table: pd.DataFrame) -> str:
+    """Return accuracy in % and mean JSV by network, ratio and number of images; 0 images: just pruned."""
+    lines = []
+    for (network, ratio), part in table.groupby(["network", "ratio"], sort=False):
+        line: dict[str, Any] = {"network": network, "ratio": f"{ratio:g}" if ratio else "dense"}
+        for images, rows in part.groupby("images"):
+            jsv = script.format_spread(rows["mean_jsv"], 2)
+            heading = f"{images!s} images" if images else "not repaired"
+            line[heading] = f"{script.format_spread(100 * rows['accuracy'], 2)} / {jsv}"
+        lines.append(line)
+    headings = ["network", "ratio", "not repaired", *(f"{images} images" for images in IMAGES)]
+    return markdown(pd.DataFrame(lines).reindex(columns=headings).dropna(axis=1, how="all").fillna(""))
+
+
+def short(table: pd.DataFrame) -> str:
+    """Return the first network."""
+    return tables(table[table["network"] == table["network"].iloc[0]])
+
+
+def draw(table: pd.DataFrame, path: Path) -> None:
+    """Draw accuracy and mean JSV against the number of images, one column per network."""
+    names = list(table["network"].unique())
+    figure, axes = plt.subplots(2, len(names), figsize=(4.6 * len(names), 7), layout="constrained", squeeze=False)
+    for column, name in enumerate(names):
+        part = table[table["network"] == name]
+        for ax, y, scale in ((axes[0, column], "accuracy", 100), (axes[1, column], "mean_jsv", 1)):
+            for index, (ratio, rows) in enumerate(part[part["ratio"] > 0].groupby("ratio")):
+                over = (scale * rows[rows["images"] > 0].set_index("images")[y]).groupby(level=0).agg(["mean", "std"])
+                ax.errorbar(
+                    over.index, over["mean"], over["std"].fillna(0), color=f"C{index}", marker="o", markersize=4,
+                    capsize=3, label=f"ratio {ratio:g}",
+                )  # fmt: skip
+            ax.axhline(scale * part[part["ratio"] == 0][y].iloc[0], color="black", linestyle=":", label="dense")
+            ax.set(xscale="log", xlabel="images that reconstruction sees")
+        axes[0, column].set(title=name, ylabel=f"accuracy at {part['tested'].iloc[0]} test images, %")
+        axes[1, column].set_ylabel("mean JSV at 64 test images")
+    figure.legend(*axes[0, -1].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    figure.suptitle(
+        "L1, reconstructed without training: accuracy and mean JSV against the number of images (bars: std over draws)"
+    )
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+PARTS: dict[str, Callable[[bool], list[Row]]] = {
+    "resnet-56": resnet,
+    "lenet-5-relu": partial(small, "lenet-5-relu"),
+    "conv-4": partial(small, "conv-4"),
+}
+
+if __name__ == "__main__":
+    script.run_measurement("repair_images", __doc__, PARTS, draw, tables)

@@ -1,0 +1,163 @@
+"""From how many training steps on does a pruner that preserves trainability pay?"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib import pyplot as plt
+
+import isometry
+from isometry.files import markdown
+from isometry.training.recipe import Recipe, Steps
+from isometry.trials import Trial, describe_origin, run, script
+from isometry.trials.outcomes import percent
+from isometry.trials.protocols import growing
+from isometry.trials.published import CIFAR_ACCURACY
+from isometry.trials.record import read_record
+from isometry.trials.stages import plan_stages
+
+PUBLISHED_STEPS = 401 * 391  # 281 epochs before removal and 120 after, of 50,000 images in batches of 128
+BUDGETS = (200, 400, 800, 1600, 3200, 6400)
+
+
+def methods(budget: int, quick: bool) -> dict[str, tuple[isometry.Pruner, str | None, int]]:
+    """Return {method: (pruner, repair, steps of fine-tuning)}; with those before removal they make the budget.
+
+    Growing penalties pull alike on the weights to be removed whatever the budget; see `growing`.
+    """
+    half, long, batch = budget // 2, 2 * budget // 3, 32 if quick else 128
+    grow = {steps: growing(steps, max(int(0.28 * steps), 2), batch_size=batch) for steps in (half, long)}
+    sparse: dict[str, Any] = {
+        "epochs": 4,
+        "epoch_steps": half // 4,
+        "lr": 1e-2,
+        "batch_size": batch,
+        "weight_decay": 5e-4,
+    }
+    tpp = {
+        "TPP, 2/3 before": (isometry.TPP(**grow[long], zero_out=1), None, budget - long),
+        "TPP, 1/2 before": (isometry.TPP(**grow[half], zero_out=1), None, budget - half),
+    }
+    return {
+        "L1": (isometry.L1(), None, budget),
+        "L1 + reconstruct": (isometry.L1(), "reconstruct", budget),
+        **({} if quick else tpp),  # in a few steps it diverges
+        "GReg, 1/2 before": (isometry.GReg(**grow[half], magnitude_ratio=None), None, budget - half),
+        "Slimming, 1/2 before": (isometry.Slimming(strength=1e-2, **sparse), None, budget - half),
+        "RNI, 1/2 before": (isometry.RecedingBN(strength=5e-2, shift=0.0, **sparse), None, budget - half),
+    }
+
+
+def trials(
+    network: str, budgets: list[int], ratios: list[float], seeds: int, quick: bool
+) -> Iterator[tuple[int, str, Trial]]:
+    """Yield (budget, method, trial), the cheapest budgets first."""
+    base: dict[str, Any] = {"dataset": "cifar10", "network": network, "pretrain": "cifar10", "autocast": True}
+    base["validation"] = 5000
+    if quick:
+        base = {"dataset": "digits", "network": network, "pretrain": Recipe(1e-1, 1, 32, epoch_steps=5)}
+        base["options"] = {"input_shape": (1, 8, 8)}
+    for budget, ratio, seed in itertools.product(budgets, ratios, range(seeds)):
+        for name, (pruner, repair, steps) in methods(budget, quick).items():
+            batch = 32 if quick else 128
+            tune = Recipe(1e-2, 2, batch, 0.9, 5e-4, Steps((0.5,)), epoch_steps=steps // 2, autocast=not quick)
+            yield (
+                budget,
+                name,
+                Trial(
+                    **base, finetune=tune, pruner=pruner, ratio=ratio, layers="layer*.conv1", repair=repair, seed=seed
+                ),
+            )
+
+
+def finals(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the last row of every trial."""
+    return table.groupby(["trial", "method", "budget"], sort=False).tail(1)
+
+
+def tables(table: pd.DataFrame) -> str:
+    """Return the accuracy in % just before fine-tuning and after it, by ratio, method and budget: mean ± deviation over seeds."""
+    lines = []
+    for (network, ratio, method), group in finals(table).groupby(["network", "ratio", "method"], sort=False):
+        line: dict[str, Any] = {"network": network, "ratio": f"{ratio:g}", "method": method}
+        for budget, rows in group.groupby("budget"):
+            seeds = rows["seed"].nunique()
+            line[f"{budget} steps"] = f"{percent(rows)}, {seeds} seed{'s' * (seeds > 1)}"
+        lines.append(line)
+    return markdown(pd.DataFrame(lines).fillna(""))
+
+
+def short(table: pd.DataFrame) -> str:
+    """Return L1, with and without reconstruction, and TPP at the largest ratio."""
+    ends = finals(table)
+    few = ends["method"].isin(["L1", "L1 + reconstruct", "TPP, 2/3 before"]) & (ends["ratio"] == ends["ratio"].max())
+    return tables(ends[few])
+
+
+def draw(table: pd.DataFrame, path: Path) -> None:
+    """Draw accuracy against the budget, one panel per ratio, and what each method is ahead of L1 at the largest ratio."""
+    ends = finals(table)
+    ratios, names = sorted(ends["ratio"].unique()), list(ends["method"].unique())
+    figure, axes = plt.subplots(1, len(ratios) + 1, figsize=(5.4 * len(ratios) + 5.4, 5), layout="constrained")
+    for ax, ratio in zip(axes, [*ratios, ratios[-1]], strict=True):
+        part = ends[ends["ratio"] == ratio]
+        l1 = part[part["method"] == "L1"].groupby("budget")["accuracy"].mean()
+        for index, name in enumerate(names):
+            over = part[part["method"] == name].groupby("budget")["accuracy"].agg(["mean", "std"]).fillna(0)
+            ahead = over["mean"] - l1.reindex(over.index) if ax is axes[-1] else over["mean"]
+            ax.errorbar(
+                over.index, 100 * ahead, 100 * over["std"], color=f"C{index}", marker="o", capsize=3, label=name
+            )
+        ax.set(xscale="log", xlabel="training steps in all", ylabel="accuracy, %", title=f"ratio {ratio:g}")
+    tpp, one = (float(CIFAR_ACCURACY[name][1][ratios[-1]].split()[0]) for name in ("TPP", "L1"))
+    axes[-1].plot(PUBLISHED_STEPS, tpp - one, "kx", label="TPP, published, ResNet-56 (TPP's steps)")
+    axes[-1].axhline(0, color="black", linewidth=0.8)
+    axes[-1].set(ylabel="points ahead of L1")
+    figure.legend(*axes[-1].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    seeds = ends.groupby(["ratio", "method", "budget"])["seed"].nunique()
+    count = (
+        f"{seeds.min()} seed{'s' * int(seeds.min() > 1)}"
+        if seeds.min() == seeds.max()
+        else f"{seeds.min()} to {seeds.max()} seeds"
+    )
+    figure.suptitle(
+        f"{ends['network'].iloc[0]} on {ends['dataset'].iloc[0]}: accuracy against all training steps (bars: std over {count})"
+    )
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Run, write, draw."""
+    parser = script.build_parser(__doc__, seeds=2, ratios=(0.9, 0.7), device=True)
+    parser.add_argument("--network", choices=["resnet-20", "resnet-56"], default="resnet-20")
+    parser.add_argument(
+        "--budgets", type=script.positive, nargs="+", default=list(BUDGETS), help="total training steps"
+    )
+    parser.add_argument("--only", nargs="+", help="these methods only")
+    parser.add_argument("--finished", action="store_true", help="take the trials that have been run, run no others")
+    options = script.parse(parser)
+    output = script.Output.of("training_budget", options)
+    if not options.redraw:
+        budgets, ratios = ([12], [0.5]) if options.quick else (options.budgets, options.ratios)
+        wanted = trials(options.network, budgets, ratios, options.seeds, options.quick)
+        parts, done = [], []
+        for budget, name, trial in wanted:
+            if options.only and name not in options.only:
+                continue
+            if options.finished and not all(read_record(stage, options.runs) for stage in plan_stages(trial)):
+                continue
+            table = run([trial], options.runs, jobs=1, device=options.device, progress=False)
+            parts.append(table.assign(method=name, budget=budget))
+            done.append(trial)
+            print(budget, trial.ratio, name, trial.seed, table["accuracy"].iloc[-1], flush=True)
+        output.write(pd.concat(parts, ignore_index=True), describe_origin(done, options.runs))
+    output.publish(draw, tables)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Faults on purpose: kills, crashes, losses of power, damaged files, interrupts, unusual modes; and what comes of them."""
