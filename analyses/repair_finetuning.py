@@ -97,7 +97,8 @@ def draw(table: pd.DataFrame, path: Path) -> None:
 
 def main() -> None:
     """Run, write, draw."""
-    options = script.parse(script.build_parser(__doc__, seeds=3, ratios=(0.5, 0.7, 0.9)))
+    parser = script.build_parser(__doc__, seeds=3, ratios=(0.5, 0.7, 0.9))
+    options = script.parse(parser, quick_ignores=("seeds",))
     output = script.Output.of("repair_finetuning", options)
     if not options.redraw:
         parts: list[pd.DataFrame] = []
