@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from matplotlib import pyplot as plt
 
 from isometry.trials.script import read_table
 
@@ -50,6 +51,25 @@ def test_the_notebook_example_prints_what_it_says(capsys: pytest.CaptureFixture[
 def test_every_snippet_runs_as_written(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     exec(code, {"__name__": "readme"})
+
+
+def test_the_tour_runs_and_prints_what_its_committed_outputs_say(capsys: pytest.CaptureFixture[str]) -> None:
+    cells = json.loads((ROOT / "analyses" / "tour.ipynb").read_text())["cells"]
+    namespace: dict[str, object] = {"__name__": "tour"}
+    with plt.rc_context():
+        for number, cell in enumerate(cell for cell in cells if cell["cell_type"] == "code"):
+            exec(compile("".join(cell["source"]), f"cell {number} of the tour", "exec"), namespace)
+            drawn = len(plt.get_fignums())
+            plt.close("all")
+            told = "".join(line for output in cell["outputs"] for line in output.get("text", ()))
+            assert drawn == sum("image/png" in output.get("data", {}) for output in cell["outputs"]), number
+            found = capsys.readouterr().out
+            assert re.sub(r"[\d.e-]+", "", found).split() == re.sub(r"[\d.e-]+", "", told).split()
+            # Another processor rounds differently, and training amplifies it; seconds are not compared.
+            pairs = zip(found.splitlines(), told.splitlines(), strict=True)
+            for line, before in pairs if number else ():
+                if not line.startswith("cost"):
+                    assert numbers(line) == pytest.approx(numbers(before), rel=0.5, abs=0.3), line
 
 
 def test_the_readme_is_short() -> None:

@@ -25,7 +25,7 @@ class _Defaults(argparse.HelpFormatter):
     """Help that shows the defaults of options that have one."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        hidden = action.default in (None, False, argparse.SUPPRESS) or action.const is not None
+        hidden = any(action.default is value for value in (None, False, argparse.SUPPRESS)) or action.const is not None
         return f"{action.help or ''}{'' if hidden else ' (default: %(default)s)'}"
 
 
@@ -100,7 +100,9 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
 
 def _add_measuring(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--samples", type=positive, default=64, help="how many inputs of the test part, drawn at random"
+        "--samples",
+        type=positive,
+        help="how many inputs of the test part, drawn at random (default: 64; with --rtol as many as it takes)",
     )
     parser.add_argument("--method", choices=["auto", "exact", "krylov"], default="auto", help="see isometry.measure")
     parser.add_argument("--json", metavar="FILE", help="write all numbers")
@@ -114,6 +116,7 @@ def _add_measure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rtol", type=float, help="sample until the 95 %% interval is this narrow, relative to the mean"
     )
+    parser.add_argument("--reference", metavar="FILE|NAME", help="weights of the dense network, as the yardstick")
     parser.add_argument(
         "--layers",
         nargs="*",

@@ -34,6 +34,7 @@ __all__ = [
     "read_weights",
 ]
 
+_DRAWN = 1024  # random inputs at most
 _WRAPPED = ("state_dict", "model_state_dict", "model", "net", "weights")  # where training scripts put the weights
 _PREFIXES = ("module.", "_orig_mod.", "model.")  # of DistributedDataParallel, torch.compile and Lightning
 
@@ -171,7 +172,7 @@ def draw_inputs(options: Namespace, data: Data | Folder | None, device: torch.de
             return torch.stack([_images(data)[int(index)][0] for index in order]).to(device)
         return data.test.inputs[order].to(device)
     if options.input_shape:
-        return torch.randn(options.samples, *options.input_shape, generator=generator).to(device)
+        return torch.randn(min(options.samples, _DRAWN), *options.input_shape, generator=generator).to(device)
     return None
 
 

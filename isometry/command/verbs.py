@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -24,21 +25,25 @@ from isometry.command.sources import (
 )
 from isometry.data import Data, Folder
 from isometry.files import software, write
+from isometry.networks import placed
 
 __all__ = ["compare", "measure", "prune"]
 
+_SAMPLES = 64
 _SUFFIXES = (".png", ".pdf", ".svg", ".jpg")
 
 
 def measure(options: Namespace) -> None:
     """Print the report of a network, and write and draw it where that is wished."""
     device = _check(options)
-    check_network(options.network, [options.weights])
-    data = read_data(options.data, options.network, options.weights)
+    check_network(options.network, [options.weights, options.reference])
+    data = read_data(options.data, options.network, options.reference or options.weights)
     model, inputs = _prepare(options, options.weights, data, device)
+    reference = None if options.reference is None else _prepare(options, options.reference, data, device)[0].to(device)
     report = isometry.measure(
         model.to(device),
         inputs,
+        reference=reference,
         method=options.method,
         layers=_read_layers(options.layers),
         rtol=options.rtol,
@@ -59,7 +64,17 @@ def measure(options: Namespace) -> None:
         _save(figure, options.plot)
 
 
-_LAYER_COLUMNS = ("layer", "kind", "width", "mean_jsv", "interval_low", "interval_high", "std_jsv", "condition_number")
+_LAYER_COLUMNS = (
+    "layer",
+    "kind",
+    "width",
+    "mean_jsv",
+    "interval_low",
+    "interval_high",
+    "std_jsv",
+    "condition_number",
+    "ratio",
+)
 
 
 def _read_layers(words: list[str] | None) -> bool | int | list[str]:
@@ -95,6 +110,7 @@ def compare(options: Namespace) -> None:
     shown = [column for column in _SHOWN if column in table]
     print(f"{'network':<18} {options.network}\n{_describe_data(options, data)}")
     print(table[shown].to_string(index=False, float_format="{:.4g}".format))
+    print("\n".join(f"{name:<18} {verdict}" for name, verdict in zip(table["network"], table["verdict"], strict=True)))
     _write_json(options, {"networks": json.loads(table.to_json(orient="records"))})
     if options.plot is not None:
         from isometry import plots
@@ -104,7 +120,7 @@ def compare(options: Namespace) -> None:
         _save(figure, options.plot)
 
 
-_SHOWN = ("network", "mean_jsv", "interval_low", "interval_high", "difference", "difference_low", "difference_high", "max_jsv",
+_SHOWN = ("network", "mean_jsv", "interval_low", "interval_high", "ratio", "ratio_low", "ratio_high", "max_jsv",
           "condition_number_median", "isometry_gap")  # fmt: skip
 
 
@@ -136,6 +152,8 @@ def _check(options: Namespace) -> torch.device:
     """Refuse what cannot be written, and a device that is not there."""
     check_output("--json", options.json)
     check_output("--plot", options.plot, suffixes=_SUFFIXES)
+    if options.samples is None:
+        options.samples = _SAMPLES if getattr(options, "rtol", None) is None else sys.maxsize
     return find_device(options.device)
 
 
@@ -147,7 +165,8 @@ def _prepare(
         raise ValueError("got --data and --input-shape; the data have a shape, so leave one of them out")
     model = build_network(options.network, weights, options, data)
     inputs = draw_inputs(options, data, device)
-    return load_weights(model, options.network, weights, inputs), inputs
+    model = load_weights(model, options.network, weights, inputs)
+    return model, None if inputs is None else placed(inputs, model)
 
 
 def _describe(weights: str | None) -> str:
@@ -157,8 +176,8 @@ def _describe(weights: str | None) -> str:
 def _describe_data(options: Namespace, data: Data | Folder | None) -> str:
     if data is None:
         return ""
-    count = count_tests(data)
-    return f"{'data':<18} {min(options.samples, count)} of the {count} test inputs of {options.data}, drawn with seed {options.seed}\n"
+    count, most = count_tests(data), "up to " if getattr(options, "rtol", None) is not None else ""
+    return f"{'data':<18} {most}{min(options.samples, count)} of the {count} test inputs of {options.data}, drawn with seed {options.seed}\n"
 
 
 def _write_json(options: Namespace, result: dict[str, Any]) -> None:

@@ -108,10 +108,14 @@ def repair(
 
 
 def _passes(model: nn.Module, inputs: Any, batch_size: int) -> Passes:
-    """Return passes of a network over batches of the inputs; its course is followed at another input, of zeros."""
+    """Return passes of a network over batches of the inputs; its course is followed at another input, mostly zeros."""
     inputs = placed(inputs, model)
-    example = map_tensors(first_samples(inputs, 1), torch.zeros_like)
-    return Passes(model, follow(model, example), [batch.inputs for batch in Pair(inputs, None).split(batch_size)])
+    batches = [batch.inputs for batch in Pair(inputs, None).split(batch_size)]
+    try:
+        course = follow(model, map_tensors(first_samples(inputs, 1), torch.zeros_like))
+    except Exception:  # whatever a network raises that takes no zeros
+        course = follow(model, next(Pair(inputs, None).split(1, torch.tensor([count_samples(inputs) - 1]))).inputs)
+    return Passes(model, course, batches)
 
 
 def _check_options(*, ridge: float, **counts: int) -> None:

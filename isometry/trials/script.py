@@ -103,7 +103,7 @@ class _Help(argparse.HelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str:
         default = action.default
-        hidden = default in (None, False, argparse.SUPPRESS)
+        hidden = any(default is value for value in (None, False, argparse.SUPPRESS))
         text = " ".join(map(str, default)) if isinstance(default, list) else str(default)
         return f"{action.help or ''}{'' if hidden else f' (default: {text})'}".replace("%", "%%")
 

@@ -78,9 +78,9 @@ def sweep(
     that fails has a row with its `error`; the others go on.
 
     Args:
-        network: a network, trained or not, of which every trial gets a copy; a function without arguments that returns one, in
-            place of a seed of its own called with torch's, numpy's and Python's generators seeded; "package.module:function";
-            or a name that `networks.build` knows.
+        network: a network, trained or not, of which every trial gets a copy; a function without arguments that returns one,
+            called for every seed, with which the generators of torch, numpy and Python are seeded; "package.module:function"; or
+            a name that `networks.build` knows.
         pruners: {label: pruner}. A label that ends in " + " and a repair (recover, orthogonalize, recalibrate, repair, or their
             names in `isometry.repairs.REPAIRS`) repairs the pruned network by it: {"L1 + repair": isometry.L1()}.
         ratios: fractions of units removed, each in (0, 1).

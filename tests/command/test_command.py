@@ -96,6 +96,27 @@ def test_published_weights_get_their_normalization(monkeypatch: pytest.MonkeyPat
     assert seen == [("cifar10", isometry.data.IMAGENET), ("cifar10", None), ("mnist", None)]
 
 
+def test_inputs_get_the_precision_of_the_network_and_may_be_as_many_as_it_takes(folder: Path, capsys: Any) -> None:
+    save_file({"inputs": torch.randn(40, *SHAPE, dtype=torch.float64)}, "double.safetensors")
+    status, out, _ = ends("measure mine:build --data double.safetensors --rtol 0.5", capsys)
+    assert status == 0
+    assert "up to 40 of the 40 test inputs" in out
+    assert "32 inputs of shape" in out  # the first look at the interval
+
+
+def test_a_reference_gives_a_verdict(folder: Path, capsys: Any) -> None:
+    words = (
+        "measure mine:build --weights l1.safetensors --reference dense.safetensors --data x.safetensors --json r.json"
+    )
+    status, out, _ = ends(words, capsys)
+    assert status == 0
+    report = isometry.Report.from_dict(json.loads((folder / "r.json").read_text())["report"])
+    assert report.reference is not None
+    assert report.verdict is not None
+    assert report.ratio == pytest.approx(report.mean_jsv / report.reference.mean_jsv, rel=1e-6)
+    assert "of the dense network's" in " ".join(out.split())
+
+
 def test_compare_takes_files_with_a_plan_narrower_weights_and_wrapped_ones(folder: Path, capsys: Any) -> None:
     words = "compare dense=dense.safetensors l1=l1.safetensors ddp=ddp.pt --network mine:build --data x.safetensors --plot --json c.json"
     status, out, _ = ends(words, capsys)
@@ -105,6 +126,7 @@ def test_compare_takes_files_with_a_plan_narrower_weights_and_wrapped_ones(folde
     assert rows[1]["mean_jsv"] == pytest.approx(rows[2]["mean_jsv"], rel=1e-5) != rows[0]["mean_jsv"]
     assert (folder / "compare.png").stat().st_size > 5_000
     assert "wrote compare.png" in out
+    assert "the reference" in out
 
 
 def test_a_folder_of_images_is_measured_and_pruned_on(folder: Path, capsys: Any) -> None:
@@ -246,7 +268,8 @@ def test_what_makes_no_sense_is_refused_with_2_and_one_line(
 def test_help_shows_defaults_and_warnings_are_one_line(folder: Path, capsys: Any) -> None:
     status, out, _ = ends("measure --help", capsys)
     assert status == 0
-    assert "(default: 64)" in " ".join(out.split())
+    assert "of everything random (default: 0)" in " ".join(out.split())
+    assert "(default: 64; with --rtol" in " ".join(out.split())
     status, _, err = ends("measure mine:warns --input-shape 1 8 8 --samples 2", capsys)
     assert (status, err) == (0, "note: two lines\n")
 

@@ -99,3 +99,17 @@ def test_no_layer_sees_more_than_a_batch_at_once_or_all_samples_more_than_thrice
         repair(pruned, reference=net, data=torch.randn(80, 3, 8, 8, dtype=torch.float64), batch_size=8)
     assert max(max(sizes) for sizes in seen.values()) == 8
     assert max(sum(sizes) for sizes in seen.values()) < 3 * 80 + 50  # 50 samples to find the cuts with
+
+
+def test_networks_that_take_no_zeros_are_repaired_too() -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        if not bool(x.any()):
+            raise AssertionError("no signal")
+        return net.head(F.relu(net.b(F.relu(net.a(x)))))
+
+    net = Wired(forward, a=nn.Linear(4, 6), b=nn.Linear(6, 6), head=nn.Linear(6, 2)).double()
+    x = torch.randn(50, 4, dtype=torch.float64)
+    pruned = prune(net, L1(), 0.5, inputs=x[:2]).model
+    repaired = repair(pruned, reference=net, data=x, outputs=True)
+    with torch.no_grad():
+        assert (repaired(x) - net(x)).norm() < (pruned(x) - net(x)).norm()
