@@ -236,7 +236,7 @@ def _mutated_archive(scratch: Path, chance: random.Random, index: int) -> str:
 
 
 COLUMNS = {
-    "kind": "fault", "tried": "tried", "survived": "survived", "same_table": "same result", "refused": "refused by file name",
+    "kind": "fault", "tried": "tried", "survived": "survived", "same_table": "same result", "refused": "refused by name",
     "wrong": "wrong result", "crashed": "other error",
 }  # fmt: skip
 
@@ -254,7 +254,7 @@ def short(table: pd.DataFrame) -> str:
 
 def draw(table: pd.DataFrame, path: Path) -> None:
     """Draw tried and survived per kind."""
-    figure, ax = plt.subplots(figsize=(7.5, 4.6), layout="constrained")
+    figure, ax = plt.subplots(figsize=(7.5, 1 + 0.24 * len(table)), layout="constrained")
     rows = table.iloc[::-1]
     ax.barh(rows["kind"], rows["tried"], color="lightgray", label="tried")
     ax.barh(rows["kind"], rows["survived"], height=0.45, label="survived")

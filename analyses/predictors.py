@@ -184,7 +184,7 @@ def main() -> None:
     parser = script.build_parser(__doc__, seeds=3)
     parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
     parser.add_argument("--finished", action="store_true", help="take the trials that have been run, run no others")
-    options = script.parse(parser)
+    options = script.parse(parser, quick_ignores=("networks", "seeds"))
     output = script.Output.of("predictors", options)
     if not options.redraw:
         parts, every = [], []

@@ -122,7 +122,7 @@ def main() -> None:
     """Run, write, draw."""
     parser = script.build_parser(__doc__, seeds=3, ratios=(0.5, 0.7, 0.9))
     parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
-    options = script.parse(parser)
+    options = script.parse(parser, quick_ignores=("seeds", "networks"))
     output = script.Output.of("repair_finetuning", options)
     if not options.redraw:
         parts: list[pd.DataFrame] = []

@@ -152,7 +152,7 @@ def main() -> None:
     )
     parser.add_argument("--only", nargs="+", help="these methods only")
     parser.add_argument("--finished", action="store_true", help="take the trials that have been run, run no others")
-    options = script.parse(parser)
+    options = script.parse(parser, quick_ignores=("budgets", "ratios"))
     output = script.Output.of("training_budget", options)
     if not options.redraw:
         budgets, ratios = ([12], [0.5]) if options.quick else (options.budgets, options.ratios)

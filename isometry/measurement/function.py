@@ -167,6 +167,8 @@ class NetworkFunction:
                 stack.enter_context(setting)
             # Re-entrant checkpoints say so in every forward pass that needs no gradient.
             warnings.filterwarnings("ignore", "None of the inputs have requires_grad")
+            # Torch's own forward differentiation loads scripts, which it discourages on Python 3.14.
+            warnings.filterwarnings("ignore", ".torch.jit.script. is not supported in Python 3.14", FutureWarning)
             yield
 
 
