@@ -114,24 +114,24 @@ def short(table: pd.DataFrame) -> str:
 
 def draw(table: pd.DataFrame, path: Path) -> None:
     """Draw accuracy and mean JSV against the number of images, one column per network."""
-    names = list(table["network"].unique())
+    names, ratios = list(table["network"].unique()), sorted(table.loc[table["ratio"] > 0, "ratio"].unique())
     figure, axes = plt.subplots(
         2, len(names), figsize=(max(4.6 * len(names), 8), 7), layout="constrained", squeeze=False
     )
     for column, name in enumerate(names):
         part = table[table["network"] == name]
         for ax, y, scale in ((axes[0, column], "accuracy", 100), (axes[1, column], "mean_jsv", 1)):
-            for index, (ratio, rows) in enumerate(part[part["ratio"] > 0].groupby("ratio")):
+            for ratio, rows in part[part["ratio"] > 0].groupby("ratio"):
                 over = (scale * rows[rows["images"] > 0].set_index("images")[y]).groupby(level=0).agg(["mean", "std"])
                 ax.errorbar(
-                    over.index, over["mean"], over["std"].fillna(0), color=f"C{index}", marker="o", markersize=4,
+                    over.index, over["mean"], over["std"].fillna(0), color=f"C{ratios.index(ratio)}", marker="o", markersize=4,
                     capsize=3, label=f"ratio {ratio:g}",
                 )  # fmt: skip
             ax.axhline(scale * part[part["ratio"] == 0][y].iloc[0], color="black", linestyle=":", label="dense")
-            ax.set(xscale="log", xlabel="images that reconstruction sees")
+            ax.set(xscale="log", xlim=(IMAGES[0] / 1.3, IMAGES[-1] * 1.3), xlabel="images that reconstruction sees")
         axes[0, column].set(title=name, ylabel=f"accuracy at {part['tested'].iloc[0]} test images, %")
         axes[1, column].set_ylabel("mean JSV at 64 test images")
-    figure.legend(*axes[0, -1].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     figure.suptitle(
         "Pruned by L1 and reconstructed without training:\nwhat more images are worth (bars: std over draws of the images)"
     )
