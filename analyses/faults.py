@@ -260,7 +260,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     ax.barh(rows["kind"], rows["survived"], height=0.45, label="survived")
     for index, (tried, survived) in enumerate(zip(rows["tried"], rows["survived"], strict=True)):
         ax.text(tried, index, f" {survived} of {tried}", va="center", fontsize="small")
-    ax.set(xlabel="faults", xlim=(0, 1.15 * rows["tried"].max()))
+    ax.set(xlabel="faults", xlim=(0, 1.25 * rows["tried"].max()))
     lost = int((table["tried"] - table["survived"]).sum())
     ax.set_title(f"{int(table['tried'].sum())} faults, {lost} not survived", fontsize="medium")
     ax.legend(frameon=False, fontsize="small", loc="lower right")
