@@ -134,11 +134,11 @@ def draw(table: pd.DataFrame, path: Path) -> None:
 def main() -> None:
     """Run, write, draw."""
     parser = script.build_parser(__doc__, seeds=3)
-    parser.add_argument("--ratio", type=script.ratio, default=0.8, help="fraction of units removed, default 0.8")
+    parser.add_argument("--ratio", type=script.ratio, default=0.8, help="fraction of units removed")
     parser.add_argument(
         "--networks", nargs="+", choices=["mlp-7-linear", "lenet-5-relu"], default=["mlp-7-linear", "lenet-5-relu"]
     )
-    options = script.parse(parser)
+    options = script.parse(parser, quick_ignores=("networks", "seeds"))
     output = script.Output.of("learning_rate", options)
     if not options.redraw:
         parts: list[pd.DataFrame] = []

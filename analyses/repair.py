@@ -14,7 +14,8 @@ Reconstruction, at every ratio, for L1 and for Random, on both networks (given C
 - Recalibrating after reconstruction costs accuracy in every case (0.5 to 26.6 points) and mostly takes the mean JSV above the dense one's. After
   OrthP it helps, but what results stays below 33 %; OrthP alone is near chance everywhere.
 
-Not tested here: whether fine-tuning ends higher, pruners that train, networks without residual sums, data other than training images.
+Not tested here: pruners that train, data other than training images. Fine-tuning of repaired networks: `repair_finetuning.py`; the number of
+images, and networks without residual sums: `repair_images.py`.
 Run `OMP_NUM_THREADS=1 python analyses/repair.py --out figures`, $ISOMETRY_DATA naming the folder with CIFAR-10 and the weights.
 """
 

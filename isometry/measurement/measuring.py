@@ -68,15 +68,16 @@ def measure(
             bottleneck before the output). "krylov": the mean, estimated from two or more random probes per sample, and bounds
             of the ends, by Golub-Kahan, some tens of products per sample. What a probe says is bracketed for certain, the
             sample's mean is not: `interval` allows for samples, probes and brackets. "auto": exact up to r = 128; beyond,
-            whichever is expected to give the shorter interval for the same products.
+            with `rtol` or `budget`, whatever is expected to give the shorter interval for the same products. Most samples
+            then get runs of a few steps only, calibrated by the first ones: see
+            `isometry.measurement.calibration.Calibration`.
         layers: also report on the map from layers to the output: True for the network's blocks, a depth, or name
             patterns. Exact only.
         rtol: sample until the half-width of the 95 % interval is below this share of the mean, or inputs run out. Samples are
             taken in random order: those of a tensor, a list of batches, or a data set by index; a generator's order is
             taken to be random, and the report says so. The interval is looked at after 32 samples and then after numbers
             fixed in advance, so that it holds although sampling stops early.
-        budget: approximate limit on the number of products; samples and probes are allocated for the shortest
-            interval.
+        budget: limit on the number of products; samples, probes and steps are allocated for the shortest interval.
         reference: the dense network, measured at the same inputs with the same probes: the report then has the ratio to its
             JSVs, as a whole, by sample and by layer, and a verdict in words.
         output: the part of the model's output to differentiate: key, index, attribute or function; None takes the

@@ -2,113 +2,31 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 
 import torch
 
-from isometry.measurement.estimators import EstimatedBatch, Estimator, Krylov, exact_estimator
+from isometry.measurement.allocation import Prospect, Route, allocate, allocate_to_reach, between_samples, routes
+from isometry.measurement.brackets import Brackets
+from isometry.measurement.estimators import Estimator, Exact, Krylov, exact_estimator
 from isometry.measurement.options import Options
-from isometry.measurement.preparation import Subject
+from isometry.measurement.preparation import PRODUCTS, Subject
 from isometry.measurement.ranks import Ranks
-from isometry.measurement.tally import Tally
-from isometry.spectra import student_quantile
+from isometry.measurement.tally import FIRST_LOOK, Tally
 
-__all__ = ["Allocation", "Plan", "Planner", "allocate"]
+__all__ = ["Plan", "Planner"]
 
 _EXACT_UP_TO = 128
 _TOLERANCE = 0.028  # half-width of a sample's bracket
-_BYTES = 2**29
-_FORWARD = 2.0  # products that a forward pass with its graph costs
-_PROBES = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-_LENGTHS = (1.0, 1.5, 2.0, 3.0, 4.0)
-_PILOT_SAMPLES = 8
-_PILOT_PROBES = (2, 4)  # at least and at most
-_PILOT_LOOK = 32  # samples of a pilot without a budget: those before the first look at the interval
-_PROBE_PRICE = 24  # products of a probe, approximately
-_FEWEST_EXACT = 8  # exact samples that make an interval
-_VARIANCE_FLOOR = 0.05  # of the variance seen between samples, at least so much is theirs and not their probes'
 _BRACKET_SHARE = 0.08  # of a tolerance, for the half-width of brackets
-
-
-@dataclass(frozen=True)
-class Allocation:
-    """How to spend products.
-
-    Attributes:
-        method: "exact" or "krylov".
-        probes: probes per sample, for krylov.
-        price: products per sample.
-        length: steps of a probe, relative to those of the pilot.
-    """
-
-    method: str
-    probes: int
-    price: int
-    length: float = 1.0
-
-
-def allocate(
-    *,
-    sample_variance: float,
-    probe_variance: float,
-    exact_price: int,
-    probe_price: int,
-    budget: int | None,
-    allowed: tuple[str, ...] = ("exact", "krylov"),
-    available: int | None = None,
-    pilot: tuple[int, int] = (0, 1),
-    bracket: float = 0.0,
-    slope: float = 1.0,
-) -> Allocation:
-    """Return the allocation with the shortest interval.
-
-    A sample costs its products and a forward pass with its graph (2 products). Its mean has the variance
-    sample_variance + probe_variance / probes (exact: without the second term), and n samples give an interval of
-    Student's quantile times sqrt(variance / n), to which krylov adds the half-width of its brackets. Samples that vary
-    call for as many samples as the products buy, one probe each; samples that agree, or that run out, for many probes a
-    sample or all of its values; and where the brackets are wider than the rest, for more steps or exact samples.
-
-    Args:
-        sample_variance: of the mean JSV between samples.
-        probe_variance: of one probe within a sample.
-        exact_price: products of an exact sample.
-        probe_price: products of one probe.
-        budget: products to spend; None compares prices for a large number of samples.
-        allowed: the methods to choose from.
-        available: how many samples there are, None where they can be had as needed.
-        pilot: (samples, probes each) that a krylov pilot has taken; they count with its further samples, exact starts
-            anew.
-        bracket: half-width of the quadrature bracket of a sample's mean at `probe_price`.
-        slope: of that bracket: steps times m make it m^-slope of what it was.
-    """
-    options = []
-    if "exact" in allowed:
-        options.append((Allocation("exact", 0, exact_price), sample_variance))
-    if "krylov" in allowed:
-        for probes in _PROBES:
-            for length in _LENGTHS if bracket else _LENGTHS[:1]:
-                option = Allocation("krylov", probes, math.ceil(probes * probe_price * length), length)
-                options.append((option, sample_variance + probe_variance / probes))
-    total = budget if budget is not None else 1e9
-
-    def half_width(option: tuple[Allocation, float]) -> float:
-        allocation, variance = option
-        kept, probes = pilot if allocation.method == "krylov" else (0, 1)
-        samples = math.floor(total / (allocation.price + _FORWARD))
-        if available is not None:
-            samples = min(samples, available - kept)
-        count = kept + samples
-        if count < 2:
-            return math.inf
-        spread = kept * (sample_variance + probe_variance / probes) + samples * variance
-        width = (kept + samples * allocation.length**-slope) / count * bracket if allocation.method == "krylov" else 0.0
-        return student_quantile(count) * math.sqrt(max(spread, 1e-300)) / count + width
-
-    best = min(options, key=half_width)
-    if half_width(best) == math.inf:  # not even two samples of anything: the cheapest
-        return min(options, key=lambda option: option[0].price)[0]
-    return best[0]
+_BYTES = 2**29
+_FEWEST_EXACT = 12  # exact samples that a budget must buy for them to be a choice
+_EXACT_PILOT = 2  # samples
+_LONG_PILOT = 4  # samples
+_LONG_STEPS = 24
+_PROBES = 2
+_OPEN = 5  # until so much of the budget is left, plans are looked at again
+_PART = {"exact": 2, "krylov": 16}  # samples between two looks at the plan
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,13 +35,13 @@ class Plan:
 
     Attributes:
         estimator: what measures them.
-        is_pilot: whether their results decide how to go on.
-        repeats_pilot: whether the pilot's samples are to be measured again.
+        is_open: whether their results decide how to go on.
+        until: samples in all before that is asked.
     """
 
     estimator: Estimator
-    is_pilot: bool = False
-    repeats_pilot: bool = False
+    is_open: bool = False
+    until: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,89 +64,99 @@ class Planner:
 
     def first(self) -> Plan:
         """Return the plan to begin with."""
-        exact = exact_estimator(self.subject)
-        method = self.options.method
+        exact, options = exact_estimator(self.subject), self.options
+        method, budget = options.method, options.budget
         if method == "exact" or (method == "auto" and (exact.price <= _EXACT_UP_TO or self.subject.layers is not None)):
             return Plan(exact)
-        tolerance = self.options.bracket or _TOLERANCE
-        if self.options.rtol is not None:
-            tolerance = min(tolerance, _BRACKET_SHARE * self.options.rtol)
-        pilot = Krylov(self.subject, self.generator, self._pilot_probes, tolerance, ranks=self.ranks)
-        return Plan(pilot, is_pilot=self.options.sampled)
+        if not options.sampled:
+            return Plan(Krylov(self.subject, self.generator, _PROBES, options.bracket or _TOLERANCE, ranks=self.ranks))
+        if method == "auto" and budget and self.available and PRODUCTS + self.available * exact.price <= budget:
+            return Plan(exact)
+        return Plan(self._exact_pilot if self._begins_exactly else self._long_pilot, is_open=True)
 
-    def after(self, plan: Plan, estimated: EstimatedBatch, tally: Tally) -> Plan:
-        """Return the plan to go on with after a batch: what the pilot's results suggest once it is complete, else the same."""
-        if not plan.is_pilot or len(tally) < max(2, self._pilot_samples):
-            return plan
-        assert tally.brackets is not None
-        assert estimated.run is not None
-        probe_variance = float(tally.brackets.probe_variance.nanmean()) * self._pilot_probes
-        variance = float(tally.sample_means.var())
-        run, budget = estimated.run, self.options.budget
-        half, earlier = (
-            float((upper - lower).mean()) / 2
-            for lower, upper in (run.bracket(), run.first(run.alpha.shape[-1] // 2).bracket())
-        )
-        slope = min(max(math.log2(earlier / half), 0.5), 4.0) if half > 0 else 1.0
-        allocation = allocate(
-            # Few samples cannot tell a small variance between them from none.
-            sample_variance=max(variance - probe_variance / self._pilot_probes, _VARIANCE_FLOOR * variance),
-            probe_variance=probe_variance,
-            exact_price=exact_estimator(self.subject).price,
-            probe_price=run.products,
-            budget=None if budget is None else budget - tally.products,
-            allowed=self._candidates(tally),
-            available=self.available if budget is not None else None,
-            pilot=(len(tally), self._pilot_probes),
-            bracket=0.0 if budget is None else half,
-            slope=slope,
-        )
-        if allocation.method == "exact":
-            return Plan(exact_estimator(self.subject), repeats_pilot=True)
-        assert isinstance(plan.estimator, Krylov)
-        tolerance = plan.estimator.tolerance * allocation.length**-slope
-        further = replace(plan.estimator, count=allocation.probes, tolerance=tolerance, price=allocation.price)
-        return Plan(replace(further, most_steps=Krylov.most_steps))
+    @property
+    def _begins_exactly(self) -> bool:
+        """Whether the pilot is exact: that costs nothing where exact samples are the better choice."""
+        exact = exact_estimator(self.subject)
+        if not self._may_be_exact or not isinstance(exact, Exact):
+            return False
+        return self.options.budget is not None or _EXACT_PILOT * exact.price <= _LONG_PILOT * self._long_price
 
-    def _candidates(self, tally: Tally) -> tuple[str, ...]:
-        """Return the methods to choose from: exact only where it gives enough samples for an interval."""
+    @property
+    def _may_be_exact(self) -> bool:
+        """Whether exact samples are a choice: with a budget only where it buys enough of them."""
         if self.options.method == "krylov":
-            return ("krylov",)
-        if self.options.budget is None:
-            return ("exact", "krylov")
-        affordable = (self.options.budget - tally.products) / exact_estimator(self.subject).price
-        fewest = _FEWEST_EXACT if self.available is None else min(_FEWEST_EXACT, self.available)
-        return ("exact", "krylov") if affordable >= fewest else ("krylov",)
+            return False
+        price = exact_estimator(self.subject).price
+        return self.options.budget is None or PRODUCTS + _FEWEST_EXACT * price <= self.options.budget
+
+    @property
+    def _exact_pilot(self) -> Exact:
+        return Exact(self.subject, self.generator)
+
+    @property
+    def _long_pilot(self) -> Krylov:
+        """Long runs, their brackets small against the interval that is asked for, or that the budget may buy."""
+        rtol, budget = self.options.rtol, self.options.budget
+        tolerance = 0.06 / budget**0.5 if budget is not None else _BRACKET_SHARE * (rtol or 1.0)
+        return Krylov(self.subject, self.generator, _PROBES, tolerance, studied=True, ranks=self.ranks)
+
+    @property
+    def _long_price(self) -> int:
+        return 2 * _PROBES * _LONG_STEPS + 2
 
     @property
     def _pilot_samples(self) -> int:
-        """The number of samples before a decision: the first look's; of a budget, as many as a quarter buys."""
-        if self.options.budget is None:
-            return _PILOT_LOOK
-        return min(_PILOT_SAMPLES, max(2, self.options.budget // (4 * 2 * _PROBE_PRICE)))
+        """The number of samples before a first decision."""
+        return _EXACT_PILOT if self._begins_exactly else _LONG_PILOT * (1 if self.options.budget is not None else 2)
 
-    @property
-    def _pilot_probes(self) -> int:
-        """Probes per sample of the pilot: more where they cost little of the budget, to tell samples and probes apart."""
-        least, most = _PILOT_PROBES
-        if self.options.budget is None:
-            return least
-        return min(most, max(least, self.options.budget // (5 * _PILOT_SAMPLES * _PROBE_PRICE)))
+    def after(self, plan: Plan, tally: Tally) -> Plan:
+        """Return the plan to go on with: what the results so far suggest, once the pilot is complete."""
+        pilot, budget = tally.pilot, self.options.budget
+        if pilot is None or len(tally) < max(plan.until, self._pilot_samples):
+            return plan
+        brackets = tally.brackets or Brackets.exact(tally.sample_means)
+        prospect = Prospect(brackets, len(pilot), between_samples(brackets.middle, brackets.noise))
+        exact = Route(exact_estimator(self.subject).price) if self._may_be_exact else None
+        mean, calibrations = float(brackets.middle.mean()), pilot.calibrations()
+        short = routes(mean, calibrations)
+        if budget is None:
+            choices = short if exact is None else [exact, *short]
+            route = allocate_to_reach(choices, prospect, (self.options.rtol or 1.0) * mean, least=FIRST_LOOK)
+            return Plan(self._estimator(route), is_open=len(tally) < FIRST_LOOK)
+        longest = calibrations[-1]
+        price = 2 * _PROBES * longest.steps + 2
+        pilots = [Route(price, longest.probe_variance / _PROBES, mean * pilot.run_half, _PROBES)]
+        if exact is not None:
+            pilots.append(exact)
+        left, available = budget - tally.products, None if self.available is None else self.available - len(tally)
+        option = allocate(prospect, left, exact=exact, short=short, pilots=pilots, available=available)
+        if option.pilot is not None:
+            long = replace(self._long_pilot, price=price, most_steps=longest.steps)
+            return Plan(long if option.pilot.probes else self._exact_pilot, True, len(tally) + min(option.extra, 2))
+        return Plan(self._estimator(option.route), is_open=_OPEN * left > budget)
+
+    def _estimator(self, route: Route) -> Estimator:
+        if route.calibration is None:
+            return exact_estimator(self.subject)
+        return Krylov(
+            self.subject, self.generator, route.probes, 0.0, route.price,
+            steps=route.calibration.steps, calibration=route.calibration, ranks=self.ranks,
+        )  # fmt: skip
 
     def next_part(self, plan: Plan, tally: Tally) -> tuple[Plan, int]:
         """Return the plan and how many samples to measure next: within memory, budget and the next look at the interval."""
         estimator, budget = plan.estimator, self.options.budget
         most = [estimator.at_once, tally.limit, _BYTES // (4 * estimator.entries)]
-        if plan.is_pilot or not self.options.sampled:
-            most.append(_PILOT_SAMPLES if isinstance(estimator, Krylov) else estimator.at_once)
-        if plan.is_pilot:
-            most.append(self._pilot_samples - len(tally))
+        missing = max(plan.until, self._pilot_samples) - len(tally) if plan.is_open else 0
+        if plan.is_open:
+            most.append(missing if missing > 0 else max(_PART[estimator.method], len(tally) // 4))
         if tally.until_look is not None:
             most.append(tally.until_look)
         if budget is None:
             return plan, max(1, min(most))
         remaining = budget - tally.products
-        if not plan.is_pilot:
-            most.append(remaining // estimator.price)
+        most.append(remaining // estimator.price)
         count = max(1, min(most))
-        return replace(plan, estimator=estimator.within(remaining / (2 if plan.is_pilot else 1) / count)), count
+        share = 2 if len(tally) < self._pilot_samples else 1
+        return replace(plan, estimator=estimator.within(remaining / share / count)), count

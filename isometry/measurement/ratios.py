@@ -89,7 +89,8 @@ def bounds_of(report: Report) -> _Bounds:
     """Return bounds [B] of every sample's mean."""
     if report.brackets is None:
         return report.sample_means, report.sample_means
-    return report.brackets.lower, report.brackets.upper
+    found = report.brackets
+    return found.lower - found.shared, found.upper + found.shared
 
 
 def with_reference(report: Report, reference: Report) -> Report:

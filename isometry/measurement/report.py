@@ -65,7 +65,7 @@ class Report:
         """The mean JSV with its error; the sample is the unit, so that probe errors are part of the spread."""
         if self.brackets is None:
             return mean_with_error(self.sample_means)
-        return mean_with_error(self.sample_means, self.brackets.lower, self.brackets.upper)
+        return self.brackets.estimate
 
     @property
     def mean_jsv(self) -> float:
@@ -88,14 +88,24 @@ class Report:
 
     @property
     def components(self) -> dict[str, float]:
-        """The parts of the error: standard errors of `samples` and `probes`, half-width of the `quadrature` bracket."""
+        """The parts of the error: standard errors of `samples` and `probes`, half-widths of `calibration` and `quadrature`.
+
+        Calibration is the error of correcting short runs by long ones or by exact samples, with 95 % confidence; quadrature
+        that of the brackets, for certain.
+        """
         if self.brackets is None:
-            return {"samples": self.sem, "probes": 0.0, "quadrature": 0.0}
+            return {"samples": self.sem, "probes": 0.0, "calibration": 0.0, "quadrature": 0.0}
         # Samples with one probe say nothing of it.
         probes = float(self.brackets.probe_variance.nanmean() / len(self.spectrum))
         half = float((self.brackets.upper - self.brackets.lower).mean() / 2)
         between = math.sqrt(max(self.sem**2 - probes, 0.0)) if not math.isnan(probes) else self.sem
-        return {"samples": between, "probes": math.sqrt(probes), "quadrature": half}
+        calibration = float(self.brackets.shared.mean())
+        return {
+            "samples": between,
+            "probes": math.sqrt(probes),
+            "calibration": calibration,
+            "quadrature": half,
+        }
 
     @property
     def std_jsv(self) -> float:

@@ -104,7 +104,7 @@ def _first_samples(batches: Iterable[Batch], most: int) -> Iterator[Batch]:
 def _run(planner: Planner, tally: Tally, batches: Iterable[Batch], bar: tqdm[Any]) -> tuple[str, bool]:
     """Measure batches into the tally; return the method that was used last, and whether that was enough before they ended."""
     subject, ranks = planner.subject, planner.ranks
-    plan, pilot, enough = planner.first(), list[Batch](), False
+    plan, enough = planner.first(), False
     for batch in _alike(subject, batches):
         start = 0
         while start < len(batch) and not enough:
@@ -113,17 +113,14 @@ def _run(planner: Planner, tally: Tally, batches: Iterable[Batch], bar: tqdm[Any
             if len(tally) == len(part) and estimated.outputs is not None:
                 ranks.together(partial(check_independence, subject.fast, part, estimated.outputs))
             enough = tally.is_enough(plan.estimator.price)
-            if plan.is_pilot and not enough:
-                pilot.append(part)
-                plan = planner.after(plan, estimated, tally)
-                if plan.repeats_pilot:
-                    plan = _repeat(planner, plan, pilot, tally, ranks)
-                    enough = tally.is_enough(plan.estimator.price)
+            if plan.is_open and not enough:
+                plan = planner.after(plan, tally)
+                enough = tally.is_enough(plan.estimator.price)
             start += len(part)
             bar.update(len(part))
         if enough:
             break
-    return plan.estimator.method, enough
+    return plan.estimator.method if tally.brackets is None else "krylov", enough
 
 
 def _alike(subject: Subject, batches: Iterable[Batch]) -> Iterator[Batch]:
@@ -171,17 +168,4 @@ def _estimate_share(estimator: Estimator, part: Batch, ranks: Ranks) -> Estimate
             return estimator.estimate(part)
     share = ranks.share(part)
     with readable_errors(estimator.subject.function, share):
-        return estimator.estimate(share).without_bases()
-
-
-def _repeat(planner: Planner, plan: Plan, pilot: Iterable[Batch], tally: Tally, ranks: Ranks) -> Plan:
-    """Measure the pilot's samples again by the estimator decided on, as many as the budget allows."""
-    tally.restart()
-    plan = replace(plan, repeats_pilot=False)
-    for batch in pilot:
-        start = 0
-        while start < len(batch) and not tally.is_enough(plan.estimator.price):
-            plan, size = planner.next_part(plan, tally)
-            plan, part, _ = _estimate(plan, batch.part(start, start + size), tally, ranks)
-            start += len(part)
-    return plan
+        return estimator.estimate(share).on_cpu()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["from_dict", "to_dict"]
 
-_BRACKETS = ("lower", "upper", "probe_variance")
+_BRACKETS = ("lower", "upper", "probe_variance", "shared", "probes", "steps")
 
 
 def to_dict(report: Report) -> dict[str, Any]:

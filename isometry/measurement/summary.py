@@ -44,7 +44,7 @@ def summarize(report: Report) -> list[tuple[str, str]]:
         ]
     if report.brackets is not None:
         parts = (f"{name} {value:.2g}" for name, value in report.components.items())
-        rows.append(("its errors", f"{', '.join(parts)} (two standard errors, one half-width)"))
+        rows.append(("its errors", f"{', '.join(parts)} (two standard errors, two half-widths)"))
     conditions = f"{report.median_condition_number:.4g} (median), {report.condition_number:.4g} (mean)"
     rows += [("std", estimates["std_jsv"]), ("smallest, largest", f"{report.min_jsv:.4g}, {report.max_jsv:.4g}")]
     if report.brackets is not None:

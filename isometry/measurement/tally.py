@@ -11,6 +11,7 @@ from torch import Tensor
 
 from isometry.measurement.batch import Batch
 from isometry.measurement.brackets import Brackets
+from isometry.measurement.calibration import Pilot
 from isometry.measurement.cost import Cost
 from isometry.measurement.estimators import EstimatedBatch
 from isometry.measurement.layers import layer_table
@@ -22,9 +23,9 @@ from isometry.spectra import Estimate, Spectrum, mean_with_error, skewness
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Tally"]
+__all__ = ["FIRST_LOOK", "Tally"]
 
-_FIRST_LOOK = 32  # samples before an interval is trusted to end a measurement
+FIRST_LOOK = 32  # samples before an interval is trusted to end a measurement
 _MARGIN = 1.1
 _FEW, _SKEWED = 16, 1.0
 
@@ -47,7 +48,7 @@ class Tally:
     def __init__(self, options: Options, notes: tuple[str, ...] = (), is_stream: bool = False) -> None:
         self.options = options
         self.is_stream = is_stream
-        self._look = _FIRST_LOOK
+        self._look = FIRST_LOOK
         self.notes = list(notes)
         self.forwards, self.products = FORWARDS, PRODUCTS
         self.limit = 2**20
@@ -68,10 +69,6 @@ class Tally:
         routes = ", ".join(sorted(estimated.routes))
         self.note(f"derivatives by {routes}" if routes else "constant in the input")
 
-    def restart(self) -> None:
-        """Forget the results, but not what they cost."""
-        self._estimates, self._look = [], _FIRST_LOOK
-
     def note(self, text: str) -> None:
         """Add a note, once."""
         if text not in self.notes:
@@ -83,9 +80,16 @@ class Tally:
 
     @property
     def brackets(self) -> Brackets | None:
-        """The brackets of all samples' means; None for an exact measurement."""
-        parts = [estimated.brackets for estimated in self._estimates if estimated.brackets is not None]
-        return Brackets.pool(parts) if parts else None
+        """The brackets of all samples' means; None where all of them are exact."""
+        if all(estimated.brackets is None for estimated in self._estimates):
+            return None
+        return Brackets.pool([part.brackets or Brackets.exact(part.spectrum.sample_means) for part in self._estimates])
+
+    @property
+    def pilot(self) -> Pilot | None:
+        """What the samples that were studied say about short runs; None where none were."""
+        parts = [estimated.pilot for estimated in self._estimates if estimated.pilot is not None]
+        return Pilot.pool(parts) if parts else None
 
     @property
     def sample_means(self) -> Tensor:
@@ -99,7 +103,7 @@ class Tally:
     def estimate(self) -> Estimate:
         """The mean JSV with its error."""
         if (brackets := self.brackets) is not None:
-            return mean_with_error(brackets.middle, brackets.lower, brackets.upper)
+            return brackets.estimate
         return mean_with_error(self.sample_means)
 
     @property
@@ -149,6 +153,7 @@ class Tally:
     def note_ending(self, enough: bool, interrupted: bool = False) -> None:
         """Note why sampling ended, `enough`, `interrupted` or because the inputs ran out, and what to think of the numbers."""
         self._note_doubts()
+        self._note_calibration()
         rtol, budget = self.options.rtol, self.options.budget
         if enough and self.is_stream:
             self.note("the inputs came as a stream, whose order is taken to be random; shuffle it if it is sorted")
@@ -179,6 +184,18 @@ class Tally:
                 f"{singular} of {len(self)} samples have JSVs below {spectrum.resolution:.2g} of their largest, which count as "
                 "0; dtype=torch.float64 resolves smaller ones"
             )
+
+    def _note_calibration(self) -> None:
+        """Note how many samples had short runs, and what these were calibrated by."""
+        brackets = self.brackets
+        if brackets is None or not bool((brackets.shared > 0).any()):
+            return
+        short, exact = brackets.shared > 0, brackets.probes == 0
+        least, most = (int(end) for end in brackets.steps[short].aminmax())
+        steps = f"{least}" if least == most else f"{least} to {most}"
+        kinds = ((exact, "exact"), (~(exact | short), "by long runs"))
+        others = " and ".join(f"{int(which.sum())} {kind}" for which, kind in kinds if bool(which.any()))
+        self.note(f"{int(short.sum())} samples by runs of {steps} steps, calibrated by the others ({others})")
 
     def _spectrum(self) -> Spectrum:
         return Spectrum.pool(estimated.spectrum for estimated in self._estimates)

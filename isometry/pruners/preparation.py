@@ -18,7 +18,7 @@ from isometry.data import Batches, read_data
 from isometry.data.nests import first_samples, tensors_in
 from isometry.errors import InvalidTypeError, InvalidValueError, join_names
 from isometry.networks import describe_inputs, example_inputs, placed, size
-from isometry.networks.modules import random_preserved
+from isometry.networks.modules import UNIT_LAYERS, random_preserved
 from isometry.pruners.pruner import Pruner, PruningContext
 from isometry.pruners.result import Pruned
 from isometry.pruners.selection import requested_ratios, select
@@ -187,7 +187,9 @@ def prepare(
             f"{join_names([layer for group in graph.groups for layer in group.layers])}. Request at least one, e.g. "
             "layers='*', skip=None."
         )
-    uncuttable = _find_uncuttable(graph, requested, inputs, floor=pruner.floor, round_to=round_to)
+    unsuited = _find_unsuited(graph, requested, pruner)
+    suited = {root: value for root, value in requested.items() if root not in unsuited}
+    uncuttable = unsuited | _find_uncuttable(graph, suited, inputs, floor=pruner.floor, round_to=round_to)
     ratios = {root: value for root, value in requested.items() if root not in uncuttable}
     if not ratios:
         raise InvalidValueError(f"found nothing that can be cut exactly: {join_names(list(uncuttable.values()))}.")
@@ -227,6 +229,20 @@ def _check_arguments(pruner: object, ratio: object, flops: float | None, round_t
         )
 
 
+def _find_unsuited(graph: Graph, ratios: Mapping[str, float], pruner: Pruner) -> dict[str, str]:
+    """Return {root of a group: why} of those with layers whose weights a pruner that trains does not know."""
+    if not pruner.trains:
+        return {}
+    reasons = {}
+    for group in graph.groups:
+        others = [name for name in group.layers if not isinstance(graph.model.get_submodule(name), UNIT_LAYERS)]
+        if others and group.root in ratios:
+            reasons[group.root] = (
+                f"{type(pruner).__name__} regularizes linear layers and convolutions only, not {join_names(others)}"
+            )
+    return reasons
+
+
 def samples_of(data: Any) -> Any:
     """Return the first two samples of data, on which the network is traced; no random state changes."""
     with random_preserved([]):
@@ -243,4 +259,4 @@ def _find_uncuttable(
     for values in scores.values():
         values[0] = -1  # the first unit among those that are removed: the one that a broadcast would read
     selection = select(graph.groups, ratios, scores, floor=floor, round_to=round_to, clamp=True)
-    return find_inexact(graph.model, selection, inputs)
+    return find_inexact(graph, selection, inputs)

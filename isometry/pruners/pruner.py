@@ -17,7 +17,8 @@ from isometry.data import Split, read_data
 from isometry.errors import InvalidValueError
 from isometry.files import read_records, write_records
 from isometry.networks import placed
-from isometry.networks.modules import call, evaluating, feeding_layers, is_transposed
+from isometry.networks.modules import call, evaluating, feeding_layers
+from isometry.networks.units import unit_weight
 from isometry.pruners.stage import Stage
 from isometry.surgery import Member, Selection, UnitGroup
 from isometry.training import Epoch, Recipe, train
@@ -237,9 +238,8 @@ def magnitude(model: nn.Module, group: UnitGroup) -> Tensor:
     scores = []
     for member in group.of("units"):
         layer = model.get_submodule(member.layer)
-        weight = layer.get_parameter("weight").detach().double().cpu()
-        if is_transposed(layer):
-            weight = weight.transpose(0, 1)
+        name, dim = unit_weight(layer) or ("weight", 0)
+        weight = layer.get_parameter(name).detach().double().cpu().transpose(0, dim)
         scores.append((member, weight.abs().flatten(1).mean(1)))
     return average_scores(group.units, scores)
 

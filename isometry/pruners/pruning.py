@@ -42,16 +42,16 @@ def prune(
 
     From every layer that may lose units, ceil(ratio x units) are removed (from all layers together where the pruner's
     scope is global); at least the pruner's floor is kept. Layers that can only lose units together count as one, and so
-    do those joined by a concatenation in front of a depthwise convolution: requesting one requests all. The output
-    layer always keeps its units. Before any training, `prune` tries whether the layers can be cut exactly; those that
-    cannot are left alone, with a warning. Afterwards the pruned network's outputs are compared with those of the masked
-    network.
+    do those joined by a concatenation in front of a depthwise convolution: requesting one requests all. Of an attention,
+    units are its heads: whole heads are removed, with their queries, keys and values. The output layer always keeps its
+    units. Before any training, `prune` tries whether the layers can be cut exactly; those that cannot are left alone,
+    with a warning. Afterwards the pruned network's outputs are compared with those of the masked network.
 
     Unstructured pruners (`isometry.Magnitude`, `RandomWeights`, `SNIP`) mask single weights instead, those of the output
     layer included: the copy has the masks of torch.nn.utils.prune, which every training keeps, and its original shape.
 
     Args:
-        model: any network that Torch-Pruning can trace; for unstructured pruners, any network at all.
+        model: any network; for structured pruners, its units are followed through one forward pass.
         pruner: for instance `isometry.L1()`.
         ratio: the fraction of units removed, or of weights masked, in [0, 1); or {layer name pattern: fraction}, in which later patterns
             win and layers that match none keep their units.

@@ -133,13 +133,14 @@ def _step(group: UnitGroup, round_to: int) -> int:
     """Return the number of units whose multiples are channels in multiples of `round_to`."""
     widths = {member.width for member in group.of("units")}
     channels = max(widths)
-    if round_to > 1 and (channels < round_to or len(widths) > 1):
-        why = f"has {channels} units only" if len(widths) == 1 else "are of several widths, joined by a concatenation"
+    uneven = any(len(member.indices) != group.units for member in group.of("units"))
+    if round_to > 1 and (channels < round_to or uneven):
+        why = "are of several widths, joined by a concatenation" if uneven else f"has {channels} units only"
         raise InvalidValueError(
             f"got round_to={round_to} for {join_names(group.layers)}, which {why}. Leave it out: "
             f"prune(..., skip={group.root!r})."
         )
-    return round_to // math.gcd(round_to, channels // group.units)
+    return math.lcm(*(round_to // math.gcd(round_to, width // group.units) for width in widths))
 
 
 def _lowest(group: UnitGroup, order: list[int], count: int, floor: int) -> tuple[int, ...]:

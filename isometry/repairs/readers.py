@@ -91,7 +91,9 @@ def find_readers(
         raise InvalidValueError(
             f"got a model with outputs of {pruned.shapes} and a reference with outputs of {dense.shapes}. {_ADVICE}"
         )
-    cut = [name for name, layer in layers.items() if _reads_removed(layer, originals[name])]
+    # torch's own attention does not run its output projection as a module: there is nothing to compare with.
+    hidden = pruned.counts.keys() - dense.counts.keys()
+    cut = [name for name, layer in layers.items() if name not in hidden and _reads_removed(layer, originals[name])]
     for name in cut:
         if reason := _unsolvable(layers[name], pruned.counts.get(name, 0)):
             raise InvalidValueError(
@@ -100,6 +102,8 @@ def find_readers(
             )
     readers: list[Reader] = []
     for name, count in pruned.counts.items():
+        if name in hidden:
+            continue
         wanted = outputs if name in pruned.outputs else downstream
         if name in cut or (wanted and readers and not _unsolvable(layers[name], count)):
             norm = pruned.norms.get(name) if pruned.norms.get(name) == dense.norms.get(name) else None

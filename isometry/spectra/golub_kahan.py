@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -56,14 +56,6 @@ class Bidiagonal:
     start: Tensor | None = None
     basis: Tensor | None = None
     resolution: float = 0.0
-
-    @classmethod
-    def join(cls, runs: Sequence[Bidiagonal]) -> Bidiagonal:
-        """Return runs of equally many steps as one, over the batches of all, without their bases."""
-        alpha, beta, residual = (
-            torch.cat([getattr(run, name).cpu() for run in runs]) for name in ("alpha", "beta", "residual")
-        )
-        return cls(alpha, beta, residual, runs[0].products, resolution=runs[0].resolution)
 
     def _matrix(self) -> Tensor:
         matrix = torch.diag_embed(self.alpha)
@@ -119,9 +111,13 @@ class Bidiagonal:
         steps = max(steps, 1)
         if steps >= self.alpha.shape[-1]:
             return self
-        residual = self.beta[..., steps - 1]
-        return Bidiagonal(
-            self.alpha[..., :steps], self.beta[..., : steps - 1], residual, 2 * steps, resolution=self.resolution
+        return replace(
+            self,
+            alpha=self.alpha[..., :steps],
+            beta=self.beta[..., : steps - 1],
+            residual=self.beta[..., steps - 1],
+            products=2 * steps,
+            basis=None if self.basis is None else self.basis[:, :, :steps],
         )
 
     def largest(self) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 
 from torch import Tensor
 
@@ -12,6 +13,7 @@ _COX_BELOW = 8
 """With fewer units than this, positive units are always taken on the log scale: skewness cannot be seen in so few."""
 
 
+@cache
 def student_quantile(count: int, confidence: float = 0.95) -> float:
     """Return Student's two-sided quantile for the mean of `count` units, at least 2: 12.7 for 2 units at 95 %."""
     from scipy import special  # takes a fifth of a second to import

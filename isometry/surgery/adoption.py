@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor, nn
 
 from isometry.errors import InvalidValueError, signed
-from isometry.networks.modules import is_transposed
+from isometry.surgery.widths import resize
 
 __all__ = ["adopt", "fill"]
 
@@ -43,7 +42,7 @@ def adopt(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
         else:
             module._buffers[key] = value
     for name, module in result.named_modules():
-        _resize(module, model.get_submodule(name))
+        resize(module, model.get_submodule(name))
     fill(result, {name: tensor.detach() for name, tensor in state.items() if name in expected})
     return result
 
@@ -60,30 +59,6 @@ def _check_names(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) ->
             "the state. Build the architecture that it was pruned from, e.g. "
             "adopt(isometry.networks.build('resnet-56'), torch.load('pruned.pt', weights_only=True))."
         )
-
-
-def _resize(module: Any, before: Any) -> None:
-    """Set a layer's channel counts from the shapes of its tensors."""
-    weight = getattr(module, "weight", None)
-    if isinstance(module, nn.Linear):
-        module.out_features, module.in_features = weight.shape  # type: ignore[union-attr]
-    elif isinstance(module, nn.modules.conv._ConvNd):
-        transposed = is_transposed(module)
-        if module.groups > 1 and module.groups == module.in_channels:
-            # Depthwise: as many filters per channel as before.
-            filters = len(module.weight) * (module.weight.shape[1] if transposed else 1)
-            module.groups = filters // (before.out_channels // before.in_channels)
-        first, second = module.weight.shape[:2]
-        module.in_channels, module.out_channels = (
-            (first, second * module.groups) if transposed else (second * module.groups, first)
-        )
-    elif isinstance(module, nn.modules.batchnorm._NormBase):
-        channels = module.running_mean if module.running_mean is not None else weight
-        module.num_features = len(channels) if channels is not None else module.num_features
-    elif isinstance(module, nn.LayerNorm) and weight is not None:
-        module.normalized_shape = tuple(weight.shape)
-    elif isinstance(module, nn.GroupNorm) and weight is not None:
-        module.num_channels = len(weight)
 
 
 def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:

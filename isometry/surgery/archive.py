@@ -14,6 +14,7 @@ from isometry.files import read_tensors, write_tensors
 from isometry.networks import InputSpec, find_inputs
 from isometry.networks.masks import refresh, set_masks
 from isometry.networks.modules import clone, is_transposed
+from isometry.networks.units import unit_weight
 from isometry.surgery.adoption import fill
 from isometry.surgery.plan import Applied, Plan
 from isometry.surgery.removal import remove
@@ -103,10 +104,10 @@ def _check_widths(result: Applied) -> None:
     layers = dict(result.model.named_modules())
     for name in result.plan.removed:
         layer, kept = layers.get(name), len(result.plan.kept(name))
-        weight = getattr(layer, "weight", None)
-        units = None
-        if isinstance(weight, Tensor):
-            units = weight.shape[1] * getattr(layer, "groups", 1) if is_transposed(layers[name]) else len(weight)
+        units, made = None, unit_weight(layer) if layer is not None else None
+        if layer is not None and made is not None:
+            width = layer.get_parameter(made[0]).shape[made[1]]
+            units = width * getattr(layer, "groups", 1) if is_transposed(layer) else width
         if units != kept:
             raise InvalidValueError(
                 f"got a plan that does not lead to its network: {name} keeps {kept} of {result.plan.widths[name]} units by "

@@ -19,7 +19,8 @@ _JSON = """It takes what Plan.to_json() returned, e.g. Plan.from_json('{"removed
 class Plan:
     """Which units are removed from which layer.
 
-    A unit is a filter of a convolution or a neuron of a linear layer. Coupled layers (those that a residual sum ties
+    A unit is a filter of a convolution or a neuron of a linear layer; of an attention head, all rows of its queries, keys
+    and values are removed. Coupled layers (those that a residual sum ties
     together, for instance) appear each with their own indices.
 
     Attributes:

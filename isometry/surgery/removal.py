@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import textwrap
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from isometry.data.nests import describe, tensors_in
 from isometry.errors import InvalidValueError, join_names
 from isometry.networks import placed
-from isometry.networks.modules import call, evaluating, is_transposed
+from isometry.networks.modules import call, evaluating
 from isometry.networks.precision import full_precision
 from isometry.surgery.graph import Graph, output_tensors, trace
 from isometry.surgery.groups import Selection, UnitGroup
@@ -28,14 +29,16 @@ class InexactError(RuntimeError):
 
     Attributes:
         reason: which units cannot be removed, and why.
+        why: the same without the layers.
     """
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, layers: list[str], why: str) -> None:
+        self.why = why
+        self.reason = f"The units of {join_names(layers)} cannot be removed ({why})"
         super().__init__(
-            f"{reason}; this network cannot be cut exactly there. Leave the layer out, e.g. "
+            f"{self.reason}; this network cannot be cut exactly there. Leave the layer out, e.g. "
             "prune(..., skip=['pattern'])."
         )
-        self.reason = reason
 
 
 def remove(model: nn.Module, plan: Plan, inputs: Any) -> nn.Module:
@@ -75,39 +78,46 @@ def cut(graph: Graph, selection: Selection, inputs: Any) -> None:
     comparable = [(group, units) for group, units in selection if not group.mixes]
     mixing = [(group, units) for group, units in selection if group.mixes]
     for part in filter(None, (comparable, mixing)):
-        layers = join_names([layer for group, units in part if units for layer in group.layers])
+        layers = [layer for group, units in part if units for layer in group.layers]
         try:
             masked = mask(graph.model, part) if part is comparable else None
             for group, units in part:
                 graph.cut(group, units)
-            _check_equal(graph.model, masked, inputs, layers)
-        except (IndexError, RuntimeError, ValueError) as error:
-            reason = textwrap.shorten(str(error), 200)
-            raise InexactError(f"The units of {layers} cannot be removed ({reason})") from error
+            _check_equal(graph.model, masked, inputs)
+        except (IndexError, RuntimeError, ValueError, AssertionError, TypeError) as error:
+            raise InexactError(layers, textwrap.shorten(str(error), 200)) from error
 
 
-def find_inexact(model: nn.Module, selection: Selection, inputs: Any) -> dict[str, str]:
+def find_inexact(graph: Graph, selection: Selection, inputs: Any) -> dict[str, str]:
     """Return {root of a group: why it cannot be cut} for those of `selection` whose units cannot be removed exactly.
 
-    All are tried at once; where that fails, halves are tried until the culprits stand alone.
+    All are tried at once; where that fails, halves are tried together with what was found good until then, so that what
+    is not returned can be cut together.
 
     Args:
-        model: left alone; copies of it are cut.
-        selection: groups of a trace of `model`, with units to try.
-        inputs: [B, ...], a batch that it accepts.
+        graph: left alone; copies of its network are cut.
+        selection: groups of the graph, with units to try.
+        inputs: [B, ...], a batch that the network accepts.
     """
-    if not selection:
-        return {}
-    graph = trace(copy.deepcopy(model), inputs)
-    groups = {group.root: group for group in graph.groups}
-    try:
-        cut(graph, [(groups[group.root], units) for group, units in selection], inputs)
-    except InexactError as error:
-        if len(selection) == 1:
-            return {selection[0][0].root: error.reason}
-        half = len(selection) // 2
-        return find_inexact(model, selection[:half], inputs) | find_inexact(model, selection[half:], inputs)
-    return {}
+    good: Selection = []
+    inexact: dict[str, str] = {}
+
+    def add(part: Selection) -> None:
+        try:
+            cut(graph.copy(), [*good, *part], inputs)
+        except InexactError as error:
+            if len(part) == 1:
+                inexact[part[0][0].root] = InexactError(part[0][0].layers, error.why).reason
+            else:
+                half = len(part) // 2
+                add(part[:half])
+                add(part[half:])
+        else:
+            good.extend(part)
+
+    if selection:
+        add(selection)
+    return inexact
 
 
 def to_plan(selection: Selection) -> Plan:
@@ -128,11 +138,22 @@ def to_selection(graph: Graph, plan: Plan) -> Selection:
         named = [member for member in group.of("units") if plan.removed.get(member.layer)]
         if not named:
             continue
-        removed = set(plan.removed[named[0].layer])
-        units = tuple(unit for unit, indices in named[0].indices.items() if removed.issuperset(indices))
+        removed = {member.layer: set(plan.removed[member.layer]) for member in named}
+        units = tuple(
+            unit
+            for unit in range(group.units)
+            if any(unit in member.indices for member in named)
+            and all(removed[member.layer].issuperset(member.indices.get(unit, ())) for member in named)
+        )
         for member in group.of("units"):
             planned = plan.widths.get(member.layer), set(plan.removed.get(member.layer, ()))
             if planned != (member.width, set(member.take(units))):
+                if planned[0] == member.width and set(group.layers) <= plan.removed.keys() and len(group.layers) == 1:
+                    together = join_names([str(index) for index in member.indices[0]])
+                    raise InvalidValueError(
+                        f"got a plan that does not fit the network at {member.layer}: its units can only be removed in sets "
+                        f"such as {together}. Apply a plan to the network it was made for."
+                    )
                 raise InvalidValueError(
                     f"got a plan that does not fit the network at {member.layer}: it has {member.width} units, coupled "
                     f"with {join_names(group.layers)}; the plan was made for {planned[0]} units there. Apply a plan to "
@@ -163,32 +184,47 @@ def mask(model: nn.Module, selection: Selection) -> nn.Module:
 
 def _zero_readers(model: nn.Module, group: UnitGroup, units: tuple[int, ...]) -> None:
     """Zero the weights by which the layers behind a group read its units, in place."""
-    for member in group.of("inputs"):
-        layer, channels = model.get_submodule(member.layer), member.take(units)
-        weight = layer.get_parameter("weight")
-        if is_transposed(layer):
-            weight[channels] = 0
-        elif (groups := getattr(layer, "groups", 1)) == 1:
-            weight[:, channels] = 0
-        else:
-            inputs, outputs = weight.shape[1], weight.shape[0] // groups  # of each group of the convolution
-            for channel in channels:
-                index = channel // inputs
-                weight[index * outputs : (index + 1) * outputs, channel % inputs] = 0
+    for cut in group.cuts:
+        if cut.read:
+            tensor = model.get_parameter(cut.tensor)
+            tensor.index_fill_(cut.dim, torch.tensor(cut.take(units), dtype=torch.long, device=tensor.device), 0)
 
 
 @torch.no_grad()
-def _check_equal(pruned: nn.Module, masked: nn.Module | None, inputs: Any, layers: str) -> None:
-    """Raise a RuntimeError unless the pruned network runs and equals the masked one, where there is one."""
+def _check_equal(pruned: nn.Module, masked: nn.Module | None, inputs: Any) -> None:
+    """Raise a RuntimeError unless the pruned network runs and equals the masked one, where there is one.
+
+    Where they differ in single precision, double precision tells rounding from a wrong cut.
+    """
     nets = [pruned] if masked is None else [pruned, masked]
     if any(p.dtype in (torch.bfloat16, torch.float16) for p in pruned.parameters()):  # rounding would hide a difference
         nets = [copy.deepcopy(net).float() for net in nets]
         inputs = placed(inputs, nets[0])
+    outputs = _run(nets, inputs)
+    if masked is None:
+        return
+    gap, dtype = _gap(outputs)
+    if dtype == torch.float32 and gap > _TOLERANCE[dtype]:
+        with contextlib.suppress(RuntimeError, TypeError):  # a precision that the network's code fixes
+            nets = [copy.deepcopy(net).double() for net in nets]
+            gap, dtype = _gap(_run(nets, placed(inputs, nets[0])))
+    if not gap <= _TOLERANCE.get(dtype, 2e-2):  # half precision inside
+        raise RuntimeError(f"the pruned network differs from the masked one by {gap:.1e} (relative)")
+
+
+def _run(nets: list[nn.Module], inputs: Any) -> list[list[Tensor]]:
+    """Return the outputs of the networks in eval mode, without reduced precision."""
     with evaluating(*nets), full_precision(), torch.autocast(tensors_in(inputs)[0].device.type, enabled=False):
         outputs = [output_tensors(call(net, inputs)) for net in nets]
-    for small, large in zip(*outputs, strict=True) if masked is not None else ():
-        if not bool(torch.isfinite(large).all()):
-            raise RuntimeError(f"the outputs of the network at inputs of {describe(inputs)} are not finite")
-        gap = float((small - large).abs().max() / large.abs().max().clamp_min(torch.finfo(large.dtype).tiny))
-        if not gap <= _TOLERANCE.get(large.dtype, 2e-2):  # half precision inside
-            raise RuntimeError(f"the pruned network differs from the masked one by {gap:.1e} (relative) at {layers}")
+    if len(nets) == 2 and not all(bool(torch.isfinite(output).all()) for output in outputs[1]):
+        raise RuntimeError(f"the outputs of the network at inputs of {describe(inputs)} are not finite")
+    return outputs
+
+
+def _gap(outputs: list[list[Tensor]]) -> tuple[float, torch.dtype]:
+    """Return the largest relative difference between the outputs of two networks, and their precision."""
+    gap, dtype = 0.0, torch.float64
+    for small, large in zip(*outputs, strict=True):
+        gap = max(gap, float((small - large).abs().max() / large.abs().max().clamp_min(torch.finfo(large.dtype).tiny)))
+        dtype = large.dtype
+    return gap, dtype

@@ -1,19 +1,11 @@
-"""What surgery does not support, and why: networks that are refused, units that are fixed."""
+"""What surgery does not support: networks that are refused, by the name of the layer."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-from typing import Any
 
 from torch import nn
 from torch.nn.utils import parametrize
 
-from isometry.networks.modules import is_transposed
-from isometry.surgery.groups import Coupling
-
-__all__ = ["check_supported", "reason_fixed"]
-
-_OUTPUT = "its units are outputs of the network"
+__all__ = ["check_supported"]
 
 
 def check_supported(model: nn.Module) -> None:
@@ -52,38 +44,3 @@ def _unsupported(name: str, module: nn.Module, what: str, call: str) -> ValueErr
         f"{name} ({type(module).__name__}) carries {what}, which channel surgery would break. Fold it first: "
         f"torch.nn.utils.{call}."
     )
-
-
-def reason_fixed(couplings: Sequence[Coupling]) -> str | None:
-    """Return why the units of a layer cannot be removed, None where they can.
-
-    Args:
-        couplings: what is cut with all of the layer's units.
-    """
-    convolutions = [c.module for c in couplings if isinstance(c.module, nn.modules.conv._ConvNd)]
-    for coupling in couplings:
-        module = coupling.module
-        if coupling.is_output:
-            return _OUTPUT
-        if isinstance(module, nn.Parameter):
-            return f"its units meet {coupling.name or 'a parameter'} outside any layer"
-        if isinstance(module, nn.LSTM | nn.MultiheadAttention):
-            return f"its units meet {coupling.name or 'a layer'} ({type(module).__name__})"
-        if is_transposed(module) and module.groups > 1:
-            return f"{coupling.name or 'a layer'} is a transposed convolution in groups"
-        if convolutions and _pads_channels(coupling.operation, convolutions[0].weight.ndim - 2):
-            return "its units pass through a shortcut that pads channels with zeros"
-    if not any(coupling.role == "inputs" for coupling in couplings if coupling.name is not None):
-        return _OUTPUT
-    return None
-
-
-def _pads_channels(operation: Any, dimensions: int) -> bool:
-    """Whether an operation pads the channels behind a convolution; other paddings are left to the exactness check.
-
-    Args:
-        operation: an autograd node, which saves the padding from the last dimension to the first.
-        dimensions: of the convolution's kernel.
-    """
-    padding = getattr(operation, "_saved_pad", None)
-    return padding is not None and any(padding[2 * dimensions : 2 * dimensions + 2])

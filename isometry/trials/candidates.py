@@ -132,9 +132,9 @@ def describe_starts(
         if not path.exists():
             data = trial.load_data()
             if ruler is None:
-                dense = DenseTraining(trial).load(runs, data.classes).model
+                dense = DenseTraining(trial).load(runs, data).model
                 ruler = Yardstick.of(dense, data, images=images, samples=samples)
-            model = Pruning(trial).load(runs, data.classes).model
+            model = Pruning(trial).load(runs, data).model
             if trial.repair is not None:
                 model = repair_by_name(trial.repair)(model, data=data, reference=dense, seed=trial.seed)
             make_folder(path.parent)

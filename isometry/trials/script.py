@@ -102,9 +102,8 @@ class _Help(argparse.HelpFormatter):
     """Help that shows the defaults of options that have one."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        default = action.default
-        hidden = any(default is value for value in (None, False, argparse.SUPPRESS))
-        text = " ".join(map(str, default)) if isinstance(default, list) else str(default)
+        hidden = any(action.default is value for value in (None, False, argparse.SUPPRESS))
+        text = " ".join(map(str, action.default)) if isinstance(action.default, list) else str(action.default)
         return f"{action.help or ''}{'' if hidden else f' (default: {text})'}".replace("%", "%%")
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from isometry import networks
 from isometry.data import IMAGENET, load
 
-__all__ = ["resnet_56"]
+__all__ = ["Scaled", "resnet_56"]
 
 
 def resnet_56(quick: bool) -> tuple[nn.Module, Tensor, str]:
@@ -32,3 +32,28 @@ def resnet_56(quick: bool) -> tuple[nn.Module, Tensor, str]:
     images = load("cifar10", normalization=IMAGENET).test.inputs
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     return net, images[order[:2000]], "pretrained, CIFAR-10"
+
+
+class Scaled(nn.Module):
+    """exp(sigma x_c) W (x_1, ..., x_n), x_c having no derivative in the first factor: a map whose size varies between samples.
+
+    Args:
+        weight: [m, n], W.
+        sigma: of the logarithm of the size, for normal inputs.
+        column: c.
+    """
+
+    def __init__(self, weight: Tensor, sigma: float, column: int = 0) -> None:
+        super().__init__()
+        self.weight, self.sigma, self.column = nn.Parameter(weight), sigma, column
+
+    @classmethod
+    def of(cls, values: Tensor, sigma: float) -> Scaled:
+        """Return the map whose W has these singular values [n], its directions random."""
+        generator = torch.Generator().manual_seed(0)
+        u, v = (torch.linalg.qr(torch.randn(len(values), len(values), generator=generator)).Q for _ in range(2))
+        return cls((u * values) @ v.T, sigma)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, 1 + n] -> [B, m]."""
+        return torch.exp(self.sigma * x[:, self.column, None].detach()) * (x[:, 1:] @ self.weight.T)

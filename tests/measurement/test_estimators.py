@@ -7,6 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from isometry import measure, networks, spectra
+from isometry.measurement.batch import Batch
+from isometry.measurement.estimators import Exact
+from isometry.measurement.function import NetworkFunction
+from isometry.measurement.options import Options
+from isometry.measurement.preparation import prepare
 from tests.models import wide_net
 from tests.references import slow_singular_values
 
@@ -104,3 +109,17 @@ def test_operations_in_place_do_not_spoil_a_replayed_derivative() -> None:
         exact = measure(net, x, method="exact", **options).mean_jsv
         low, high = measure(net, x, method="krylov", rtol=0.02, **options).interval
         assert 0.99 * low < exact < 1.01 * high
+
+
+def test_studied_samples_have_the_same_values_for_the_same_price() -> None:
+    net, x = wide_net(), torch.randn(3, 3, 16, 16)
+    function = NetworkFunction(net)
+    with function.differentiable():
+        subject = prepare(function, Batch.of(x), Options())
+        plain = Exact(subject).estimate(Batch.of(x))
+        studied = Exact(subject, torch.Generator().manual_seed(0)).estimate(Batch.of(x))
+    assert torch.equal(plain.spectrum.values, studied.spectrum.values)
+    assert plain.products == studied.products
+    assert plain.pilot is None
+    assert studied.pilot is not None
+    assert torch.allclose(studied.pilot.limit, plain.spectrum.sample_means, rtol=0.15)

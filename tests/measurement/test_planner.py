@@ -1,17 +1,21 @@
 """Budgets: kept, and spent where they shorten the interval."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
 from isometry import measure
-from isometry.measurement.planner import allocate
+from isometry.measurement.allocation import Option, Prospect, Route, allocate, between_samples, routes
+from isometry.measurement.brackets import Brackets
+from isometry.measurement.calibration import Calibration
 from tests.models import wide_net
 
 
 def test_a_budget_is_kept() -> None:
     net = wide_net()
-    x = torch.randn(200, 3, 16, 16)
+    x = torch.randn(600, 3, 16, 16)
     for budget in (1500, 6000):
         report = measure(net, x, budget=budget)
         assert report.cost.products <= 1.05 * budget
@@ -26,28 +30,79 @@ def test_something_is_measured_whatever_a_pilot_says() -> None:
             assert measure(net, few_inputs, budget=budget, method=method).mean_jsv > 0
 
 
+def chosen(variance: float, *, exact_price: int = 1000, available: int | None = None, budget: int = 5000) -> Option:
+    """Return what a budget goes to after two exact samples, their mean being 1, that vary by `variance`."""
+    means = 1 + math.sqrt(variance) * torch.tensor([-1.0, 1.0], dtype=torch.float64) / 2**0.5
+    short = Calibration(6, 0.97, 0.01, 0.004, 0.0, 1e-2)
+    between = (torch.tensor([variance], dtype=torch.float64), torch.ones(1, dtype=torch.float64))
+    prospect = Prospect(Brackets.exact(means), 2, between)
+    exact = Route(exact_price)
+    return allocate(prospect, budget, exact=exact, short=routes(1.0, [short]), pilots=[exact], available=available)
+
+
 def test_samples_that_agree_get_all_of_their_values() -> None:
-    prices = {"exact_price": 1000, "probe_price": 48, "budget": 5000}
-    assert allocate(sample_variance=1e-6, probe_variance=1e-2, **prices).method == "exact"
+    assert not chosen(1e-7).route.probes
 
 
 def test_samples_that_vary_get_as_few_probes_as_correct_each_other() -> None:
-    prices = {"exact_price": 1000, "probe_price": 48, "budget": 5000}
-    vary = allocate(sample_variance=0.1, probe_variance=1e-3, **prices)
-    assert (vary.method, vary.probes) == ("krylov", 2)
+    assert chosen(0.1).route.probes == 2
 
 
 def test_few_samples_get_many_probes() -> None:
-    prices = {"exact_price": 1000, "probe_price": 48, "budget": 5000}
-    few = allocate(sample_variance=1e-4, probe_variance=1e-2, **{**prices, "exact_price": 9000}, available=10)
-    assert few.method == "krylov"
-    assert few.probes >= 8
+    assert chosen(1e-5, exact_price=9000, available=10).route.probes >= 8
 
 
 def test_at_ten_classes_nothing_beats_all_of_the_values() -> None:
     for variance in (1e-6, 0.1):
-        small = allocate(sample_variance=variance, probe_variance=1e-2, exact_price=10, probe_price=20, budget=5000)
-        assert small.method == "exact"
+        assert not chosen(variance, exact_price=10).route.probes
+
+
+def test_samples_that_vary_are_worth_a_larger_pilot_where_that_is_cheap() -> None:
+    assert chosen(0.01, exact_price=200, budget=90_000).pilot is not None
+    assert chosen(0.01, exact_price=4900).pilot is None
+
+
+def test_few_samples_do_not_tell_a_small_variance_from_none() -> None:
+    means = torch.tensor([1.0, 1.01, 0.99, 1.0], dtype=torch.float64)
+    variances, weights = between_samples(means, torch.full((4,), 1e-3, dtype=torch.float64))
+    assert float(weights[variances < 1e-5].sum()) > 0.2
+    assert float(weights[variances > 1e-4].sum()) > 0.05
+    variances, weights = between_samples(means, torch.zeros(4, dtype=torch.float64))
+    assert float((variances * weights).sum()) == pytest.approx(1e-4, rel=1)
+
+
+def test_a_linear_network_is_measured_exactly() -> None:
+    torch.manual_seed(0)
+    net, x = nn.Linear(180, 150), torch.randn(400, 180)
+    report = measure(net, x, budget=3000, progress=False)
+    assert report.method == "exact"
+    assert report.mean_jsv == pytest.approx(float(torch.linalg.svdvals(net.weight.detach().double()).mean()), rel=1e-6)
+
+
+def test_calibrated_short_runs_are_cheaper_and_hold() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(350, 320), nn.ReLU(), nn.Linear(320, 300))
+    truth = measure(net, torch.randn(200, 350), method="exact", progress=False).mean_jsv
+    held = 0
+    for seed in range(12):
+        x = torch.randn(300, 350, generator=torch.Generator().manual_seed(seed))
+        report = measure(net, x, method="krylov", budget=1500, seed=seed, progress=False)
+        low, high = report.interval
+        held += low <= truth <= high
+        assert (high - low) / 2 < 0.035 * report.mean_jsv  # 0.041 by runs of one length, at best
+        assert len(report.spectrum) > 40
+        assert report.components["calibration"] > 0
+        assert report.brackets.steps.unique().numel() > 1
+    assert held >= 10
+
+
+def test_a_pilot_of_exact_samples_counts() -> None:
+    net = wide_net(200)
+    report = measure(net, torch.randn(300, 3, 16, 16), budget=3000, progress=False)
+    assert report.method == "krylov"
+    assert int((report.brackets.probes == 0).sum()) >= 2
+    assert any("calibrated by the others" in note for note in report.notes)
+    assert report.cost.products <= 3000
 
 
 def test_a_larger_budget_keeps_buying_a_shorter_interval() -> None:
@@ -61,7 +116,7 @@ def test_a_larger_budget_keeps_buying_a_shorter_interval() -> None:
             assert report.components["probes"] >= 0
             assert report.cost.products < 1.1 * budget
     assert widths["krylov"][1] < 0.6 * widths["krylov"][0]
-    assert widths["auto"][1] < 0.6 * widths["krylov"][1]  # exact, where brackets are wider than the rest
+    assert widths["auto"][1] < widths["krylov"][1]
 
 
 def test_budgets_are_fine_with_an_orthogonal_network() -> None:

@@ -53,7 +53,7 @@ def test_a_report_of_brackets_names_the_parts_of_its_error_and_survives_a_dict()
     net = wide_net(200)
     x = torch.randn(12, 3, 16, 16)
     stochastic = measure(net, x)
-    assert set(stochastic.components) == {"samples", "probes", "quadrature"}
+    assert set(stochastic.components) == {"samples", "probes", "calibration", "quadrature"}
     assert "quadrature" in str(stochastic)
     back = isometry.Report.from_dict(stochastic.to_dict())
     assert back.interval == stochastic.interval

@@ -105,7 +105,8 @@ def test_outputs_of_new_inputs_come_nearer_to_those_of_the_dense_network(name: s
     build, shape = NETS[name]
     net = lively(build())
     x, y = torch.randn(2, 150, *shape, dtype=torch.float64)
-    pruned = prune(net, L1(), 0.3, inputs=x[:2]).model
+    attentions = [name for name, module in net.named_modules() if isinstance(module, nn.MultiheadAttention)]
+    pruned = prune(net, L1(), 0.3, inputs=x[:2], skip=attentions).model  # their output projections cannot be solved for
     before = error(pruned, net, y)
     for options in ({}, {"downstream": False}, {"downstream": False, "match_sums": False}):
         assert error(repair(pruned, reference=net, data=x, **options), net, y) < 0.9 * before, options

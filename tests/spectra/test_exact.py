@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isometry.spectra import Matrices, exact, singular_values
+from isometry.spectra import Matrices, exact, singular_values, singular_vectors
 from tests.references import SPECTRA, with_values
 
 
@@ -49,3 +49,12 @@ def test_moments_are_those_of_the_entries(rows: int, columns: int, seed: int) ->
     assert math.isclose(one.mean_square, float(a.square().sum() / (2 * min(rows, columns))), rel_tol=1e-9)
     assert one.mean <= math.sqrt(one.mean_square) * (1 + 1e-12)
     assert math.isclose(one.isometry_gap, one.mean_square - 2 * one.mean + 1, rel_tol=1e-7, abs_tol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+def test_vectors_of_the_smaller_side_belong_to_their_values(dtype: torch.dtype) -> None:
+    maps = torch.randn(3, 8, 30, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    values, vectors = singular_vectors(maps)
+    torch.testing.assert_close(values.flip(-1), singular_values(maps), rtol=1e-6, atol=1e-9)
+    gram = maps.double() @ maps.double().mT
+    torch.testing.assert_close(gram @ vectors, vectors * values.square().unsqueeze(1), rtol=1e-9, atol=1e-9)

@@ -130,3 +130,12 @@ def test_shares_of_nodes_have_no_error() -> None:
     maps = torch.stack([with_values(torch.linspace(0.5, 1.5, 40).double(), 40, 60, seed) for seed in range(4)])
     run = bidiagonalize(Matrices(maps), probes(4, 2, 40, torch.Generator().manual_seed(0), maps), steps=8)
     assert bool(run.spectrum().histogram(torch.linspace(0, 2, 9))[1].isnan().all())
+
+
+def test_the_first_steps_of_a_run_are_a_shorter_run() -> None:
+    maps = torch.stack([with_values(torch.logspace(0, -2, 40).double(), 40, 60, seed) for seed in range(4)])
+    start = probes(4, 2, 40, torch.Generator().manual_seed(0), maps)
+    long, short = (bidiagonalize(Matrices(maps), start, steps=steps, keep_basis=True) for steps in (20, 5))
+    cut = long.first(5)
+    for one, other in zip((*cut.bracket(), cut.correction()), (*short.bracket(), short.correction()), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)

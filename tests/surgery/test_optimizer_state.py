@@ -164,8 +164,8 @@ def test_one_trace_serves_all_keys_of_the_state(make: Any, traces: int, monkeypa
     one_step(net, optimizer, x)
     result = prune(net, L1(), 0.5, inputs=x)
     calls = []
-    original = surgery.graph._build_dependencies
-    monkeypatch.setattr(surgery.graph, "_build_dependencies", lambda *a: calls.append(a) or original(*a))
+    original = surgery.graph._propagate
+    monkeypatch.setattr(surgery.graph, "_propagate", lambda *a: calls.append(a) or original(*a))
     transfer_optimizer_state(optimizer, net, result, inputs=x)
     assert len(calls) == traces
 

@@ -11,16 +11,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from isometry import L1, Plan, networks, prune
-from isometry.surgery import InexactError, remove, trace
+from isometry.surgery import InexactError, find_inexact, remove, trace
 from tests.models import (
     DenselyConnected,
     Grouped,
+    HardCoded,
     InvertedResidual,
     SharedTwice,
     ShortcutResidual,
     SmallResidual,
     SqueezeExcite,
     ViT,
+    Wired,
     batch_norm_net,
     cbr,
     lenet,
@@ -96,13 +98,12 @@ def test_a_vit_loses_mlp_units_exactly() -> None:
     assert result.inexact == ()
 
 
-def test_a_vit_keeps_its_heads_and_patches() -> None:
+def test_a_vit_loses_heads_and_keeps_its_patches() -> None:
     torch.manual_seed(0)
     net = ViT().double().eval()
     x = torch.randn(3, 3, 8, 8, dtype=torch.float64)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        default = prune(net, L1(), 0.5, inputs=x)
+    default = prune(net, L1(), 0.5, inputs=x)
+    assert [block.attention.num_heads for block in default.model.blocks] == [1, 1]
     assert default.model(x).shape == (3, 4)
     assert [block.mlp[0].out_features for block in default.model.blocks] == [10, 10]
     assert "patches" in default.left_alone
@@ -168,8 +169,23 @@ def test_pruned_equals_masked_on_random_graphs(drawn: tuple[nn.Module, int], rat
 
 
 def test_an_inexact_cut_names_its_reason() -> None:
-    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.PixelShuffle(2), nn.Conv2d(2, 4, 1), nn.Conv2d(4, 2, 1))
     with pytest.raises(InexactError) as error:
-        remove(net, Plan({"0": (0, 1)}, {"0": 8}), torch.randn(2, 3, 4, 4))
-    assert error.value.reason.startswith("The units of 0 cannot be removed (")
+        remove(HardCoded(), Plan({"one": (0, 1)}, {"one": 8}), torch.randn(2, 3, 4, 4))
+    assert error.value.reason.startswith("The units of one cannot be removed (")
     assert str(error.value).startswith(error.value.reason)
+
+
+def test_what_is_left_alone_can_be_cut_together_and_what_fails_is_named_alone() -> None:
+    parts = nn.Sequential(*[HardCoded() for _ in range(3)])
+    net = Wired(lambda m, x: sum(part(x) for part in m.parts), parts=parts)
+    x = torch.randn(2, 3, 4, 4)
+    graph = trace(net, x)
+    found = find_inexact(graph, [(group, (0, 1)) for group in graph.groups], x)
+    assert found.keys() == {f"parts.{i}.one" for i in range(3)}
+    assert all(reason.startswith(f"The units of {root} cannot be removed") for root, reason in found.items())
+
+
+def test_a_plan_that_removes_part_of_a_unit_is_refused() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.PixelShuffle(2), nn.Conv2d(2, 4, 1), nn.Conv2d(4, 2, 1))
+    with pytest.raises(ValueError, match="can only be removed in sets such as 0, 1, 2, 3"):
+        remove(net, Plan({"0": (0, 1)}, {"0": 8}), torch.randn(2, 3, 4, 4))

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from isometry.measurement.batch import Batch
 from isometry.measurement.brackets import Brackets
+from isometry.measurement.calibration import Pilot
 from isometry.measurement.jacobian import Jacobian
 from isometry.measurement.preparation import Subject
-from isometry.spectra import Bidiagonal, Spectrum
+from isometry.spectra import Spectrum
 
 __all__ = ["EstimatedBatch", "Estimator", "estimated", "jacobian_of"]
 
@@ -33,7 +34,7 @@ class EstimatedBatch:
         routes: how derivatives were computed; empty where the network is constant in its input.
         brackets: of every sample's mean, for stochastic estimators.
         layers: {layer: spectrum of the map from its output to the network's output}.
-        run: the bidiagonalization, for planning.
+        pilot: what the samples say about short runs on others, where that was asked for.
         outputs: [B, ...], of the network at the batch; None where they were not computed as a whole.
     """
 
@@ -43,7 +44,7 @@ class EstimatedBatch:
     routes: frozenset[str]
     brackets: Brackets | None = None
     layers: Mapping[str, Spectrum] = field(default_factory=dict)
-    run: Bidiagonal | None = None
+    pilot: Pilot | None = None
     outputs: Tensor | None = None
 
     @classmethod
@@ -53,7 +54,7 @@ class EstimatedBatch:
             return shares[0]
         first = shares[0]
         brackets = [share.brackets for share in shares if share.brackets is not None]
-        runs = [share.run for share in shares if share.run is not None]
+        pilots = [share.pilot for share in shares if share.pilot is not None]
         outputs = [share.outputs.cpu() for share in shares if share.outputs is not None]
         return cls(
             Spectrum.pool(share.spectrum for share in shares),
@@ -62,14 +63,13 @@ class EstimatedBatch:
             routes=frozenset[str]().union(*(share.routes for share in shares)),
             brackets=Brackets.pool(brackets) if brackets else None,
             layers={name: Spectrum.pool(share.layers[name] for share in shares) for name in first.layers},
-            run=Bidiagonal.join(runs) if runs else None,
+            pilot=Pilot.pool(pilots) if pilots else None,
             outputs=torch.cat(outputs) if len(outputs) == len(shares) else None,
         )
 
-    def without_bases(self) -> EstimatedBatch:
-        """Return it without the bases of its runs, which are large and not needed to plan with."""
-        run = None if self.run is None else replace(self.run, start=None, basis=None)
-        return replace(self, run=run, outputs=None if self.outputs is None else self.outputs.cpu())
+    def on_cpu(self) -> EstimatedBatch:
+        """Return it with its outputs on the CPU, where all the rest is."""
+        return self if self.outputs is None else replace(self, outputs=self.outputs.cpu())
 
 
 class Estimator(ABC):

@@ -9,6 +9,7 @@ import torch
 
 from isometry.measurement.batch import Batch
 from isometry.measurement.brackets import Brackets
+from isometry.measurement.calibration import Calibration, Pilot
 from isometry.measurement.estimators.estimator import EstimatedBatch, Estimator, estimated, jacobian_of
 from isometry.measurement.preparation import Subject
 from isometry.measurement.ranks import Ranks
@@ -17,6 +18,7 @@ from isometry.spectra import bidiagonalize, probes
 __all__ = ["Krylov"]
 
 _AT_ONCE = 16  # the slowest of them sets the steps of all
+_AT_ONCE_SHORT = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +33,8 @@ class Krylov(Estimator):
         price: products per sample, as far as known.
         steps: expected number of steps per probe.
         most_steps: largest number of steps per probe.
+        calibration: what corrects short runs, all of which then take the calibration's steps; None runs to the tolerance.
+        studied: whether to find out, too, what shorter runs would have found.
         ranks: the processes that estimate shares of the same batch; they stop together.
     """
 
@@ -41,13 +45,15 @@ class Krylov(Estimator):
     price: int = 1
     steps: int = 24
     most_steps: int = 96
+    calibration: Calibration | None = None
+    studied: bool = False
     ranks: Ranks = field(default_factory=Ranks)
     method = "krylov"
 
     @property
     def at_once(self) -> int:
-        """As the slowest of them sets the steps of all, few samples."""
-        return _AT_ONCE
+        """As the slowest of them sets the steps of all, few samples, unless all take the same."""
+        return _AT_ONCE if self.calibration is None else _AT_ONCE_SHORT
 
     @property
     def entries(self) -> int:
@@ -64,17 +70,28 @@ class Krylov(Estimator):
         jacobian = jacobian_of(self.subject, batch, x, expected=self.count * self.steps)
         whole = probes(batch.whole or len(x), self.count, jacobian.rank, self.generator, x)
         start = whole[batch.first : batch.first + len(x)]
+        short = self.calibration
         run = bidiagonalize(
             jacobian,
             start,
-            steps=self.most_steps,
-            rtol=self.tolerance,
+            steps=self.most_steps if short is None else min(short.steps, self.most_steps),
+            rtol=self.tolerance if short is None else 0.0,
             keep_basis=True,
             agree=self.ranks.all_agree,
         )
+        lower, upper = run.bracket()
+        shared = torch.zeros_like(lower[:, 0])
+        if short is not None:
+            middle = short.factor * (lower + upper) / 2
+            lower, upper = (1 - short.half) * middle, (1 + short.half) * middle
+            shared = short.error * middle.mean(1)
         correction = run.correction()
-        lower, upper = (end + correction for end in run.bracket())
+        lower, upper = lower + correction, upper + correction
         middle = (lower + upper) / 2
         variance = middle.var(1) / self.count if self.count > 1 else torch.full_like(middle[:, 0], math.nan)
-        brackets = Brackets(lower.mean(1).cpu(), upper.mean(1).cpu(), variance.cpu(), float(run.largest()[1].max()))
-        return replace(estimated(run.spectrum(), len(batch), jacobian), brackets=brackets, run=run)
+        residual = float(run.largest()[1].max())
+        ends = (lower.mean(1).cpu(), upper.mean(1).cpu(), variance.cpu())
+        probes_each, steps_each = (torch.full_like(ends[0], each) for each in (self.count, run.alpha.shape[-1]))
+        brackets = Brackets(*ends, residual, shared.cpu(), probes_each, steps_each)
+        pilot = Pilot.of(run) if self.studied else None
+        return replace(estimated(run.spectrum(), len(batch), jacobian), brackets=brackets, pilot=pilot)
