@@ -124,7 +124,7 @@ def warn_of_versions(records: Iterable[Mapping[str, Any]], runs: Path, verb: str
     versions = [record["software"] for record in records] + ([software()] if computing else [])
     mixed = [
         f"{name} {', '.join(found)}"
-        for name in ("isometry", "commit", "torch", "numpy", "torch-pruning")
+        for name in ("isometry", "commit", "torch", "numpy")
         if len(found := sorted({str(version.get(name, "unknown")) for version in versions})) > 1
     ]
     if mixed:
