@@ -130,7 +130,7 @@ SPARSE: dict[str, Any] = {"epochs": 1, "epoch_steps": 2, **SHORT}
         isometry.L1(),
         isometry.L1(scope="global"),
         isometry.GReg(**GROWTH),
-        isometry.GReg2(**GROWTH),
+        isometry.GReg2(**GROWTH, pick_delta=2e-3),
         isometry.TPP(**{**GROWTH, "stabilize": 20, "zero_out": 1}),
         isometry.Slimming(**SPARSE),
         isometry.Polarization(**SPARSE),

@@ -92,6 +92,11 @@ def check_model(model: Any, at: str | None = None) -> None:
                 f"cannot differentiate {name or 'the model'} ({kind.__name__}), which is quantized. Measure the floating "
                 "point model it was made from."
             )
+    if empty := [name for name, parameter in model.named_parameters() if parameter.is_meta]:
+        raise InvalidValueError(
+            f"got a model whose {join_names(empty)} hold no values (meta device): they are offloaded, as by Accelerate, or not "
+            "loaded yet. Load it whole, e.g. model.load_state_dict(state, assign=True)."
+        )
     sharded = [name for name, parameter in model.named_parameters() if type(parameter.data).__name__ == "DTensor"]
     if sharded or type(model).__name__ == "FullyShardedDataParallel":
         raise InvalidValueError(

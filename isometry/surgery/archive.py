@@ -106,7 +106,7 @@ def _check_widths(result: Applied) -> None:
         layer, kept = layers.get(name), len(result.plan.kept(name))
         units, made = None, unit_weight(layer) if layer is not None else None
         if layer is not None and made is not None:
-            width = layer.get_parameter(made[0]).shape[made[1]]
+            width = getattr(layer, made[0]).shape[made[1]]
             units = width * getattr(layer, "groups", 1) if is_transposed(layer) else width
         if units != kept:
             raise InvalidValueError(

@@ -42,7 +42,7 @@ def test_a_change_of_a_network_is_named(change: object, named: str) -> None:
 def test_changes_of_the_process_are_named() -> None:
     before = record()
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    handler = signal.signal(signal.SIGINT, lambda *_: None)
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")
         torch.rand(1), np.random.rand(), random.random()  # noqa: NPY002
