@@ -57,6 +57,10 @@ class Following:
         """Say that the module entered last is left."""
         self._stack.pop()
 
+    def leave_all(self) -> None:
+        """Say that no module runs any more, after a forward pass that did not end."""
+        self._stack.clear()
+
     def labels(self, tensor: Any) -> Labels | None:
         """Return the labels of a tensor, None where it has none."""
         entry = self._labels.get(id(tensor))
