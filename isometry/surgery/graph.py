@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.instancenorm import _InstanceNorm as InstanceNorm
 from torch.utils._pytree import tree_leaves
 
 from isometry.data.nests import describe, tensors_in
@@ -67,7 +68,7 @@ class Graph:
             places = torch.isin(kept, gone, invert=True).nonzero().flatten()
             self._kept[cut.tensor, cut.dim] = kept[places]
             tensor = getattr(module, key)
-            if not isinstance(tensor, Tensor):  # the shape of a LayerNorm without weights
+            if not isinstance(tensor, Tensor):  # what a normalization without weights says of its size
                 widths.shorten_shape(module, len(places))
                 continue
             smaller = tensor.index_select(cut.dim, places.to(tensor.device))
@@ -156,6 +157,9 @@ def _hooks(model: nn.Module, followed: Propagation) -> Iterator[torch.utils.hook
     def enter(name: str) -> Any:
         return lambda module, args: followed.enter(name)
 
+    def count(name: str) -> Any:
+        return lambda module, args: followed.count(name, args[0], args[0].ndim - module._get_no_batch_dim())
+
     def leave(module: nn.Module, args: Any, result: Any) -> None:
         followed.leave()
 
@@ -172,6 +176,8 @@ def _hooks(model: nn.Module, followed: Propagation) -> Iterator[torch.utils.hook
             continue
         yield module.register_forward_pre_hook(enter(name))
         yield module.register_forward_hook(leave)
+        if isinstance(module, InstanceNorm):
+            yield module.register_forward_pre_hook(count(name))
         if isinstance(module, _RIGID):
             yield module.register_forward_hook(stop(name), with_kwargs=True)
 

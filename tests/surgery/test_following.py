@@ -110,10 +110,33 @@ def test_complex_layers_are_named() -> None:
     assert "complex" in fixed["one"]
 
 
+def test_an_instance_norm_without_weights_has_as_many_channels_as_are_kept() -> None:
+    net = Wired(
+        lambda m, x: m.head(m.two(m.norm(m.one(x))).mean(2)),
+        one=nn.Conv1d(1, 8, 3),
+        norm=nn.InstanceNorm1d(8),
+        two=nn.Conv1d(8, 4, 1),
+        head=nn.Linear(4, 2),
+    ).double()
+    result = prune(net, L1(), {"one": 0.5}, inputs=X[:, None])  # torch warns of channels that do not match
+    assert result.model.norm.num_features == 4
+    assert net.norm.num_features == 8
+    removed = list(result.plan.removed["one"])
+    with net.one.register_forward_hook(lambda module, args, y: y.index_fill(1, torch.tensor(removed), 0)):
+        torch.testing.assert_close(result.model(FAR[:, None]), net(FAR[:, None]), rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script")
 def test_scripted_activations_are_followed() -> None:
     net = through(lambda m, y: m.act(y), act=torch.jit.script(nn.ReLU()))
     assert [group.root for group in trace(net, X).groups] == ["one", "two"]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+def test_scripted_layers_are_refused_by_name() -> None:
+    net = through(lambda m, y: m.inner(y), inner=torch.jit.script(nn.Linear(8, 8)))
+    with pytest.raises(ValueError, match=r"prune\(\) got inner compiled by torch.jit"):
+        prune(net, L1(), 0.5, inputs=X)
 
 
 @pytest.mark.parametrize(
