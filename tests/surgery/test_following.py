@@ -61,6 +61,11 @@ def test_a_mask_unit_by_unit_leaves_them_free() -> None:
     torch.testing.assert_close(result.model(FAR), expected, rtol=1e-9, atol=1e-9)
 
 
+def test_a_tensor_of_the_same_kind_ties_nothing() -> None:
+    net = through(lambda m, y: y + y.new_zeros(len(y), 1) + y.new_full((1,), 0.0) * y.new_ones(len(y), 1))
+    assert {group.root: group.units for group in trace(net, X).groups} == {"one": 8, "two": 6}
+
+
 def test_units_behind_whole_numbers_that_the_network_returns_are_outputs() -> None:
     net = Wired(lambda m, x: (m.head(m.one(x)), m.one(x) > 0), one=nn.Linear(6, 8), head=nn.Linear(8, 2))
     assert trace(net, X.float()).fixed["one"] == "its units are outputs of the network"
