@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.instancenorm import _InstanceNorm as InstanceNorm
 from torch.utils._pytree import tree_leaves
 
-from isometry.surgery.labels import Labels, Waiting, join_along, normalized, varying
+from isometry.surgery.labels import Labels, Waiting, join_along, normalized, varying, vector
 from isometry.surgery.slots import Slots
 
 __all__ = ["Following"]
@@ -40,6 +41,8 @@ class Following:
         for name, module in model.named_modules():
             if isinstance(module, nn.LayerNorm) and module.weight is None:
                 self.slots.add(f"{name}.normalized_shape", module.normalized_shape)
+            if isinstance(module, InstanceNorm) and module.weight is None and module.running_mean is None:
+                self.slots.add(f"{name}.num_features", [module.num_features])
 
     def _register(self, name: str, tensor: Tensor) -> None:
         self.slots.add(name, tensor.shape)
@@ -56,6 +59,18 @@ class Following:
     def leave(self) -> None:
         """Say that the module entered last is left."""
         self._stack.pop()
+
+    def count(self, name: str, source: Tensor, dim: int) -> None:
+        """Join the channels of a tensor with those that an InstanceNorm without weights says to have."""
+        labels, said = self.labels(source), (f"{name}.num_features", 0)
+        if labels and said in self.slots.names():
+            line, own = vector(self.slots, labels, dim), self.slots.of(*said)
+            if line is not None and len(line) == len(own):
+                self.slots.join(line, own)
+
+    def leave_all(self) -> None:
+        """Say that no module runs any more, after a forward pass that did not end."""
+        self._stack.clear()
 
     def labels(self, tensor: Any) -> Labels | None:
         """Return the labels of a tensor, None where it has none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.instancenorm import _InstanceNorm as InstanceNorm
 from torch.utils._pytree import tree_leaves
 
 from isometry.data.nests import describe, tensors_in
 from isometry.errors import InvalidValueError
 from isometry.networks.attention import can_lose_heads
-from isometry.networks.modules import call, evaluating, hooked
+from isometry.networks.modules import call, evaluating, hooked, state_preserved
 from isometry.surgery.grouping import OUTPUT, find_groups
 from isometry.surgery.groups import UnitGroup
 from isometry.surgery.propagation import Propagation
@@ -66,7 +68,7 @@ class Graph:
             places = torch.isin(kept, gone, invert=True).nonzero().flatten()
             self._kept[cut.tensor, cut.dim] = kept[places]
             tensor = getattr(module, key)
-            if not isinstance(tensor, Tensor):  # the shape of a LayerNorm without weights
+            if not isinstance(tensor, Tensor):  # what a normalization without weights says of its size
                 widths.shorten_shape(module, len(places))
                 continue
             smaller = tensor.index_select(cut.dim, places.to(tensor.device))
@@ -126,9 +128,27 @@ def _propagate(model: nn.Module, inputs: Any) -> Propagation:
         ) from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-    followed.fix(output_tensors(outputs), OUTPUT)
+    output_tensors(outputs)
+    followed.fix(_leaves(outputs), OUTPUT)
+    if any(id(parameter) not in followed.used for parameter in model.parameters()):
+        _follow_training(model, followed, inputs)
     followed.settle()
     return followed
+
+
+def _follow_training(model: nn.Module, followed: Propagation, inputs: Any) -> None:
+    """Follow also what only training reaches, so that an auxiliary head for instance still fits what it reads.
+
+    Layers stay in eval mode; what a network asks for besides, targets for instance, ends this quietly.
+    """
+    used = set(followed.used)
+    with state_preserved(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), hooked(*_hooks(model, followed)):
+        for module in model.modules():
+            module.training = any(True for _ in module.children())
+        with contextlib.suppress(Exception), followed:
+            followed.fix(_leaves(call(model, inputs)), OUTPUT)
+    followed.leave_all()
+    followed.used = used
 
 
 def _hooks(model: nn.Module, followed: Propagation) -> Iterator[torch.utils.hooks.RemovableHandle]:
@@ -136,6 +156,9 @@ def _hooks(model: nn.Module, followed: Propagation) -> Iterator[torch.utils.hook
 
     def enter(name: str) -> Any:
         return lambda module, args: followed.enter(name)
+
+    def count(name: str) -> Any:
+        return lambda module, args: followed.count(name, args[0], args[0].ndim - module._get_no_batch_dim())
 
     def leave(module: nn.Module, args: Any, result: Any) -> None:
         followed.leave()
@@ -149,20 +172,28 @@ def _hooks(model: nn.Module, followed: Propagation) -> Iterator[torch.utils.hook
         return hook
 
     for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):  # takes no hooks
+            continue
         yield module.register_forward_pre_hook(enter(name))
         yield module.register_forward_hook(leave)
+        if isinstance(module, InstanceNorm):
+            yield module.register_forward_pre_hook(count(name))
         if isinstance(module, _RIGID):
             yield module.register_forward_hook(stop(name), with_kwargs=True)
 
 
 def output_tensors(output: Any) -> list[Tensor]:
     """Return the floating point tensors of a network's output: a tensor, or containers or an object that hold some."""
-    content = vars(output) if hasattr(output, "__dict__") and not isinstance(output, Tensor) else output
-    leaves = tree_leaves(dict(content) if isinstance(content, Mapping) else content)
-    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    tensors = [leaf for leaf in _leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
     if not tensors:
         raise InvalidValueError(
             f"got a network that returns {type(output).__name__} without floating point tensors; it takes one that "
             "returns a tensor, or a tuple, list or dict of them, e.g. model=torch.nn.Linear(4, 2)."
         )
     return tensors
+
+
+def _leaves(output: Any) -> list[Any]:
+    """Return what the containers or the object hold that a network returns."""
+    content = vars(output) if hasattr(output, "__dict__") and not isinstance(output, Tensor) else output
+    return tree_leaves(dict(content) if isinstance(content, Mapping) else content)

@@ -23,7 +23,9 @@ def find_groups(model: nn.Module, followed: Propagation) -> tuple[list[UnitGroup
     fixed: dict[str, str] = {}
     for name, (key, dim) in layers.items():
         tensor = f"{name}.{key}" if name else key
-        if id(model.get_parameter(tensor)) in followed.used:
+        if model.get_parameter(tensor).is_complex():
+            fixed[name] = "its weights are complex"
+        elif id(model.get_parameter(tensor)) in followed.used:
             classes[name] = followed.slots.find(followed.slots.of(tensor, dim))
         else:
             fixed[name] = "the forward pass does not reach it as a module"

@@ -69,6 +69,12 @@ class Movements(Following):
         for out in outputs:
             self._set(out, labels if labels and out.shape == args[0].shape else None)
 
+    def _on_new_empty(self, name: str, args: Any, kwargs: Any, outputs: list[Tensor]) -> None:
+        """Follow nothing: of the tensor, only its kind is taken."""
+        self.forget(outputs)
+
+    _on_new_zeros = _on_new_ones = _on_new_full = _on_new_empty_strided = _on_new_empty
+
     def _move(self, name: str, args: Any, kwargs: Any, outputs: list[Tensor]) -> None:
         """Apply the operation to the labels themselves."""
         labels = self.labels(args[0])

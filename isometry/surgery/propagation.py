@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from isometry.surgery.combinations import ALONG, BATCH_NORMS, POINTWISE, REDUCTIONS, SPATIAL, Combinations
 from isometry.surgery.contractions import Contractions
+from isometry.surgery.labels import Labels, join_along
 from isometry.surgery.movements import COPIES, MOVEMENTS, Movements
 
 __all__ = ["Propagation"]
@@ -44,14 +45,44 @@ class Propagation(Movements, Combinations, Contractions, TorchDispatchMode):
         rule = self._rule(base, func)
         outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         if not any(out.is_floating_point() or out.is_complex() for out in outputs):
+            self._follow_decision(base, rule, args, kwargs, tensors, outputs)
             return
         for tensor in tensors:
             self._join_reduced(tensor)
+            if not tensor.is_floating_point() and not tensor.is_complex() and rule not in self._entrywise():
+                self._join_places(tensor, base)
         if rule is None:
             self.fix((args, kwargs), f"its units meet an operation that cannot be followed ({base}){self._place()}")
             self.forget(outputs)
         else:
             rule(base, args, kwargs, outputs)
+
+    def _follow_decision(
+        self, name: str, rule: Any, args: Any, kwargs: Any, tensors: list[Tensor], outputs: list[Tensor]
+    ) -> None:
+        """Follow an operation whose results are masks, counts or indices: what it ties is joined where they are used."""
+        open_ends = [end for tensor in tensors for end in self._reduced.get(id(tensor), ())]
+        if rule is None:
+            reason = f"the network takes the {name} over its units{self._place()}"
+            for tensor in tensors:
+                labels = self.labels(tensor)
+                open_ends += [(part, set(range(part.ndim)), reason) for part in (labels.parts if labels else ())]
+            for out in outputs:
+                self._set(out, Labels(()))
+        else:
+            rule(name, args, kwargs, outputs)
+        for out in outputs:
+            self._reduced[id(out)] = [*self._reduced.get(id(out), ()), *open_ends]
+
+    def _entrywise(self) -> tuple[Callable[..., None], ...]:
+        """Return the rules by which masks meet entries at their own place, where others read them as indices."""
+        return self._pointwise, self._copy, self._move, self._reduce
+
+    def _join_places(self, tensor: Tensor, name: str) -> None:
+        """Join what the entries of an index tensor vary with."""
+        labels = self.labels(tensor)
+        for part in labels.parts if labels else ():
+            join_along(self.slots, part, range(part.ndim), f"{name} takes its units as indices{self._place()}")
 
     def _rule(self, name: str, func: Any) -> Callable[..., None] | None:
         if name in COPIES:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import textwrap
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -64,8 +65,9 @@ def remove(model: nn.Module, plan: Plan, inputs: Any) -> nn.Module:
 def cut(graph: Graph, selection: Selection, inputs: Any) -> None:
     """Remove units from a traced network in place and compare it with the masked network.
 
-    The masked network is the one whose consumers ignore the units; LayerNorm and GroupNorm over removed channels make
-    that comparison void. Groups with such layers are cut last, so that the others are compared before.
+    The masked network is the one whose consumers ignore the units, and whose LayerNorms and GroupNorms take their
+    statistics over what is kept. Where a normalization is not one of torch's modules with weights, that comparison is
+    void; such groups are cut last, so that the others are compared before.
 
     Args:
         graph: of the network to cut.
@@ -75,9 +77,9 @@ def cut(graph: Graph, selection: Selection, inputs: Any) -> None:
     Raises:
         InexactError: the pruned and the masked network differ, or the pruned network does not run.
     """
-    comparable = [(group, units) for group, units in selection if not group.mixes]
-    mixing = [(group, units) for group, units in selection if group.mixes]
-    for part in filter(None, (comparable, mixing)):
+    comparable = [(group, units) for group, units in selection if _maskable(graph.model, group)]
+    others = [(group, units) for group, units in selection if not _maskable(graph.model, group)]
+    for part in filter(None, (comparable, others)):
         layers = [layer for group, units in part if units for layer in group.layers]
         try:
             masked = mask(graph.model, part) if part is comparable else None
@@ -174,19 +176,60 @@ def to_selection(graph: Graph, plan: Plan) -> Selection:
 def mask(model: nn.Module, selection: Selection) -> nn.Module:
     """Return a copy of `model` of unchanged shape in which every consumer ignores the selected units.
 
-    Whatever a unit adds (weights, bias, a BatchNorm's shift) thereby has no effect, as if the unit were removed.
+    Whatever a unit adds (weights, bias, a BatchNorm's shift) thereby has no effect, as if the unit were removed; nor does
+    it on the statistics of a `torch.nn.LayerNorm` or `torch.nn.GroupNorm` with weights.
     """
     masked = copy.deepcopy(model)
+    ignored: dict[str, set[int]] = {}
     for group, units in selection:
         _zero_readers(masked, group, units)
+        for cut in group.cuts:
+            name, _, key = cut.tensor.rpartition(".")
+            if name in group.mixes and key == "weight":
+                ignored.setdefault(name, set()).update(cut.take(units))
+    for name, gone in ignored.items():
+        module = masked.get_submodule(name)
+        if _normalizes(module) and gone:
+            kept = [index for index in range(len(module.weight)) if index not in gone]  # type: ignore[arg-type]
+            module.register_forward_hook(_Normalization(kept))
     return masked
+
+
+def _normalizes(module: nn.Module) -> bool:
+    """Whether a module is torch's LayerNorm or GroupNorm over channels, with weights."""
+    weight = getattr(module, "weight", None)
+    return type(module) in (nn.LayerNorm, nn.GroupNorm) and isinstance(weight, Tensor) and weight.ndim == 1
+
+
+def _maskable(model: nn.Module, group: UnitGroup) -> bool:
+    return all(_normalizes(model.get_submodule(name)) for name in group.mixes)
+
+
+@dataclass(frozen=True)
+class _Normalization:
+    """A forward hook that normalizes over some channels alone, and gives zeros for the others."""
+
+    kept: list[int]
+
+    def __call__(self, module: Any, args: Any, result: Tensor) -> Tensor:
+        kept = torch.tensor(self.kept, device=result.device)
+        layer = isinstance(module, nn.LayerNorm)
+        dim = -1 if layer else 1
+        source = args[0].index_select(dim, kept)
+        weight, bias = (None if tensor is None else tensor[kept] for tensor in (module.weight, module.bias))
+        if layer:
+            part = nn.functional.layer_norm(source, (len(kept),), weight, bias, module.eps)
+        else:
+            part = nn.functional.group_norm(source, module.num_groups, weight, bias, module.eps)
+        return torch.zeros_like(result).index_copy_(dim % result.ndim, kept, part)
 
 
 def _zero_readers(model: nn.Module, group: UnitGroup, units: tuple[int, ...]) -> None:
     """Zero the weights by which the layers behind a group read its units, in place."""
     for cut in group.cuts:
         if cut.read:
-            tensor = model.get_parameter(cut.tensor)
+            owner, _, key = cut.tensor.rpartition(".")
+            tensor = getattr(model.get_submodule(owner), key)
             tensor.index_fill_(cut.dim, torch.tensor(cut.take(units), dtype=torch.long, device=tensor.device), 0)
 
 

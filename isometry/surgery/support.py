@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 from torch.nn.utils import parametrize
+
+from isometry.errors import InvalidValueError
 
 __all__ = ["check_supported"]
 
 
 def check_supported(model: nn.Module) -> None:
-    """Raise a ValueError for what surgery would break: parametrizations, masks, weight_norm, tied weights."""
+    """Raise a ValueError for what surgery would break: parametrizations, masks, weight_norm, tied weights, compiled modules."""
     owners: dict[int, str] = {}
     for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule) and next(module.parameters(), None) is not None:
+            raise InvalidValueError(
+                f"got {name or 'a model'} compiled by torch.jit, whose parameters cannot be replaced; it takes the module "
+                "from which that was compiled, e.g. model=torch.nn.Linear(4, 2) in place of "
+                "torch.jit.script(torch.nn.Linear(4, 2))."
+            )
         if parametrize.is_parametrized(module):
             raise _unsupported(
                 name, module, "a parametrization", f"parametrize.remove_parametrizations(model.{name}, 'weight')"

@@ -50,7 +50,8 @@ class Widths:
             owner, _, key = cut.tensor.rpartition(".")
             module = model.get_submodule(owner)
             tensor = getattr(module, key)
-            self._sizes[cut.tensor, cut.dim] = (tensor.shape if isinstance(tensor, Tensor) else tensor)[cut.dim]
+            sizes = (tensor,) if isinstance(tensor, int) else tensor.shape if isinstance(tensor, Tensor) else tensor
+            self._sizes[cut.tensor, cut.dim] = sizes[cut.dim]
             if isinstance(module, nn.modules.conv._ConvNd):
                 self._convolutions[owner] = originals[owner]
 
@@ -59,8 +60,11 @@ class Widths:
         return self._sizes[cut.tensor, cut.dim]
 
     def shorten_shape(self, module: Any, size: int) -> None:
-        """Set the shape of a LayerNorm without weights."""
-        module.normalized_shape = (size,)
+        """Set the shape of a LayerNorm, or the number of channels of an InstanceNorm, without weights."""
+        if isinstance(module, nn.LayerNorm):
+            module.normalized_shape = (size,)
+        else:
+            module.num_features = size
 
     def adapt(self, removed: int) -> None:
         """Bring the attributes of all modules concerned into line, after `removed` units were cut."""
