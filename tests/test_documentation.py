@@ -56,6 +56,7 @@ def test_every_snippet_runs_as_written(code: str, tmp_path: Path, monkeypatch: p
 def test_the_tour_runs_and_prints_what_its_committed_outputs_say(capsys: pytest.CaptureFixture[str]) -> None:
     cells = json.loads((ROOT / "analyses" / "tour.ipynb").read_text())["cells"]
     namespace: dict[str, object] = {"__name__": "tour"}
+    plt.close("all")  # what other tests left open
     with plt.rc_context():
         for number, cell in enumerate(cell for cell in cells if cell["cell_type"] == "code"):
             exec(compile("".join(cell["source"]), f"cell {number} of the tour", "exec"), namespace)
