@@ -1,5 +1,7 @@
 """Does a sweep that is killed, loses power or has its files damaged still end in the same table, and does a call change nothing else?
 
+All but two were survived, none of a sweep among them: of 450 interrupts one left a checkpoint locked in its process, so that `train`
+refused it (mended since), and one of `measure`, at a random time, left something changed or another number (not met again).
 Every fault of a sweep is followed by a restart, whose table and networks are compared bit for bit with those of a sweep that
 nothing happened to; a fault is survived where they are equal, or where an error names the file (archives, which have nothing to be
 computed again from). Simulated crashes end the process before, within and after every file operation; simulated losses of power then
@@ -260,7 +262,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     ax.barh(rows["kind"], rows["survived"], height=0.45, label="survived")
     for index, (tried, survived) in enumerate(zip(rows["tried"], rows["survived"], strict=True)):
         ax.text(tried, index, f" {survived} of {tried}", va="center", fontsize="small")
-    ax.set(xlabel="faults", xlim=(0, 1.15 * rows["tried"].max()))
+    ax.set(xlabel="faults", xlim=(0, 1.25 * rows["tried"].max()))
     lost = int((table["tried"] - table["survived"]).sum())
     ax.set_title(f"{int(table['tried'].sum())} faults, {lost} not survived", fontsize="medium")
     ax.legend(frameon=False, fontsize="small", loc="lower right")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from isometry.errors import InvalidValueError
 from isometry.files import make_folder, read_tensors, remove_leftovers, write_tensors
+from isometry.networks.modules import restoring
 from isometry.training.identity import fingerprint, what_is_left
 from isometry.training.layout import with_layout_of
 from isometry.training.random_state import RandomState
@@ -178,17 +179,15 @@ def locked(path: Path) -> Iterator[None]:
     """Hold the lock of a checkpoint, `<name>.lock`; an error says so where another training holds it."""
     make_folder(path.parent)
     lock = FileLock(f"{path}.lock", thread_local=False)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise InvalidValueError(
-            f"found the checkpoint {path} in use by another training that is running. Wait until it ends, or name another: "
-            "train(..., checkpoint='other.safetensors')."
-        ) from None
-    try:
+    with restoring(lock.release):
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise InvalidValueError(
+                f"found the checkpoint {path} in use by another training that is running. Wait until it ends, or name "
+                "another: train(..., checkpoint='other.safetensors')."
+            ) from None
         yield
-    finally:
-        lock.release()
 
 
 def checkpoint_files(path: Path) -> tuple[Path, Path]:
