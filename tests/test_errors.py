@@ -1,7 +1,11 @@
 """Errors are signed by the verb that the user called."""
 
-import pytest
+from typing import Any
 
+import pytest
+import torch
+
+import isometry
 from isometry.errors import InvalidTypeError, InvalidValueError, signed
 
 
@@ -28,3 +32,26 @@ def test_other_errors_pass() -> None:
         prune(KeyError)
     with pytest.raises(ValueError, match=r"^train\(\)"):
         train(InvalidValueError)
+
+
+VERBS: dict[str, Any] = {
+    "measure": lambda model: isometry.measure(model),
+    "prune": lambda model: isometry.prune(model, isometry.Magnitude(), 0.5),
+    "Pruning": lambda model: isometry.Pruning(model, isometry.L1(), 0.5),
+    "recover": lambda model: isometry.recover(model),
+    "orthogonalize": lambda model: isometry.orthogonalize(model),
+    "recalibrate": lambda model: isometry.recalibrate(model, torch.randn(4, 3)),
+    "repair": lambda model: isometry.repair(model, reference=torch.nn.Linear(3, 2), data=torch.randn(4, 3)),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_pruning_result_for_a_model_is_refused_with_its_model(verb: str) -> None:
+    net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+    pruned = isometry.prune(net, isometry.L1(), 0.5)
+    with pytest.raises(
+        TypeError, match=rf"^{verb}\(\) got a Pruned for a model; .* pruned\.model instead of pruned\.$"
+    ):
+        VERBS[verb](pruned)
+    with pytest.raises(TypeError, match=rf"^{verb}\(\) got the class Linear for a model; .*, e\.g\. .*\(.*\)\.$"):
+        VERBS[verb](torch.nn.Linear)

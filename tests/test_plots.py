@@ -61,6 +61,16 @@ def test_comparisons_have_intervals_and_can_be_saved(tmp_path: Path) -> None:
     assert (tmp_path / "c.png").stat().st_size > 1000
 
 
+def test_bars_far_below_the_isometry_line_are_drawn_on_a_logarithmic_axis_with_it() -> None:
+    means = [2e-3, 4e-4]
+    table = pd.DataFrame({"network": ["a", "b"], "mean_jsv": means, "interval_low": means, "interval_high": means})
+    ax = plots.comparison(table)
+    low, high = ax.get_ylim()
+    assert ax.get_yscale() == "log"
+    assert low < min(means) / 2
+    assert high > 1
+
+
 def test_methods_keep_their_color() -> None:
     assert plots.color("TPP") == plots.color("tpp + oracle") == plots.color("TPP, 0.9")
     assert len({plots.color(n) for n in ("dense", "random", "L1", "GReg", "TPP", "scratch")}) == 6

@@ -35,7 +35,11 @@ def main(words: Sequence[str] | None = None) -> int:
     Args:
         words: of the command line, without the program's name; None takes those of this process.
     """
-    options = _build_parser().parse_args(words)
+    parser = _build_parser()
+    options, unknown = parser.parse_known_args(words)
+    if unknown:
+        command = f"isometry {options.command}"
+        parser.exit(2, f"{command}: unrecognized arguments: {' '.join(unknown)}. See {command} --help\n")
     from isometry.command import information, verbs  # a mistyped option should not wait for torch
 
     commands = {"measure": verbs.measure, "compare": verbs.compare, "prune": verbs.prune, "info": information.inform}

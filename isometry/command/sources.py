@@ -18,7 +18,7 @@ from isometry import networks, pruners
 from isometry.data import Data, Folder, Split
 from isometry.errors import join_names
 from isometry.files import read_tensors
-from isometry.pruners import Pruner
+from isometry.pruners import Masking, Pruner
 from isometry.surgery import adopt, load
 
 __all__ = [
@@ -240,4 +240,4 @@ def find_pruner(name: str, settings: Sequence[str]) -> Pruner:
 
 
 def _is_pruner(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, Pruner) and kind is not Pruner
+    return isinstance(kind, type) and issubclass(kind, Pruner) and kind not in (Pruner, Masking)

@@ -145,7 +145,11 @@ def _check_pillow() -> None:
 
 def _find(root: Path) -> dict[str, list[Path]]:
     """Return {class: image files} of a folder, in the order of their names."""
-    names = sorted(entry.name for entry in root.iterdir() if entry.is_dir()) if root.is_dir() else []
+    if not root.is_dir():
+        raise InvalidValueError(
+            f"got {root}, which is no folder; it takes one with a subfolder per class, as in {_LAYOUT}."
+        )
+    names = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
     found = {name: _images(root / name) for name in names if not name.startswith(".")}
     empty = [name for name, files in found.items() if not files]
     if empty or not found:

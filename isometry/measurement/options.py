@@ -8,9 +8,8 @@ from numbers import Integral, Real
 from typing import Any
 
 import torch
-from torch import nn
 
-from isometry.errors import InvalidTypeError, InvalidValueError, join_names
+from isometry.errors import InvalidTypeError, InvalidValueError, check_module, join_names
 
 __all__ = ["Options", "check_model"]
 
@@ -71,11 +70,7 @@ class Options:
 
 def check_model(model: Any, at: str | None = None) -> None:
     """Refuse what is no network, cannot be differentiated, or has no module `at`."""
-    if not isinstance(model, nn.Module):
-        raise InvalidTypeError(
-            f"got a {type(model).__name__} for a model; it takes a torch.nn.Module, e.g. "
-            "measure(isometry.networks.build('lenet-5-relu'))."
-        )
+    check_module(model, "measure(isometry.networks.build('lenet-5-relu'))")
     if isinstance(model, torch.jit.ScriptModule):
         raise InvalidTypeError(
             "got a TorchScript module, whose parts cannot be looked into. Pass the module it was scripted or traced from, "

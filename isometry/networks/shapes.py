@@ -249,11 +249,11 @@ def _refusal(model: nn.Module, every: list[Candidates], refusals: list[tuple[Inp
         )
     spec, error = refusals[0]
     text = " ".join(str(error).split())[:120]
-    example = ", ".join(map(str, (64, *spec.shape)))
-    draw = f"torch.randn({example})" if spec.vocabulary is None else f"torch.randint({spec.vocabulary}, ({example}))"
+    draw = "torch.randn(64, *shape)" if spec.vocabulary is None else f"torch.randint({spec.vocabulary}, (64, *shape))"
     return (
         f"{verb}() cannot infer an input shape from {every[0].layer}: none of {len(refusals)} was accepted, {spec.shape} for "
-        f"instance ({type(error).__name__}: {text}). Pass inputs, e.g. {_filled(call, draw)}."
+        f"instance ({type(error).__name__}: {text.rstrip('.')}). Pass inputs of the shape it was built for, e.g. "
+        f"{_filled(call, draw)}."
     )
 
 

@@ -107,6 +107,8 @@ def _draw_nodes(ax: Axes, nodes: Spectrum, name: str, mean: float, shade: str) -
 def comparison(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Draw the table of `isometry.compare`: one bar per network, its mean JSV with the 95 % interval over samples.
 
+    The axis is logarithmic where the mean JSVs, or they and the isometry line at 1, span more than a factor of 30.
+
     Args:
         table: columns `network`, `mean_jsv`, `interval_low`, `interval_high`.
         ax: where to draw; a new figure when None.
@@ -119,9 +121,10 @@ def comparison(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     for row, name in enumerate(table["network"]):
         ax.bar(row, means[row], yerr=reach[:, [row]], color=colors[str(name)], capsize=4, width=0.6)
     ax.set_xticks(range(len(table)), table["network"], rotation=20 if len(table) > 4 else 0)
-    positive = means[means > 0]
-    if len(positive) and positive.max() / positive.min() > 30:
+    positive = [*means[means > 0], 1.0]  # with the line at 1, beside which small bars would vanish
+    if max(positive) / min(positive) > 30:
         ax.set_yscale("log")
+        ax.set_ylim(min(positive) / 3, 3 * max(positive))  # the smallest is a bar, too
     ax.axhline(1, color="#d62728", linewidth=1, linestyle=":", label="isometry")
     ax.set_ylabel("mean JSV (95 % interval over samples)")
     ax.legend(frameon=False, fontsize="small")

@@ -26,7 +26,7 @@ def trajectory(table: pd.DataFrame, ax: Axes | None = None, *, y: str = "mean_js
 
     Args:
         table: columns `epoch` (0 is just before fine-tuning), `by` and `y`, such as that of `isometry.sweep`. Where it has several
-            ratios, every one has a line of its own; rows of the dense network are a dotted line at their mean.
+            ratios, every one has a line of its own; rows of the dense network are a dash-dotted line at their mean.
         ax: where to draw; a new figure when None.
         y: the column drawn; mean JSVs get a logarithmic axis with the isometry line at 1.
         by: the column that names the method; names that contain "+" are drawn dashed.

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from isometry.errors import InvalidValueError, join_names
+from isometry.errors import InvalidValueError, check_module, join_names
 from isometry.networks import example_inputs, placed, size
 from isometry.networks.masks import computed_weight, mask_of, refresh, set_masks
 from isometry.networks.modules import UNIT_LAYERS, call, clone, evaluating, hooked, unwrap
@@ -78,6 +78,7 @@ def mask_weights(
     """
     from pandas import DataFrame  # takes long to import
 
+    check_module(model, "prune(isometry.networks.build('lenet-5-relu'), isometry.Magnitude(), 0.9)")
     if ratio is None or flops is not None or round_to != 1:
         raise InvalidValueError(
             f"got ratio={ratio}, flops={flops}, round_to={round_to} for {type(pruner).__name__}, which masks weights and "

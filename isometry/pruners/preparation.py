@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from isometry.data import Batches, read_data
 from isometry.data.nests import first_samples, tensors_in
-from isometry.errors import InvalidTypeError, InvalidValueError, join_names
+from isometry.errors import InvalidTypeError, InvalidValueError, check_module, join_names
 from isometry.networks import describe_inputs, example_inputs, placed, size
 from isometry.networks.modules import UNIT_LAYERS, random_preserved
 from isometry.pruners.pruner import Pruner, PruningContext
@@ -167,6 +167,7 @@ def prepare(
     What cannot be requested is refused here, before any training. With `own_loop` the user trains, as with `Pruning`:
     no data are needed, and `steps_per_epoch` is how many of the user's steps are an epoch.
     """
+    check_module(model, "prune(isometry.networks.build('lenet-5-relu'), isometry.L1(), 0.5)")
     _check_arguments(pruner, ratio, flops, round_to, inputs)
     if pruner.needs_data and data is None and not own_loop:
         name = type(pruner).__name__

@@ -124,3 +124,5 @@ class Pruned:
             also = "" if units else "; parameters and FLOPs stay as they are"
             lines.append(f"{self._masked_share:.1%} of the weights of these layers masked{also}")
         return "\n".join(lines)
+
+    __repr__ = __str__

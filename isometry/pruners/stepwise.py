@@ -96,7 +96,7 @@ class Pruning:
             warnings.warn(message, stacklevel=3)  # above the frame that signs the errors: the caller's line
         self._progress = Progress(self._preparation)
         self._watch = ParameterWatch(self.model)
-        self._regularized = self._finished = False
+        self._regularized = self._penalized = self._finished = False
 
     @property
     def model(self) -> nn.Module:
@@ -133,6 +133,7 @@ class Pruning:
     def loss(self) -> Tensor:
         """Return what belongs into the loss: a differentiable scalar, 0 for pruners that act on gradients only."""
         self._check_open("loss")
+        self._penalized = True
         stage = self._progress.stage
         total = None if stage is None else stage.loss(self.model, self._progress.stage_steps)
         return next(self.model.parameters()).new_zeros(()) if total is None else total
@@ -169,8 +170,8 @@ class Pruning:
         are allowed: the selection stands and the penalty goes on.
 
         Raises:
-            RuntimeError: `regularize` was left out where the pruner acts on gradients; the parameters of the model have
-                not changed in 20 steps; the structure of the model was changed.
+            RuntimeError: `regularize` was left out where the pruner acts on gradients, or `loss` where it acts on the loss;
+                the parameters of the model have not changed in 20 steps; the structure of the model was changed.
         """
         self._check_open("step")
         self._watch.check_structure()
@@ -182,9 +183,14 @@ class Pruning:
                 f"Pruning.step() was called without regularize(), by which {self._pruner_name} acts on the gradients. Call "
                 "both: loss.backward(); pruning.regularize(); optimizer.step(); pruning.step()."
             )
+        if stage.recipe.regularizer is not None and not self._penalized:
+            raise RuntimeError(
+                f"Pruning.step() was called without loss(), by which {self._pruner_name} acts on the loss. Add it: "
+                "loss = criterion(pruning.model(x), y) + pruning.loss(); loss.backward()."
+            )
         self._watch.check_updates()
         stage.project(self.model, self._progress.stage_steps)
-        self._regularized = False
+        self._regularized = self._penalized = False
         self._progress.advance(stage)
         return self._progress.receded
 

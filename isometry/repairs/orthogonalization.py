@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from isometry.errors import InvalidValueError, signed
+from isometry.errors import InvalidValueError, check_module, signed
 from isometry.networks.masks import computed_weight, refresh, set_weight, support
 from isometry.networks.modules import UNIT_LAYERS, clone
 from isometry.repairs.approximation import fit_orthogonal
@@ -35,6 +35,7 @@ def orthogonalize(model: nn.Module, *, gain: float = 1.0) -> nn.Module:
 
     Source: Wang & Fu, ICLR 2023, the baseline "L1 + OrthP"; of sparse weights Lee et al., ICLR 2020.
     """
+    check_module(model, "orthogonalize(isometry.networks.build('lenet-5-relu'))")
     result = clone(model)
     refresh(result)
     layers = {n: m for n, m in result.named_modules() if isinstance(m, UNIT_LAYERS)}

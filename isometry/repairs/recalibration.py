@@ -11,7 +11,7 @@ from torch import nn
 from isometry.data import Batches, Split, read_data
 from isometry.data.nests import count_samples
 from isometry.data.reading import first_inputs
-from isometry.errors import InvalidValueError, signed
+from isometry.errors import InvalidValueError, check_module, signed
 from isometry.networks import placed
 from isometry.networks.modules import BATCH_NORMS, call, clone, evaluating
 
@@ -49,6 +49,7 @@ def recalibrate(
 
     Source: the adaptive batch normalization of Li et al., ECCV 2020 (EagleEye), section 3.2.
     """
+    check_module(model, "recalibrate(isometry.networks.build('resnet-20'), torch.randn(256, 3, 32, 32))")
     result = clone(model)
     norms = [m for m in result.modules() if isinstance(m, BATCH_NORMS) and m.track_running_stats]
     split = read_data(data, batch_size=batch_size)

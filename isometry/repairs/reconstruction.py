@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from isometry.data import Batches, Pair, read_data
 from isometry.data.nests import channels_last, concatenate, count_samples, first_samples, map_tensors
 from isometry.data.reading import first_inputs
-from isometry.errors import InvalidValueError, signed
+from isometry.errors import InvalidValueError, check_module, signed
 from isometry.networks import placed
 from isometry.networks.bounded import to_batchnorm
 from isometry.networks.masks import refresh, set_weight
@@ -90,6 +90,8 @@ def repair(
     Source: He, Zhang & Sun, ICCV 2017, section 3.2 (dense targets, pruned inputs); the ridge around the present weights,
     the sums and the layers downstream are this library's.
     """
+    for network in (model, reference):
+        check_module(network, "repair(pruned.model, reference=dense, data=data)")
     _check_options(samples=samples, positions=positions, batch_size=batch_size, ridge=ridge)
     repaired, original = clone(unwrap(model)), unwrap(reference)
     refresh(repaired)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx, nn
 
-from isometry.errors import InvalidValueError, join_names, signed
+from isometry.errors import InvalidValueError, check_module, join_names, signed
 from isometry.networks.masks import refresh, set_weight, support
 from isometry.networks.modules import clone
 from isometry.repairs.approximation import fit_product
@@ -49,6 +49,7 @@ def recover(model: nn.Module) -> nn.Module:
     Source: Wang & Fu, ICLR 2023 (OrthP); the alignment of widening layers and the sparse product are this library's, the latter
     after the layer-by-layer approximation of Lee et al., ICLR 2020.
     """
+    check_module(model, "recover(isometry.networks.build('mlp-7-linear'))")
     recovered = clone(model)
     refresh(recovered)
     names = _chain(recovered)

@@ -146,14 +146,19 @@ def load(path: str | os.PathLike[str], model: nn.Module, *, inputs: Any = None) 
     if expected != stored:
         name = sorted(n for n in expected.keys() | stored.keys() if expected.get(n) != stored.get(n))[0]
         raise InvalidValueError(
-            f"got {path}, which belongs to another network: after its plan, {name} has the shape {expected.get(name)} "
-            f"here and {stored.get(name)} in the file. Build the network it was pruned from, e.g. load({str(path)!r}, "
+            f"got {path}, which belongs to another network: after its plan, {name} {_shape(expected, name)} here and "
+            f"{_shape(stored, name)} in the file. Build the network it was pruned from, e.g. load({str(path)!r}, "
             "isometry.networks.build('resnet-56'))."
         )
     _check_modules(path, architecture, _describe(pruned))
     fill(pruned, tensors)
     refresh(pruned)
     return Loaded(pruned.eval(), plan)
+
+
+def _shape(shapes: Mapping[str, tuple[int, ...]], name: str) -> str:
+    """Say which shape a tensor has among `shapes`, or that it is missing."""
+    return f"has the shape {shapes[name]}" if name in shapes else "is missing"
 
 
 def _missing_masks(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -123,8 +123,8 @@ def _propagate(model: nn.Module, inputs: Any) -> Propagation:
     except (RuntimeError, TypeError, IndexError) as error:
         raise InvalidValueError(
             f"cannot follow the forward pass at inputs of {describe(inputs)} "
-            f"({textwrap.shorten(str(error), _LONGEST)}). Pass a batch that the network accepts, e.g. "
-            "inputs=torch.randn(2, 3, 32, 32)."
+            f"({textwrap.shorten(str(error), _LONGEST)}). Pass a batch that the network accepts, of the shape it was built for, "
+            "e.g. inputs=torch.randn(2, *shape)."
         ) from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)

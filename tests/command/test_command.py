@@ -243,6 +243,8 @@ def test_a_pickle_is_never_executed(folder: Path, capsys: Any) -> None:
         ("prune mine:build --pruner l1 --ratio .5 --flops .5 --out o.safetensors", "not allowed with argument"),
         ("prune mine:build --pruner l1 --ratio .5 --out o.pt", "--out o.pt: its name has to end in .safetensors"),
         ("prune mine:build --pruner l1 --ratio .5 --out .", "no file can be written there"),
+        ("compare a=l1.safetensors b=ddp.pt --network mine:build --layers", "isometry compare: unrecognized arguments: --layers. See isometry compare --help"),
+        ("prune mine:build --pruner masking --ratio .5 --out o.safetensors", "--pruner masking: it takes greg, greg2, l1, magnitude, polarization"),
         ("prune mine:build --pruner magic --ratio .5 --out o.safetensors", "--pruner magic: it takes greg, greg2, l1"),
         ("prune mine:build --pruner mine:build --ratio .5 --out o.safetensors", "it is no class derived from isometry.Pruner"),
         ("prune mine:build --pruner tpp --ratio .5 --out o.safetensors", "--pruner tpp trains, and needs --data"),

@@ -170,7 +170,7 @@ def _single(tree: Path) -> Path:
         (
             lambda tree: tree / "nowhere",
             {},
-            r"found no subfolders of classes in .*nowhere; it takes a subfolder of images",
+            r"got .*nowhere, which is no folder; it takes one with a subfolder per class, as in path/train/cat/1\.jpg",
         ),
         (lambda tree: tree / "val" / "owl", {}, "no subfolders of classes"),
         (_empty, {}, r"no images in bee of .*train; .*\.jpg"),

@@ -46,7 +46,7 @@ def test_pairs_of_inputs_and_targets_are_told_from_batches() -> None:
 MLP = networks.build("mlp-7-relu", seed=0)
 CONV = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())
 REFUSED = {
-    "none that fits": (lambda: measure(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(7, 2))), ValueError, r"measure\(\) cannot infer an input shape from 0 \(Conv2d\): none of .* was accepted, \(3, 32, 32\) for instance \(RuntimeError: .*\)\. Pass inputs, e\.g\. measure\(model, torch\.randn\(64, 3, 32, 32\)\)\."),
+    "none that fits": (lambda: measure(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(7, 2))), ValueError, r"measure\(\) cannot infer an input shape from 0 \(Conv2d\): none of .* was accepted, \(3, 32, 32\) for instance \(RuntimeError: .*\)\. Pass inputs of the shape it was built for, e\.g\. measure\(model, torch\.randn\(64, \*shape\)\)\."),
     "none without parameters": (lambda: measure(nn.ReLU()), ValueError, "from a model without parameters"),
     "shape": (lambda: measure(MLP, torch.randn(2, 3)), ValueError, r"shape \(2, 3\), dtype torch\.float32, which the model does not accept"),
     "empty batch": (lambda: measure(MLP, torch.randn(0, 1, 32, 32)), ValueError, "non-empty batch"),

@@ -163,9 +163,9 @@ def two_inputs() -> nn.Module:
 
 
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
-    "nothing fits": (lambda: measure(nothing_fits()), r"measure\(\) cannot infer an input shape from 0 \(Conv2d\): none of \d+ was accepted, \(3, 32, 32\) for instance \(RuntimeError: .*\)\. Pass inputs, e\.g\. measure\(model, torch\.randn\(64, 3, 32, 32\)\)\.$"),
-    "prune": (lambda: prune(nothing_fits(), L1(), 0.5), r"prune\(\) cannot infer .* e\.g\. prune\(model, pruner, ratio, inputs=torch\.randn\(64, 3, 32, 32\)\)\.$"),
-    "tokens": (lambda: measure(nn.Sequential(nn.Embedding(9, 4), nn.Linear(5, 2))), r"Pass inputs, e\.g\. measure\(model, torch\.randint\(9, \(64, 16\)\)\)\.$"),
+    "nothing fits": (lambda: measure(nothing_fits()), r"measure\(\) cannot infer an input shape from 0 \(Conv2d\): none of \d+ was accepted, \(3, 32, 32\) for instance \(RuntimeError: .*\)\. Pass inputs of the shape it was built for, e\.g\. measure\(model, torch\.randn\(64, \*shape\)\)\.$"),
+    "prune": (lambda: prune(nothing_fits(), L1(), 0.5), r"prune\(\) cannot infer .* e\.g\. prune\(model, pruner, ratio, inputs=torch\.randn\(64, \*shape\)\)\.$"),
+    "tokens": (lambda: measure(nn.Sequential(nn.Embedding(9, 4), nn.Linear(5, 2))), r"Pass inputs of the shape it was built for, e\.g\. measure\(model, torch\.randint\(9, \(64, \*shape\)\)\)\.$"),
     "two inputs": (lambda: measure(two_inputs()), r"model that takes 2, x, condition\. Pass inputs, e\.g\. measure\(model, \(x, condition\), wrt=0\)\.$"),
     "no parameters": (lambda: measure(nn.ReLU()), r"from a model without parameters\. Pass inputs, e\.g\. measure\(model, torch\.randn\(64, \.\.\.\)\)\.$"),
     "lazy": (lambda: find_inputs(nn.Sequential(nn.LazyConv2d(3, 3))), r"whose 0 are not initialized yet; run it once first: model\(inputs\)\."),

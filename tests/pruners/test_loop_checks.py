@@ -35,8 +35,22 @@ def test_a_step_without_regularize_is_refused() -> None:
 
 def test_pruners_that_act_on_the_loss_need_no_regularize() -> None:
     pruning = Pruning(net(), Slimming(epochs=1), 0.5, inputs=X, steps_per_epoch=2)
-    assert [pruning.step(), pruning.step()] == [False, True]
+    for receded in (False, True):
+        pruning.loss()
+        assert pruning.step() is receded
     assert pruning.finish().ratio > 0
+
+
+def test_a_step_without_the_loss_of_a_pruner_that_acts_on_it_is_refused() -> None:
+    pruning = Pruning(net(), Slimming(epochs=1), 0.5, inputs=X, steps_per_epoch=2)
+    pruning.loss()
+    pruning.step()
+    with pytest.raises(
+        RuntimeError, match=r"step\(\) was called without loss\(\), by which Slimming .*pruning\.loss\(\); "
+    ):
+        pruning.step()
+    uniform = Pruning(net(), Slimming(strength=0, epochs=1), 0.5, inputs=X, steps_per_epoch=1)
+    assert uniform.step()
 
 
 def test_regularize_before_backward_is_refused() -> None:

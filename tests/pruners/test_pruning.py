@@ -48,7 +48,7 @@ BAD = {
     "two ratios for one group": (lambda: prune(Tied(), L1(), {"a": 0.5, "b": 0.2}), r"ratio 0\.2 for b and 0\.5 for a, but their units can only be removed together"),
     "no data": (lambda: prune(MLP, TPP(), 0.5), r"TPP trains before it removes and got no data\. .* prune\(model, isometry\.TPP\(\), 0\.8, data="),
     "nothing to prune": (lambda: prune(nn.Sequential(nn.Linear(4, 2)), L1(), 0.5), "found nothing to prune .0: its units are outputs"),
-    "no inputs": (lambda: prune(nn.Sequential(CONV, nn.Linear(5, 2)), L1(), 0.5), r"prune\(\) cannot infer an input shape from 0\.0 \(Conv2d\): none of .*\. Pass inputs, e\.g\. prune\(model, pruner, ratio, inputs=torch\.randn\(64, 3, 32, 32\)\)"),
+    "no inputs": (lambda: prune(nn.Sequential(CONV, nn.Linear(5, 2)), L1(), 0.5), r"prune\(\) cannot infer an input shape from 0\.0 \(Conv2d\): none of .*\. Pass inputs of the shape it was built for, e\.g\. prune\(model, pruner, ratio, inputs=torch\.randn\(64, \*shape\)\)"),
     "too few steps": (lambda: prune(MLP, TPP(stabilize=300), 0.5, data=(torch.randn(4, 1, 32, 32), torch.zeros(4).long())), "zeroing layer after layer every 100 steps takes 600"),
     "inputs of another shape": (lambda: prune(CONV, L1(), 0.5, inputs=torch.randn(2, 4, 8, 8)), r"\(2, 4, 8, 8\).*e.g."),
     "empty inputs": (lambda: prune(CONV, L1(), 0.5, inputs=torch.empty(0, 3, 8, 8)), r"\(0, 3, 8, 8\).*e.g."),

@@ -20,6 +20,11 @@ def test_layers_that_are_left_alone_for_one_reason_are_shortened() -> None:
     assert line.endswith(" more: not requested")
 
 
+def test_a_result_at_the_end_of_a_notebook_cell_is_its_description() -> None:
+    result = prune(networks.build("mlp-7-relu"), L1(), 0.5)
+    assert repr(result) == str(result)
+
+
 def test_five_rounds_compose_to_one_that_is_replayed_bit_for_bit(digits: isometry.data.Data, tmp_path: Path) -> None:
     dense = net()
     whole = None

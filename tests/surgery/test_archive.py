@@ -80,6 +80,12 @@ def test_a_plan_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
             isometry.load(tmp_path / "bad.safetensors", nn.Linear(3, 2))
 
 
+def test_a_network_without_a_tensor_of_the_file_is_refused(tmp_path: Path) -> None:
+    isometry.save(prune(networks.build("mlp-7-relu"), isometry.Magnitude(), 0.5), tmp_path / "net.safetensors")
+    with pytest.raises(ValueError, match=r"another network: .* has the shape \(2,\) here and is missing in the file"):
+        isometry.load(tmp_path / "net.safetensors", nn.Sequential(nn.Flatten(), nn.ReLU(), nn.Linear(4, 2)))
+
+
 def test_a_network_with_other_activations_is_refused(tmp_path: Path) -> None:
     isometry.save(prune(networks.build("mlp-7-relu"), L1(), 0.5), tmp_path / "net.safetensors")
     with pytest.raises(

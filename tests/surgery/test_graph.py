@@ -1,5 +1,6 @@
 """Tracing a network."""
 
+import pytest
 import torch
 
 from isometry.surgery import trace
@@ -21,3 +22,9 @@ def test_tracing_changes_no_modes_and_flags() -> None:
         trace(net, torch.randn(2, 3, 8, 8))
     assert all(m.training for m in net.modules())
     assert [p.requires_grad for p in net.parameters()][:3] == [False, False, True]
+
+
+def test_a_batch_that_the_network_refuses_is_named_without_proposing_it_again() -> None:
+    message = r"at inputs of shape \(2, 3, 32, 32\).*it was built for, e\.g\. inputs=torch\.randn\(2, \*shape\)"
+    with pytest.raises(ValueError, match=message):
+        trace(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 2)), torch.randn(2, 3, 32, 32))
