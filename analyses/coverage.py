@@ -11,7 +11,6 @@ Nearly: 41 of 53 shares lie between 93 and 97 %, the orthogonal map left out (40
 - Too long: the logarithmic spectrum by krylov and at a budget of 600 (98.0 to 99.2 %), where brackets make up much of the interval; the MLP
   at n = 64 and under rtol 0.05 and 0.1 (97.0 to 97.8 %), drawn from 1,797 images without replacement; and the orthogonal map (100 %), which has no
   error to cover.
-- `budgets.py` has one more case that is too short: convolutions, where exact samples calibrate short runs.
 
 "outside below" counts intervals that lie below the truth; an honest two-sided interval has 2.5 % on either side. Populations: per-sample
 means of a trained ReLU MLP on digits and of ResNet-20 on CIFAR-10 images (drawn without replacement from 1,797 and 2,000 images; measured once and

@@ -11,6 +11,8 @@ from torch.nn.utils import parametrize, prune
 
 __all__ = ["computed_weight", "mask_of", "masked_layers", "refresh", "set_masks", "set_weight", "support"]
 
+_CHANCE = 0.01  # a share of zeros that no pruning leaves
+
 
 def mask_of(layer: nn.Module) -> Tensor | None:
     """Return the mask of a layer's weight, of its shape, 0 where it is held at zero; None where there is no mask."""
@@ -32,14 +34,15 @@ def computed_weight(layer: nn.Module) -> bool:
 def support(layer: Any) -> Tensor:
     """Return which entries of a layer's weight are free rather than held at zero: booleans of its shape.
 
-    These are those that its mask keeps; without a mask, those that are not exactly 0, and all of a weight that is 0
-    everywhere.
+    These are those that its mask keeps; without a mask, those that are not exactly 0. A few zeros, below a hundredth of a
+    weight, are taken for chance, and those of a weight that is 0 everywhere for its values.
     """
     mask = mask_of(layer)
     if mask is not None:
         return mask != 0
     free = layer.weight.detach() != 0
-    return free if bool(free.any()) else torch.ones_like(free)
+    zeros = 1 - float(free.double().mean())
+    return free if _CHANCE <= zeros < 1 else torch.ones_like(free)
 
 
 @torch.no_grad()

@@ -32,7 +32,7 @@ def recover(model: nn.Module) -> nn.Module:
     input; it has orthonormal rows (or columns, where the network has more outputs than inputs).
 
     Sparse weights keep their zeros: the entries that a mask of torch.nn.utils.prune holds at zero or, without a mask, that
-    are exactly 0. The product of such weights is brought to an isometry by optimization, from the present weights (see
+    are exactly 0 (a hundredth of a weight at least). The product of such weights is brought to an isometry by optimization, from the present weights (see
     `isometry.repairs.approximation.fit_product`). Mostly every JSV is 1 then, too; the zeros may leave too few paths from
     inputs to outputs, so that some JSVs are 0. That is reported by a warning with the JSVs that are reached.
 

@@ -134,3 +134,13 @@ def test_weights_of_zeros_only_are_no_mask() -> None:
     net = networks.build("mlp-7-linear", seed=0, input_shape=(12,), widths=(20, 20))
     nn.init.zeros_(net.net[-1].weight)
     assert measure(recover(net)).isometry_gap < 1e-10
+
+
+def test_a_zero_by_chance_is_no_mask() -> None:
+    net = nn.Sequential(nn.Linear(20, 20, bias=False), nn.Linear(20, 20, bias=False))
+    with torch.no_grad():
+        net[0].weight[3, 4] = 0.0
+    recovered = recover(net)
+    weight = recovered[0].weight.detach()
+    assert float(weight[3, 4]) != 0
+    assert torch.allclose(weight @ weight.T, torch.eye(20), atol=1e-5)
