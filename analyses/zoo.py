@@ -15,7 +15,7 @@ Run `python analyses/zoo.py --out figures`: minutes. Needs pytorchcv (`pip insta
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -106,15 +106,18 @@ LANGUAGE: dict[str, dict[str, Any]] = {
     "GPT2": {**_DECODER, "n_positions": 40, "n_embd": 32, "n_layer": 2, "n_head": 4},
 }  # fmt: skip
 PARTS = {"CIFAR": CIFAR, **IMAGENET, "vision": list(VISION), "language": list(LANGUAGE)}
+CATALOGUE = ["lenet-5-relu", "resnet-20"]  # with --quick, which needs no other library
 
 
 def build(part: str, name: str) -> tuple[nn.Module, Tensor]:
     """Return a network in float64 and eval mode, whose statistics and biases are not those of the start, and two inputs."""
     torch.manual_seed(0)
     x = torch.randn(2, 3, 224 if part in IMAGENET else 32, 224 if part in IMAGENET else 32, dtype=torch.float64)
-    if part in ("CIFAR", *IMAGENET):
-        module, _, function = name.partition(".")
-        make = importlib.import_module(f"pytorchcv.models.{module}")
+    if part == "catalogue":
+        net = isometry.networks.build(name, input_shape=(3, 32, 32), seed=0)
+    elif part in ("CIFAR", *IMAGENET):
+        file, _, function = name.partition(".")
+        make = importlib.import_module(f"pytorchcv.models.{file}")
         net = getattr(make, f"{function}_cifar10" if part == "CIFAR" else function)(
             num_classes=10 if part == "CIFAR" else 4
         )
@@ -194,7 +197,8 @@ def examine(part: str, name: str) -> Row:
         return row | {"refused": str(error)[:160]}
     cut = {layer for layer, units in pruned.plan.removed.items() if units}
     left = {layer: why for layer, why in pruned.left_alone.items() if layer not in mixing and why != OUTPUT}
-    outputs, expected = _logits(pruned.model(x)), _logits(masked(net, pruned.plan, x)(x))
+    with torch.no_grad():
+        outputs, expected = _logits(pruned.model(x)), _logits(masked(net, pruned.plan, x)(x))
     assert not torch.equal(expected, _logits(net(x)))
     with tempfile.TemporaryDirectory() as folder:
         isometry.save(pruned, Path(folder) / "net.safetensors")
@@ -213,8 +217,22 @@ def examine(part: str, name: str) -> Row:
 
 
 def rows_of(part: str) -> Callable[[bool], list[Row]]:
-    """Return the function that examines the architectures of a part."""
-    return lambda quick: [examine(part, name) for name in PARTS[part][: 1 if quick else None]]
+    """Return the function that examines the architectures of a part; with --quick one, where its library is installed."""
+    library = "transformers" if part in ("vision", "language") else "pytorchcv"
+
+    def examine_all(quick: bool) -> list[Row]:
+        if importlib.util.find_spec(library) is None:
+            if quick:
+                return []
+            raise SystemExit(f"{part} needs {library}, which is not installed: pip install --no-deps {library}")
+        return [examine(part, name) for name in PARTS[part][: 1 if quick else None]]
+
+    return examine_all
+
+
+def catalogue(quick: bool) -> list[Row]:
+    """Examine networks of this library, with --quick only."""
+    return [examine("catalogue", name) for name in CATALOGUE] if quick else []
 
 
 def tables(table: pd.DataFrame) -> str:
@@ -226,7 +244,7 @@ def tables(table: pd.DataFrame) -> str:
             name: table[name].astype("Int64").astype("string").fillna("")
             for name in ("pruned", "heads", "normalized", "left_alone")
         },
-        why=table["refused"].fillna(table["reasons"]).fillna(""),
+        why=table["refused"].astype("object").fillna(table["reasons"].astype("object")).fillna(""),
     )
     columns = {
         "part": "kind",
@@ -287,4 +305,6 @@ def draw(table: pd.DataFrame, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    script.run_measurement("zoo", __doc__, {part: rows_of(part) for part in PARTS}, draw, tables)
+    script.run_measurement(
+        "zoo", __doc__, {"catalogue": catalogue, **{part: rows_of(part) for part in PARTS}}, draw, tables
+    )
