@@ -98,6 +98,8 @@ def _descend(
             (gradient,) = torch.autograd.grad(value, x)
         return float(value.detach()), gradient.cpu().numpy()
 
+    if not any(sizes):
+        return list(starts)
     x = torch.cat([start[free] for start, free in zip(starts, supports, strict=True)]).cpu().numpy()
     options = {"maxiter": _STEPS, "maxfun": 2 * _STEPS, "ftol": 0.0, "gtol": 1e-10, "maxcor": 20}
     found = minimize(evaluate, x, jac=True, method="L-BFGS-B", options=options)

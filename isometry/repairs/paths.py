@@ -36,7 +36,10 @@ def disjoint_paths(supports: Sequence[Tensor]) -> list[Tensor]:
     inner = [(2 * (first[k] + i) + 1, 2 * (first[k + 1] + o)) for k, (o, i) in enumerate(entries)]
     inputs, outputs = units[: widths[0]], units[first[-2] :]
     ends = [(np.full(widths[0], source), 2 * inputs), (2 * outputs + 1, np.full(widths[-1], sink))]
-    tails, heads = (np.concatenate(part) for part in zip((2 * units, 2 * units + 1), *inner, *ends, strict=True))
+    tails, heads = (
+        np.concatenate(part).astype(np.int32)  # maximum_flow takes no other indices
+        for part in zip((2 * units, 2 * units + 1), *inner, *ends, strict=True)
+    )
     edges = csr_array((np.ones(len(tails), dtype=np.int32), (tails, heads)), shape=(sink + 1, sink + 1))
     flow = maximum_flow(edges, source, sink).flow
     found = []
