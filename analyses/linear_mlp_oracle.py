@@ -142,7 +142,7 @@ def draw_message(table: pd.DataFrame, rows: pd.DataFrame) -> Figure:
     means = 100 * last_epoch(few).groupby("method")["accuracy"].mean()
     figure.suptitle(
         f"The same pruned network, fine-tuned alike: {means['L1 + oracle']:.1f} % with its isometry restored, {means['L1']:.1f} % without\n"
-        f"MLP-7-Linear, {rows['dataset'].iloc[0]}, {rows['ratio'].iloc[0]:.0%} of the units removed, lr {rows['lr'].iloc[0]:g}; mean and, "
+        f"MLP-7-Linear, {rows['dataset'].iloc[0]}, {100 * rows['ratio'].iloc[0]:g} % of the units removed, lr {rows['lr'].iloc[0]:g}; mean and, "
         f"as bands, standard deviation of {rows['seed'].nunique()} seeds",
         fontsize="medium",
     )

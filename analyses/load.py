@@ -221,7 +221,8 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     axes[1].set_ylabel("growth of the peak memory, MiB")
     for ax in axes:
         ax.set_xlabel("size over the smallest one")
-    axes[1].legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    handles = axes[0].get_legend_handles_labels()
+    axes[1].legend(*handles, frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     figure.suptitle("Time and memory of large measurements (one run each)", fontsize="large")
     figure.savefig(path, dpi=150)
     plt.close(figure)

@@ -194,7 +194,7 @@ def main() -> None:
             if options.finished:
                 done = finished(done, options.runs)
             else:
-                run(done, options.runs, jobs=1, progress=True)
+                output.run_trials(done)
             every += done
             if done:
                 parts.append(rows(network, done, options.runs))

@@ -29,7 +29,7 @@ from matplotlib import pyplot as plt
 import isometry
 from isometry.files import markdown
 from isometry.training.recipe import Recipe, Steps
-from isometry.trials import Trial, describe_origin, run, script
+from isometry.trials import Trial, script
 from isometry.trials.outcomes import percent
 from isometry.trials.protocols import growing
 
@@ -126,17 +126,13 @@ def main() -> None:
     options = script.parse(parser, quick_ignores=("seeds", "networks"))
     output = script.Output.of("repair_finetuning", options)
     if not options.redraw:
-        parts: list[pd.DataFrame] = []
-        every: list[Trial] = []
         networks, seeds = (["conv-4"], 1) if options.quick else (options.networks, options.seeds)
-        for seed, network in itertools.product(range(seeds), networks):
-            ratios = options.ratios[:2] if options.quick else options.ratios
-            named = trials(network, seed, ratios, options.quick)
-            run(list(named.values()), options.runs, jobs=1, progress=True)
-            for (method, _, _), trial in named.items():
-                parts.append(run([trial], options.runs, jobs=1, progress=False).assign(method=method))
-            every += named.values()
-        output.write(pd.concat(parts, ignore_index=True), describe_origin(every, options.runs))
+        ratios = options.ratios[:2] if options.quick else options.ratios
+        pairs = itertools.product(range(seeds), networks)
+        named = [each for seed, net in pairs for each in trials(net, seed, ratios, options.quick).items()]
+        output.write(
+            *output.run_trials([trial for _, trial in named], [{"method": method} for (method, _, _), _ in named])
+        )
     output.publish(draw, tables)
 
 

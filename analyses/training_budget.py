@@ -28,7 +28,7 @@ from matplotlib import pyplot as plt
 import isometry
 from isometry.files import markdown
 from isometry.training.recipe import Recipe, Steps
-from isometry.trials import Trial, describe_origin, run, script
+from isometry.trials import Trial, script
 from isometry.trials.outcomes import percent
 from isometry.trials.protocols import growing
 from isometry.trials.published import CIFAR_ACCURACY
@@ -160,18 +160,14 @@ def main() -> None:
     output = script.Output.of("training_budget", options)
     if not options.redraw:
         budgets, ratios = ([12], [0.5]) if options.quick else (options.budgets, options.ratios)
-        wanted = trials(options.network, budgets, ratios, options.seeds, options.quick)
-        parts, done = [], []
-        for budget, name, trial in wanted:
-            if options.only and name not in options.only:
-                continue
-            if options.finished and not all(read_record(stage, options.runs) for stage in plan_stages(trial)):
-                continue
-            table = run([trial], options.runs, jobs=1, device=options.device, progress=False)
-            parts.append(table.assign(method=name, budget=budget))
-            done.append(trial)
-            print(budget, trial.ratio, name, trial.seed, table["accuracy"].iloc[-1], flush=True)
-        output.write(pd.concat(parts, ignore_index=True), describe_origin(done, options.runs))
+        every = trials(options.network, budgets, ratios, options.seeds, options.quick)
+        wanted = [each for each in every if not options.only or each[1] in options.only]
+        if options.finished:
+            wanted = [
+                each for each in wanted if all(read_record(stage, options.runs) for stage in plan_stages(each[2]))
+            ]
+        labels = [{"method": name, "budget": budget} for budget, name, _ in wanted]
+        output.write(*output.run_trials([trial for _, _, trial in wanted], labels))
     output.publish(draw, tables)
 
 

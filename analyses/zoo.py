@@ -297,7 +297,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
         start += share
     ax.invert_yaxis()
     ax.tick_params(axis="y", labelsize=7)
-    ax.set(xlabel="share of the layers with units", xlim=(0, 1))
+    ax.set(xlabel="share of the layers with units (the rest: outputs; nothing: refused)", xlim=(0, 1))
     ax.set_title("Most layers of architectures written elsewhere can be cut exactly", fontsize="medium")
     ax.legend(frameon=False, fontsize="small", ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.02))
     figure.savefig(path, dpi=150)

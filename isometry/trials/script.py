@@ -29,7 +29,7 @@ from isometry.errors import join_names
 from isometry.files import check_writable, markdown, software, write, write_table
 from isometry.measurement.measuring import interrupts_raised
 from isometry.trials.provenance import describe_origin
-from isometry.trials.runner import run
+from isometry.trials.runner import Manner, run_tables
 from isometry.trials.trial import Trial
 
 __all__ = [
@@ -181,18 +181,20 @@ class Output:
         """Return the file with this suffix, e.g. "csv"."""
         return self.folder / f"{self.name}.{suffix}"
 
-    def run_trials(self, trials: Sequence[Trial]) -> tuple[pd.DataFrame, dict[str, Any]]:
-        """Run trials, each stage once, and return their table and its provenance."""
+    def run_trials(
+        self, trials: Sequence[Trial], labels: Sequence[Row] | None = None
+    ) -> tuple[pd.DataFrame, dict[str, Any]]:
+        """Run trials, each stage once; return their table, with the columns of every trial's label, and its provenance."""
         try:
             check_writable(self.options.runs)
         except OSError as error:
             raise SystemExit(str(error)) from error
-        device = getattr(self.options, "device", "cpu")
-        jobs = self.options.jobs or (
-            1 if self.options.quick else None
-        )  # starting processes takes longer than tiny trials
-        table = run(trials, self.options.runs, jobs=jobs, device=device, progress=True)
-        return table, describe_origin(trials, self.options.runs)
+        jobs = self.options.jobs or (1 if self.options.quick else None)  # processes start longer than tiny trials take
+        manner = Manner(self.options.runs, jobs, getattr(self.options, "device", "cpu"), progress=True)
+        tables = run_tables(trials, manner, "run")
+        if labels is not None:
+            tables = [table.assign(**label) for table, label in zip(tables, labels, strict=True)]
+        return pd.concat(tables, ignore_index=True), describe_origin(trials, self.options.runs)
 
     def write(self, table: pd.DataFrame, origin: dict[str, Any]) -> None:
         """Write the table and its provenance."""
@@ -261,12 +263,11 @@ def _measure_parts(parts: Mapping[str, Callable[[bool], list[Row]]], output: Out
         rows += [{"part": name, **row} for row in parts[name](output.options.quick)]
         origin = {
             "software": [entry for entry in used if entry != software()] + [software()],
-            "seeds": [0],
             "computing_seconds": round(time.perf_counter() - start, 1),
             "threads": torch.get_num_threads(),
         }
-        tables = [table for table in (kept, pd.DataFrame(rows)) if len(table)]
-        output.write(pd.concat(tables, ignore_index=True), origin)
+        if tables := [table for table in (kept, pd.DataFrame(rows)) if len(table)]:
+            output.write(pd.concat(tables, ignore_index=True), origin)
 
 
 def format_spread(values: pd.Series, digits: int, *, always: bool = True) -> str:

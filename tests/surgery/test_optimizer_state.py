@@ -105,7 +105,11 @@ def test_a_carried_optimizer_trains(make: Any) -> None:
     result = prune(net, L1(), 0.5, inputs=x)
     carried = transfer_optimizer_state(optimizer, net, result, inputs=x)
     data = (x, torch.arange(6) % 5)
-    list(isometry.train(result.model, data, lr=0.1, epochs=1, optimizer=carried))
+    before = [parameter.detach().clone() for parameter in result.model.parameters()]
+    (epoch,) = isometry.train(result.model, data, lr=0.1, epochs=1, optimizer=carried)
+    assert epoch.steps == 1
+    assert not epoch.diverged
+    assert not any(map(torch.equal, before, result.model.parameters()))
 
 
 @pytest.mark.parametrize(

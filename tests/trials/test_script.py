@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -70,13 +71,21 @@ def test_help_shows_the_defaults(monkeypatch: pytest.MonkeyPatch, capsys: pytest
 def test_trials_are_refused_before_they_train_where_their_state_cannot_be_written(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("isometry.trials.script.run", None)
+    monkeypatch.setattr("isometry.trials.script.run_tables", None)
     (tmp_path / "file").write_text("")
     output = script.Output.of(
         "name", options(monkeypatch, "--out", str(tmp_path), "--runs", str(tmp_path / "file" / "a"))
     )
     with pytest.raises(SystemExit, match="cannot write to the output folder"):
         output.run_trials([trial()])
+
+
+def test_every_trial_has_the_columns_of_its_label(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    output = script.Output.of("name", options(monkeypatch, "--runs", str(tmp_path), "--jobs", "1"))
+    tried = [trial(), replace(trial(), ratio=0.25)]
+    table, origin = output.run_trials(tried, [{"method": "first"}, {"method": "second"}])
+    assert dict(table.groupby("method")["ratio"].max()) == {"first": trial().ratio, "second": 0.25}
+    assert origin["seeds"] == [0]
 
 
 def test_an_output_writes_four_files_and_redraws_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
