@@ -17,6 +17,7 @@ from isometry.data import Batches, Data, Split, read_data
 from isometry.data.nests import channels_last, count_samples
 from isometry.errors import InvalidTypeError, InvalidValueError, signed
 from isometry.networks.masks import refresh
+from isometry.training.capture import CapturedGradients, Result
 from isometry.training.checkpoint import Checkpoint, TrainingState, locked
 from isometry.training.epoch import Epoch
 from isometry.training.evaluation import like_outputs
@@ -172,6 +173,8 @@ class _Loop:
         optimizer = optimizer or build_sgd(model, recipe)
         self.rates = [group["lr"] for group in optimizer.param_groups]
         self.state = TrainingState(model, optimizer, RandomState(seed, first.device, self.source.generators()), penalty)
+        self.lent: dict[Tensor, Tensor] = {}
+        self.captured = CapturedGradients(self.gradients, model, first.device, autocast=recipe.autocast)
 
     def run(self, path: Path | None) -> Iterator[Epoch]:
         """Yield the epochs not yet done; keep a checkpoint at `path`."""
@@ -235,7 +238,11 @@ class _Loop:
         self.multiply_rates(multiplier)
         totals = Totals(self.objective, self.source.device)
         state.model.train()
-        with channels_last_weights(state.model, state.optimizer) as self.channels_last, state.random.active():
+        with (
+            channels_last_weights(state.model, state.optimizer, self.lent) as self.channels_last,
+            state.random.active(),
+            self.captured.epoch(),
+        ):
             for inputs, targets in self.source.batches(recipe, state.random):
                 if self.finished():
                     break
@@ -261,13 +268,30 @@ class _Loop:
 
     def step(self, inputs: Any, targets: Any, totals: Totals) -> None:
         """Take one optimizer step on inputs [B, ...] and targets [B, ...], and count them."""
-        recipe, model, optimizer, penalty = self.recipe, self.state.model, self.state.optimizer, self.state.penalty
+        recipe, model, penalty = self.recipe, self.state.model, self.state.penalty
         number = self.state.steps
         if self.augment is not None:
             inputs = self.augment(inputs)
         if self.channels_last:
             inputs = channels_last(inputs)
-        with torch.autocast(self.source.device.type, dtype=torch.bfloat16, enabled=recipe.autocast):
+        if self.captured.active and penalty is not None and penalty.loss(number) is not None:
+            self.captured.give_up("the penalty has a loss, which may change with the number of the step")
+        outputs, targets, loss = self.captured(inputs, targets)
+        if penalty is not None:
+            penalty.gradients(number)
+        self.state.optimizer.step()
+        if penalty is not None:
+            penalty.project(number)
+        if recipe.regularizer is not None:
+            recipe.regularizer.project(model)
+        totals.add(outputs, targets, loss, count_samples(inputs))
+
+    def gradients(self, inputs: Any, targets: Any) -> Result:
+        """Set the gradients of all terms of the loss."""
+        recipe, model, penalty = self.recipe, self.state.model, self.state.penalty
+        # Weights that were cast outside a graph would never change in it.
+        kind, cache = self.source.device.type, not self.captured.active
+        with torch.autocast(kind, dtype=torch.bfloat16, enabled=recipe.autocast, cache_enabled=cache):
             outputs = self.source.outputs(model, inputs)
         if recipe.autocast and isinstance(outputs, Tensor):
             outputs = outputs.float()
@@ -275,15 +299,8 @@ class _Loop:
         loss = total = self.objective(outputs, targets)
         if recipe.regularizer is not None:
             total = total + recipe.regularizer.loss(model)
-        if penalty is not None and (extra := penalty.loss(number)) is not None:
+        if penalty is not None and (extra := penalty.loss(self.state.steps)) is not None:
             total = total + extra
-        optimizer.zero_grad()
+        self.state.optimizer.zero_grad()
         total.backward()
-        if penalty is not None:
-            penalty.gradients(number)
-        optimizer.step()
-        if penalty is not None:
-            penalty.project(number)
-        if recipe.regularizer is not None:
-            recipe.regularizer.project(model)
-        totals.add(outputs, targets, loss.detach(), count_samples(inputs))
+        return Result(outputs, targets, loss.detach())
