@@ -18,15 +18,25 @@ from typing import NamedTuple
 
 import pandas as pd
 import torch
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 from isometry.files import make_folder, remove_leftovers, write
 from isometry.measurement.measuring import interrupts_raised
-from isometry.trials.record import find, write_record
+from isometry.trials.record import RECORD, find, write_record
 from isometry.trials.resumption import remove_checkpoints
 from isometry.trials.stage import ROWS_FILE, Stage
 
-__all__ = ["ERROR_FILE", "Job", "Outcome", "execute", "record_failure", "was_started"]
+__all__ = [
+    "ERROR_FILE",
+    "Job",
+    "Outcome",
+    "acquire_lock",
+    "clear_results",
+    "execute",
+    "record_failure",
+    "warn_of_waiting",
+    "was_started",
+]
 
 ERROR_FILE = "error.txt"
 _LOCK, _RUNNING = ".lock", ".running"
@@ -97,9 +107,7 @@ def execute(job: Job) -> Outcome:
 @interrupts_raised()
 def _compute(job: Job) -> None:
     folder, stage = job.folder, job.stage
-    remove_leftovers(folder)
-    for name in ("done.json", ERROR_FILE, "history.csv"):
-        (folder / name).unlink(missing_ok=True)
+    clear_results(folder)
     (folder / _RUNNING).touch()
     write(folder / "settings.json", json.dumps(stage.settings, indent=1))
     start = time.perf_counter()
@@ -108,6 +116,13 @@ def _compute(job: Job) -> None:
     write_record(stage, job.runs, time.perf_counter() - start)
     remove_checkpoints(folder)
     (folder / _RUNNING).unlink(missing_ok=True)
+
+
+def clear_results(folder: Path) -> None:
+    """Delete what another attempt at a stage left in its folder, but for what an interrupted one goes on from."""
+    remove_leftovers(folder)
+    for name in (RECORD, ERROR_FILE, "history.csv", _RUNNING):
+        (folder / name).unlink(missing_ok=True)
 
 
 def was_started(job: Job) -> bool:
@@ -127,22 +142,35 @@ def record_failure(job: Job, error: str, details: str) -> str:
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Hold the lock of a stage's folder; wait where another run computes that stage."""
-    make_folder(folder)
-    lock = FileLock(folder / _LOCK)
     try:
-        try:
-            lock.acquire(timeout=1)
-        except Timeout:
-            print(f"waiting for another run that computes {folder}", file=sys.stderr, flush=True)
-            lock.acquire()
-    except (OSError, NotImplementedError) as error:
-        raise OSError(
-            f"cannot lock {folder / _LOCK} ({error}); choose a folder on a file system with locks, e.g. run(trials, '/tmp/runs')"
-        ) from error
+        lock = acquire_lock(folder, timeout=1)
+    except Timeout:
+        warn_of_waiting(folder)
+        lock = acquire_lock(folder)
     try:
         yield
     finally:
         lock.release()
+
+
+def acquire_lock(folder: Path, timeout: float = -1) -> BaseFileLock:
+    """Return the lock of a stage's folder, held; raise `filelock.Timeout` where another run holds it for `timeout` seconds."""
+    make_folder(folder)
+    lock = FileLock(folder / _LOCK)
+    try:
+        lock.acquire(timeout=timeout)
+    except Timeout:
+        raise
+    except (OSError, NotImplementedError) as error:
+        raise OSError(
+            f"cannot lock {folder / _LOCK} ({error}); choose a folder on a file system with locks, e.g. run(trials, '/tmp/runs')"
+        ) from error
+    return lock
+
+
+def warn_of_waiting(folder: Path) -> None:
+    """Say on the standard error that another run computes a stage."""
+    print(f"waiting for another run that computes {folder}", file=sys.stderr, flush=True)
 
 
 def _die_with(parent: int) -> None:

@@ -8,7 +8,7 @@ import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +19,8 @@ from tqdm.auto import tqdm
 
 from isometry.errors import signed
 from isometry.files import check_writable
+from isometry.trials.cluster import execute_on_workers
+from isometry.trials.connection import check_client, check_workers
 from isometry.trials.execution import Job, Outcome, execute, record_failure, was_started
 from isometry.trials.record import find, warn_of_damage, warn_of_versions
 from isometry.trials.resumption import remove_checkpoints
@@ -39,6 +41,7 @@ def run(
     device: str = "cpu",
     progress: bool | None = None,
     keep: str | None = None,
+    client: Any = None,
 ) -> pd.DataFrame:
     """Run trials, each of their stages once, and return all rows.
 
@@ -59,6 +62,9 @@ def run(
         progress: False silences the progress bar, None shows it in terminals and notebooks.
         keep: "weights" also keeps the fine-tuned network of every trial, model.safetensors in the folder of its last stage,
             for `isometry.load`; None keeps no more than later stages need.
+        client: a `distributed.Client`, whose workers then execute the stages; they need isometry, the data sets by name and
+            modules of the user's, and no file system in common. Only this process writes to `folder`. A stage whose worker is
+            lost starts again on another one, as often as the scheduler allows (3 times by default).
 
     Returns:
         One row per (trial, phase, epoch). Phases: "dense", "sparse" (trained with a regularizer on its scales, before
@@ -67,8 +73,9 @@ def run(
         failed.
 
     Raises:
-        ValueError: no trials, or another `keep`.
-        OSError: the folder cannot be written.
+        ValueError: no trials, another `keep`, jobs and a client, or workers that cannot import isometry.
+        TypeError: a client that is none.
+        OSError: the folder cannot be written. ConnectionError: the scheduler was lost; what was finished is kept.
     """
     if not trials:
         raise ValueError(
@@ -78,7 +85,9 @@ def run(
         raise ValueError(
             f"run() got keep={keep!r}; it takes None or 'weights', e.g. run(trials, 'runs', keep='weights')."
         )
-    how = Manner(Path(folder), jobs, device, progress, keep == "weights")
+    with signed("run"):
+        check_client(client, jobs)
+    how = Manner(Path(folder), jobs, device, progress, keep == "weights", client=client)
     return pd.concat(run_tables(trials, how, "run"), ignore_index=True)
 
 
@@ -91,6 +100,7 @@ class Manner(NamedTuple):
     progress: bool | None = None
     weights: bool = False
     temporary: bool = False
+    client: Any = None
 
 
 def run_tables(trials: Sequence[Trial], manner: Manner, verb: str) -> list[pd.DataFrame]:
@@ -115,10 +125,20 @@ def run_tables(trials: Sequence[Trial], manner: Manner, verb: str) -> list[pd.Da
             remove_checkpoints(folder / name)
     if waiting:
         check_writable(folder)
+    if waiting and manner.client is not None:
+        with signed(verb):
+            check_workers(manner.client, verb)
     jobs = manner.jobs or (os.cpu_count() if device == "cpu" else 1) or 1
-    shown = manner.progress if jobs == 1 else False  # bars of several processes would overwrite each other
+    shown = (
+        manner.progress if jobs == 1 and manner.client is None else False
+    )  # bars of several processes would overwrite each other
     work = {name: Job(stage, folder, device, weights, os.getpid(), shown) for name, stage in waiting.items()}
-    errors = _run_stages(work, jobs, manner.progress, done=len(records))
+    errors: dict[str, str] = {}
+    if manner.client is None:
+        outcomes = _execute_all(work, jobs, errors)
+    else:
+        outcomes = execute_on_workers(manner.client, work, errors)
+    _show_stages(outcomes, manner.progress, done=len(records), number=len(stages))
     if manner.temporary:
         errors = {name: re.sub(r" \(see [^()]*\)$", "", text) for name, text in errors.items()}
     names = Counter(trial.key for trial in {chain[-1].folder: chain[-1].trial for chain in chains}.values())
@@ -127,17 +147,16 @@ def run_tables(trials: Sequence[Trial], manner: Manner, verb: str) -> list[pd.Da
     return tables
 
 
-def _run_stages(work: Mapping[str, Job], jobs: int, progress: bool | None, *, done: int) -> dict[str, str]:
-    """Execute all stages behind a progress bar; return {folder: error} of those that failed."""
-    errors: dict[str, str] = {}
+def _show_stages(outcomes: Generator[Outcome, None, None], progress: bool | None, *, done: int, number: int) -> None:
+    """Show a progress bar while stages are executed, and their warnings."""
     hidden = None if progress is None else not progress
-    with tqdm(total=done + len(work), initial=done, unit="stage", desc="trials", disable=hidden) as bar:
-        for outcome in _execute_all(work, jobs, errors):
+    bar = tqdm(total=number, initial=done, unit="stage", desc="trials", disable=hidden)
+    with contextlib.closing(outcomes), bar:
+        for outcome in outcomes:
             bar.update()
             bar.set_postfix_str(outcome.folder)
             for text, category in outcome.notes:
                 warnings.warn(text, category, stacklevel=4)
-    return errors
 
 
 def _warn_of_failures(
@@ -153,7 +172,7 @@ def _warn_of_failures(
         )
 
 
-def _execute_all(work: Mapping[str, Job], jobs: int, errors: dict[str, str]) -> Iterator[Outcome]:
+def _execute_all(work: Mapping[str, Job], jobs: int, errors: dict[str, str]) -> Generator[Outcome, None, None]:
     """Yield the outcomes of all stages as they end; put those that failed, or whose parent did, into `errors`."""
     for ready in _generations({name: job.stage for name, job in work.items()}):
         possible = []
