@@ -19,6 +19,7 @@ from isometry.errors import InvalidTypeError, InvalidValueError, signed
 from isometry.networks.masks import refresh
 from isometry.training.capture import CapturedGradients, Result
 from isometry.training.checkpoint import Checkpoint, TrainingState, locked
+from isometry.training.deadline import OutOfTimeError, is_over
 from isometry.training.epoch import Epoch
 from isometry.training.evaluation import like_outputs
 from isometry.training.identity import describe_training, note_what_is_left, warn_of_first_epoch
@@ -194,6 +195,10 @@ class _Loop:
                     state.epochs += 1
                     if checkpoint is not None and not diverged:
                         checkpoint.save(state)
+                        if is_over() and state.epochs < self.recipe.epochs and not self.finished():
+                            raise OutOfTimeError(
+                                f"{checkpoint.path} holds {state.epochs} of {self.recipe.epochs} epochs"
+                            )
             finally:
                 self.multiply_rates(1.0)
                 state.model.eval()
