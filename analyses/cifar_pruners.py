@@ -120,11 +120,13 @@ def protocol(rows: pd.DataFrame) -> str:
 def predictions(table: pd.DataFrame) -> pd.DataFrame:
     """Return what the numbers just before fine-tuning tell of the accuracy after it, within (network, ratio, seed).
 
-    L1 + recalibrate is left out: fine-tuned, it is L1. So is VGG-16, whose methods start from networks of their own.
+    Nothing where no such cell has three methods yet. L1 + recalibrate is left out: fine-tuned, it is L1. So is VGG-16, whose methods start from networks of their own.
     """
     rows = named(table[(table["repair"] != "recalibrate") & (table["network"] != "vgg-16")])
     starts, ends = before_finetuning(rows).drop_duplicates("trial"), last_epoch(rows).set_index("trial")["accuracy"]
     starts = starts.assign(outcome=starts["trial"].map(ends)).dropna(subset="outcome")
+    if starts.groupby(["network", "ratio", "seed"]).size().max() < 3 or starts.empty:
+        return pd.DataFrame()
     dense = starts["network"].map(table[table["phase"] == "dense"].groupby("network")["mean_jsv"].first())
     ratio, size = starts["mean_jsv"] / dense, starts["mean_jsv"]
     starts = starts.assign(from_dense=ratio.map(math.log).abs(), from_one=size.map(math.log).abs())
@@ -139,7 +141,7 @@ def predictions(table: pd.DataFrame) -> pd.DataFrame:
 
 def tables(table: pd.DataFrame) -> str:
     """Return all results ("realised" is the fraction of units removed), then what predicts the fine-tuned accuracy."""
-    return f"{markdown(summary(table))}\n\n{markdown(predictions(table))}"
+    return "\n\n".join(markdown(part) for part in (summary(table), predictions(table)) if len(part))
 
 
 def short(table: pd.DataFrame) -> str:

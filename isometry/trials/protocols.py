@@ -98,7 +98,7 @@ def published_trials(
         first = isinstance(pruner, isometry.L1) and repair in (None, "reconstruct")
         ranks.append(2 * place if first else 2 * place + 1 if isinstance(pruner, isometry.TPP) else last + 1 + place)
         labels.append({"steps_before": most_steps_before(pruner, _IMAGES)})
-        settings = {"layers": "layer*.conv1", "repair": repair, "seed": seed, "autocast": True}
+        settings: dict[str, Any] = {"layers": "layer*.conv1", "repair": repair, "seed": seed, "autocast": True}
         trials.append(Trial("cifar10", network, "cifar10", tune, pruner, ratio, **settings))
     for (place, (name, sparse, tune)), ratio, seed in itertools.product(
         enumerate(vgg_methods()), (0.9, 0.5), range(seeds)
