@@ -181,6 +181,7 @@ def fake_cuda() -> Iterator[FakeCuda]:
         "get_rng_state": lambda *_: torch.get_rng_state(),
         "set_rng_state": lambda new, *_: torch.set_rng_state(new),
     }
+    state["get_device_name"] = lambda *_: "a fake"
     state |= fake_graphs.replacements(device)
     made_by = mock.patch.object(torch.Tensor, "_make_subclass", staticmethod(parameter))
     cudnn = mock.patch("torch.backends.cudnn.is_acceptable", return_value=False)

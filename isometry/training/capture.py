@@ -80,6 +80,9 @@ class CapturedGradients:
         self._layout: list[tuple[Any, ...]] | None = None  # of the batches that are captured: that of the first one
         self._steps = 0
         self._graph: torch.cuda.CUDAGraph | None = None
+        self._static: Any = None
+        self._result: Result | None = None
+        self._gradients: list[tuple[nn.Parameter, Tensor | None]] = []
         self._places: list[tuple[int, bool]] = []
 
     @contextlib.contextmanager
@@ -89,7 +92,7 @@ class CapturedGradients:
             yield
             return
         if self._graph is not None and self._places != self._find_places():
-            self._graph = None
+            self.release()
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         try:
             with torch.cuda.stream(self._stream):
@@ -97,9 +100,15 @@ class CapturedGradients:
         finally:
             torch.cuda.current_stream(self._device).wait_stream(self._stream)
 
+    def release(self) -> None:
+        """Let go of the graph and its memory, but for the gradients."""
+        self._graph = self._static = self._result = None
+        self._gradients = []
+
     def give_up(self, reason: str) -> None:
         """Go on with ordinary steps, and say so."""
-        self.active, self._graph = False, None
+        self.active = False
+        self.release()
         warnings.warn(f"train() goes on without a CUDA graph: {reason}.", stacklevel=2)
 
     def __call__(self, inputs: Any, targets: Any) -> Result:
@@ -153,15 +162,16 @@ class CapturedGradients:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
             self._result = self._compute(*self._static)
-        self._gradients = [p.grad for p in self._parameters()]
+        self._gradients = [(p, p.grad) for p in self._parameters()]
         self._graph, self._places = graph, self._find_places()
 
     def _replay(self, inputs: Any, targets: Any) -> Result:
         for static, tensor in zip(tensors_in(self._static), tensors_in((inputs, targets)), strict=True):
             static.copy_(tensor)
         assert self._graph is not None
+        assert self._result is not None
         self._graph.replay()
-        for p, gradient in zip(self._parameters(), self._gradients, strict=True):
+        for p, gradient in self._gradients:
             p.grad = gradient  # an ordinary step between two replays has put its own there
         return self._result
 

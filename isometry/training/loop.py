@@ -201,6 +201,7 @@ class _Loop:
                             )
             finally:
                 self.multiply_rates(1.0)
+                self.captured.release()
                 state.model.eval()
                 if checkpoint is not None:
                     note_what_is_left(state.model, checkpoint.path, checkpoint.identity)

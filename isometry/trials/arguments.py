@@ -59,7 +59,7 @@ def build_parser(
         doc: the script's docstring; its first line, the question, is the description.
         seeds: default number of seeds; None for a script that runs no trials.
         ratios: default ratios; none leaves out `--ratios`.
-        device: whether `--device` is taken, and `--eager` with it.
+        device: whether `--device` is taken, and `--eager` with it where trials run.
         seconds: whether `--seconds` is taken, by a script whose pictures and tables do with the trials that are finished.
     """
     parser = argparse.ArgumentParser(description=(doc or "").split("\n")[0], formatter_class=_Help)

@@ -25,7 +25,7 @@ from isometry.measurement.measuring import interrupts_raised
 from isometry.training.capture import capture_steps
 from isometry.training.deadline import OutOfTimeError, is_over, stop_at
 from isometry.trials.record import RECORD, find, write_record
-from isometry.trials.resumption import remove_checkpoints
+from isometry.trials.resumption import SPENT, remove_checkpoints
 from isometry.trials.stage import ROWS_FILE, Stage
 
 __all__ = [
@@ -125,11 +125,17 @@ def _compute(job: Job) -> None:
     clear_results(folder)
     (folder / _RUNNING).touch()
     write(folder / "settings.json", json.dumps(stage.settings, indent=1))
-    start = time.perf_counter()
-    with stop_at(job.deadline), capture_steps(job.capture):
-        rows = stage.execute(job.runs, job.device, weights=job.weights, progress=job.progress)
+    start, spent = time.perf_counter(), folder / SPENT
+    before = float(spent.read_text()) if spent.exists() else 0.0
+    try:
+        with stop_at(job.deadline), capture_steps(job.capture):
+            rows = stage.execute(job.runs, job.device, weights=job.weights, progress=job.progress)
+    except OutOfTimeError:
+        write(spent, str(before + time.perf_counter() - start))
+        raise
     write(folder / ROWS_FILE, pd.DataFrame(rows).to_csv(index=False))
-    write_record(stage, job.runs, time.perf_counter() - start)
+    device = torch.cuda.get_device_name(job.device) if job.device.startswith("cuda") else None
+    write_record(stage, job.runs, before + time.perf_counter() - start, device)
     remove_checkpoints(folder)
     (folder / _RUNNING).unlink(missing_ok=True)
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import math
 import time
@@ -172,22 +173,28 @@ class Output:
 def run_measurement(
     name: str,
     doc: str | None,
-    parts: Mapping[str, Callable[[bool], list[Row]]],
+    parts: Mapping[str, Callable[..., list[Row]]],
     draw: Callable[[pd.DataFrame, Path], None],
     tables: Callable[[pd.DataFrame], str],
+    *,
+    device: bool = False,
 ) -> None:
     """Run a script that measures instead of running trials. The table is written after every part.
 
     Args:
         name: of the analysis.
         doc: the script's docstring.
-        parts: {value of the column `part`: function of --quick that returns the rows}.
+        parts: {value of the column `part`: function of --quick, and of --device where that is taken, that returns the rows}.
         draw: see `Output.publish`.
         tables: see `Output.publish`.
+        device: whether --device is taken; what is measured on a GPU has files of its own.
     """
-    parser = build_parser(doc)
+    parser = build_parser(doc, device=device)
     parser.add_argument("--only", nargs="+", choices=list(parts), help="measure these parts again, keep the others")
-    output = Output.of(name, parse(parser))
+    options = parse(parser)
+    if device:
+        parts = {key: functools.partial(part, device=options.device) for key, part in parts.items()}
+    output = Output.of(f"{name}_cuda" if device and options.device == "cuda" else name, options)
     if not output.options.redraw:
         _measure_parts(parts, output)
     output.publish(draw, tables)

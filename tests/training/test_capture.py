@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -20,6 +20,12 @@ from tests.models import Wired
 
 real = torch.cuda.is_available()
 OPTIONS: dict[str, Any] = {"lr": 0.02, "epochs": 3, "batch_size": 50}
+
+
+@pytest.fixture(autouse=True)
+def _deterministic() -> Iterator[None]:
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 import isometry
 from isometry import Recipe
 from isometry.training import loop
-from isometry.trials import run, runner, script
+from isometry.trials import describe_origin, run, runner, script
 from isometry.trials.runner import Manner, run_tables
 from tests.trials.examples import trial
 
@@ -46,9 +46,12 @@ def test_a_stage_under_way_ends_with_its_epoch_and_goes_on_in_the_next_run(
         assert not list((tmp_path / "parts").rglob("error.txt"))
         if len(tables[-1]):
             break
+        spent = sum(float(path.read_text()) for path in (tmp_path / "parts").rglob(".spent"))
     assert len(tables) > 2
     assert [len(table) for table in tables[:-1]] == [0] * (len(tables) - 1)
     pd.testing.assert_frame_equal(tables[-1], whole)
+    assert not list((tmp_path / "parts").rglob(".spent"))
+    assert describe_origin([wanted], tmp_path / "parts")["computing_seconds"] >= round(spent, 1)
 
 
 def test_trials_of_a_lower_rank_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
