@@ -24,7 +24,7 @@ the steps. Run `python analyses/cifar_pruners.py --seeds 2 --out figures`, and a
 folder with CIFAR-10 and the weights: three hours of one core at most.
 
 The published schedules, 47,000 steps for L1 and 157,000 for TPP, are for a GPU, and have not been run. `--schedule published --device cuda
---jobs 6 --seconds 1500` ends in time, with the table `cifar_published` of what is finished; the same command goes on from there. It begins
+--jobs 6 --seconds 1500` ends in time, with the table `cifar_pruners-published` of what is finished; the same command goes on from there. It begins
 with L1, alone and reconstructed, and TPP at ratio 0.9, goes on with the smaller ratios and RNI on VGG-16, and ends with the other methods.
 Networks run in bfloat16, their weights, losses and JSVs are float32; steps are replayed from CUDA graphs. An estimate, no measurement: at 3
 to 6 ms per step of ResNet-56 L1 takes 2 to 5 minutes of a device, TPP 8 to 16, the methods at 0.9 that come first, with three seeds, 40 to 75
@@ -195,8 +195,8 @@ def main() -> None:
     options = script.parse(parser, quick_ignores=("network", "ratios", "schedule", "seeds"))
     published = options.schedule == "published"
     setting = options.network if options.quick else f"{options.network}-{options.schedule}"
-    output = script.Output.of("cifar_published" if published else "cifar_pruners", options, setting)
-    if not options.redraw and published:
+    output = script.Output.of("cifar_pruners-published" if published else "cifar_pruners", options, setting)
+    if published and not options.redraw:
         wanted, labels, ranks = published_trials(options.network, options.ratios, options.seeds)
         table, origin = output.run_trials(wanted, labels, ranks=ranks)
         if len(table):

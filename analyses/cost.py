@@ -11,7 +11,7 @@ Two cores of one machine, one network each, medians of five interleaved repetiti
 
 Run `python analyses/cost.py --out figures` with $ISOMETRY_DATA naming the folder with CIFAR-10 and the pretrained weights (see the
 README); without it a random ResNet-56 on random images is measured, and the table says so. Minutes of two cores. With `--device cuda` the
-table is `cost_cuda`; it has not been run.
+table is `cost-cuda`; it has not been run.
 """
 
 from __future__ import annotations

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from isometry.data import Batches, Data, Split, read_data
 from isometry.data.nests import channels_last, count_samples
-from isometry.errors import InvalidTypeError, InvalidValueError, signed
+from isometry.errors import InvalidTypeError, signed
 from isometry.networks.masks import refresh
 from isometry.training.capture import CapturedGradients, Result
 from isometry.training.checkpoint import Checkpoint, TrainingState, locked
+from isometry.training.checks import check_settings
 from isometry.training.deadline import OutOfTimeError, is_over
 from isometry.training.epoch import Epoch
 from isometry.training.evaluation import like_outputs
@@ -114,7 +115,7 @@ def train(
     batches = read_data(data, batch_size=batch_size, shuffle=True)
     augment = data.augment if isinstance(data, Data) else None
     steps = 1 if epoch_steps is None else epoch_steps
-    _check(model, batches, lr=lr, epochs=epochs, batch_size=batch_size, epoch_steps=steps)
+    check_settings(model, batches, lr=lr, epochs=epochs, batch_size=batch_size, epoch_steps=steps)
     if optimizer is not None:
         check_optimizer(model, optimizer)
     recipe = Recipe(
@@ -133,24 +134,6 @@ def train(
     )
     loop = _Loop(model, batches, recipe, penalty=penalty, optimizer=optimizer, augment=augment, seed=seed)
     return loop.run(None if checkpoint is None else Path(checkpoint))
-
-
-def _check(model: nn.Module, data: Split | Batches, *, epochs: int, **positive: float) -> None:
-    if isinstance(data, Split) and not count_samples(data.inputs):
-        raise InvalidValueError(
-            "got 0 inputs; it takes at least one, with its target, e.g. train(model, isometry.data.load('digits'), lr=0.01, "
-            "epochs=10)."
-        )
-    for name, value in {**positive, "epochs": epochs}.items():
-        if not value > 0:
-            raise InvalidValueError(f"got {name}={value}; it takes a positive number, e.g. lr=0.01, epochs=10.")
-    if isinstance(data, Batches) and data.is_read_once and epochs > 1:
-        raise InvalidValueError(
-            f"got an iterator ({type(data.source).__name__}), which can be read once, for {epochs} epochs. Pass a loader, or a "
-            "list of batches, e.g. data=list(batches)."
-        )
-    if not any(p.requires_grad for p in model.parameters()):
-        raise InvalidValueError("got a model without trainable parameters; call model.requires_grad_(True) first.")
 
 
 class _Loop:

@@ -194,7 +194,7 @@ def run_measurement(
     options = parse(parser)
     if device:
         parts = {key: functools.partial(part, device=options.device) for key, part in parts.items()}
-    output = Output.of(f"{name}_cuda" if device and options.device == "cuda" else name, options)
+    output = Output.of(f"{name}-cuda" if device and options.device == "cuda" else name, options)
     if not output.options.redraw:
         _measure_parts(parts, output)
     output.publish(draw, tables)
