@@ -217,7 +217,7 @@ def _store(job: Job, future: Future) -> Outcome:
         return delivery.outcome
     except CancelledError as error:
         raise ConnectionError(
-            f"the Dask scheduler was lost, or cancelled a stage ({error}). What was finished is kept in {job.runs}: call it again."
+            f"the Dask scheduler was lost, or cancelled a stage ({str(error).splitlines()[0]}). What was finished is kept in {job.runs}: call it again."
         ) from error
     except KilledWorker as error:
         text = f"its worker was killed {error.allowed_failures + 1} times, for want of memory perhaps; see the workers' logs"
