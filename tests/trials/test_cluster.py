@@ -73,7 +73,7 @@ class Cluster:
         here.mkdir(parents=True)
         variables = {
             **os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TMPDIR": str(here),
-            "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1",
+            "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0",  # the default is 3, which takes longer
         }  # fmt: skip
         command = [sys.executable, "-m", "dask", kind, "--host", "127.0.0.1", "--dashboard-address", ":0", *options]
         with open(here / "log", "w") as log:
@@ -159,7 +159,7 @@ def test_a_stage_that_kills_every_worker_fails_and_the_others_go_on(tmp_path: Pa
     wanted = [trial(pruner=Suicidal(marker=str(tmp_path / "marker"), always=True)), trial(seed=1)]
     restarter = threading.Thread(target=lambda: [(time.sleep(1), cluster.supply(2)) for _ in range(20)], daemon=True)
     restarter.start()
-    with pytest.warns(UserWarning, match=r"finished 1 of 2.*suicidal-0\.5.*its worker was killed 2 times.*error\.txt"):
+    with pytest.warns(UserWarning, match=r"finished 1 of 2.*suicidal-0\.5.*its workers were killed.*error\.txt"):
         table = run(wanted, tmp_path, client=cluster.client, progress=False)
     assert list(table["error"].notna()) == [False, True, False, False, False, False]
     restarter.join()
@@ -205,14 +205,14 @@ def test_a_failing_stage_is_recorded_here_and_tried_again_by_the_next_call(tmp_p
     assert not file.exists()
 
 
-def test_a_module_that_workers_lack_is_named(
-    tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_module_that_workers_lack_is_named(tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_pruners.py").write_text("import isometry\nclass Mine(isometry.L1):\n    pass\n")
     monkeypatch.syspath_prepend(tmp_path)
     import my_pruners
 
-    with pytest.warns(UserWarning, match=r"No module named 'my_pruners', which .* client.upload_file\('my_pruners.py'\)"):
+    with pytest.warns(
+        UserWarning, match=r"No module named 'my_pruners', which .* client.upload_file\('my_pruners.py'\)"
+    ):
         run([trial(pruner=my_pruners.Mine())], tmp_path / "runs", client=cluster.client, progress=False)
     cluster.client.upload_file(str(tmp_path / "my_pruners.py"))
     assert len(run([trial(pruner=my_pruners.Mine())], tmp_path / "runs", client=cluster.client, progress=False)) == 4
@@ -249,9 +249,12 @@ def test_threads_of_one_worker_take_turns_and_that_is_said(tmp_path: Path) -> No
     settings = {"n_workers": 1, "threads_per_worker": 2, "processes": False, "dashboard_address": ":0"}
     wanted = [trial(finetune=None, seed=seed) for seed in range(2)]
     local = run(wanted, tmp_path / "local", jobs=1, progress=False)
-    with distributed.LocalCluster(**settings) as local_cluster, distributed.Client(local_cluster) as client:
-        with pytest.warns(UserWarning, match=r"workers of several threads, .*--nthreads 1"):
-            table = run(wanted, tmp_path / "cluster", client=client, progress=False)
+    with (
+        distributed.LocalCluster(**settings) as threads,
+        distributed.Client(threads) as client,
+        pytest.warns(UserWarning, match=r"workers of several threads, .*--nthreads 1"),
+    ):
+        table = run(wanted, tmp_path / "cluster", client=client, progress=False)
     pd.testing.assert_frame_equal(table, local, check_exact=True)
 
 
@@ -260,7 +263,7 @@ def test_a_lost_scheduler_is_said_and_so_are_missing_workers(
 ) -> None:
     with contextlib.closing(Cluster(tmp_path / "cluster")) as lost:
         threading.Timer(1, lost.scheduler.kill).start()
-        with pytest.raises(ConnectionError, match=r"scheduler was lost.*kept in .*runs: call it again"):
+        with pytest.raises(ConnectionError, match=r"(?s)scheduler was lost.*kept: call again"):
             run([trial()], tmp_path / "runs", client=lost.client, progress=False)
     assert f"no workers at {lost.address} yet; waiting for them" in capsys.readouterr().err
 
@@ -274,10 +277,15 @@ def test_workers_of_other_versions_are_named_and_those_without_isometry_refused(
 ) -> None:
     here = connection.software()
     monkeypatch.setattr(connection, "software", lambda: here | {"torch": "1.0"})
-    with pytest.warns(UserWarning, match=rf"run\(\) got workers of another version: torch {torch.__version__[:3]}.* instead of 1\.0 at tcp"):
+    with pytest.warns(
+        UserWarning,
+        match=rf"run\(\) got workers of another version: torch {torch.__version__[:3]}.* instead of 1\.0 at tcp",
+    ):
         run([trial(finetune=None, pruner=None)], tmp_path, client=cluster.client, progress=False)
     monkeypatch.setattr(connection, "describe_worker", fail_to_import)
-    with pytest.raises(ValueError, match=r"run\(\) got a cluster whose worker tcp.* cannot import what it needs.*install"):
+    with pytest.raises(
+        ValueError, match=r"run\(\) got a cluster whose worker tcp.* cannot import what it needs.*install"
+    ):
         run([trial()], tmp_path, client=cluster.client, progress=False)
 
 
@@ -307,7 +315,9 @@ def test_without_dask_clients_and_addresses_are_refused_with_what_to_install(
 ) -> None:
     for module in (connection, arguments):
         monkeypatch.setattr(module, "is_installed", lambda: False)
-    with pytest.raises(TypeError, match=r"run\(\) got client=1, but Dask is not installed.*pip install 'isometry\[cluster\]'"):
+    with pytest.raises(
+        TypeError, match=r"run\(\) got client=1, but Dask is not installed.*pip install 'isometry\[cluster\]'"
+    ):
         run([trial()], tmp_path, client=1)
     monkeypatch.setattr(sys, "argv", ["analysis", "--cluster", "tcp://a:1"])
     with pytest.raises(SystemExit):
