@@ -8,6 +8,7 @@ and it knows nothing of files.
 from __future__ import annotations
 
 import hashlib
+import json
 import queue
 import traceback
 from collections import Counter
@@ -189,10 +190,9 @@ class _Desk:
 
         content = pickle_job(job, refer)
         inputs = {folder: self._hold_files(job.runs, folder) for folder in self._reads[job.stage.folder]}
-        key = f"isometry-{job.stage.folder}-{job.device}{'-weights' if job.weights else ''}"
-        future = self.client.submit(
-            execute_parcel, content, read_files(job.folder), inputs, used, key=key, priority=job.stage.duration
-        )
+        key = _name(job)
+        own = read_files(job.folder)
+        future = self._submit(execute_parcel, content, own, inputs, used, key=key, priority=job.stage.duration)
         self.sent[key] = future, job, lock
         future.add_done_callback(self._ended.put)
 
@@ -218,10 +218,19 @@ class _Desk:
 
     def _hold(self, content: Any, digest: str) -> Future:
         """Return bytes as the result of a task, with which Dask can do what it does with results: send, lose and get them back."""
+        return self._submit(_same, content, key=f"isometry-held-{digest}", priority=_FIRST)
+
+    def _submit(self, *task: Any, **options: Any) -> Future:
         import dask
 
-        with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 TiB"}):
-            return self.client.submit(_same, content, key=f"isometry-held-{digest}", priority=_FIRST)
+        with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 TiB"}):  # files are large
+            return self.client.submit(*task, **options)
+
+
+def _name(job: Job) -> str:
+    """Return the key of a stage: the same for a client that is started again, whose worker may still be at it."""
+    options = json.dumps([str(job.runs.resolve()), job.device, job.weights])
+    return f"isometry-{job.stage.phase}-{job.stage.folder}-{hashlib.sha256(options.encode()).hexdigest()[:8]}"
 
 
 def _same(content: Any) -> Any:

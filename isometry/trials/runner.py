@@ -63,8 +63,8 @@ def run(
         keep: "weights" also keeps the fine-tuned network of every trial, model.safetensors in the folder of its last stage,
             for `isometry.load`; None keeps no more than later stages need.
         client: a `distributed.Client`, whose workers then execute the stages, each on its own device and one at a time. They need
-            isometry, the data sets that are named and modules of the user's, and no file system in common: only this process
-            writes to `folder`. A stage whose worker is lost starts again on another one.
+            isometry, the data sets that are named and modules of your own (to be started again when you edit these), but no file
+            system in common: only this process writes to `folder`. A stage whose worker is lost starts again on another one.
 
     Returns:
         One row per (trial, phase, epoch). Phases: "dense", "sparse" (trained with a regularizer on its scales, before
