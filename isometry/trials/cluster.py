@@ -8,8 +8,8 @@ and it knows nothing of files.
 from __future__ import annotations
 
 import hashlib
-import json
 import queue
+import secrets
 import traceback
 from collections import Counter
 from collections.abc import Generator, Mapping
@@ -98,6 +98,7 @@ class _Desk:
         self.sent: dict[str, tuple[Future, Job, BaseFileLock]] = {}
         self.suspects: list[Job] = []
         self._suspected: set[str] = set()
+        self._run = secrets.token_hex(8)  # no other run of this cluster has the same keys
         self._ended: queue.Queue[Future] = queue.Queue()
         self._held: dict[str, Future] = {}  # files of stages, by their folders
         self._objects: dict[int, tuple[Any, str, Future]] = {}  # by their ids
@@ -190,7 +191,8 @@ class _Desk:
 
         content = pickle_job(job, refer)
         inputs = {folder: self._hold_files(job.runs, folder) for folder in self._reads[job.stage.folder]}
-        key = _name(job)
+        again = "-alone" if job.stage.folder in self._suspected else ""
+        key = f"isometry-{job.stage.phase}-{job.stage.folder}-{self._run}{again}"
         own = read_files(job.folder)
         future = self._submit(execute_parcel, content, own, inputs, used, key=key, priority=job.stage.duration)
         self.sent[key] = future, job, lock
@@ -225,12 +227,6 @@ class _Desk:
 
         with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 TiB"}):  # files are large
             return self.client.submit(*task, **options)
-
-
-def _name(job: Job) -> str:
-    """Return the key of a stage: the same for a client that is started again, whose worker may still be at it."""
-    options = json.dumps([str(job.runs.resolve()), job.device, job.weights])
-    return f"isometry-{job.stage.phase}-{job.stage.folder}-{hashlib.sha256(options.encode()).hexdigest()[:8]}"
 
 
 def _same(content: Any) -> Any:
