@@ -1,8 +1,22 @@
 """What is the oracle worth as linear networks get deeper or wider, and do residual connections make it needless?
 
-FINDING
+Without residual connections it is worth the more the deeper the network; with them nothing is to be repaired that fine-tuning does not mend.
+Linear networks on digits, width 64, 80 % of the units removed by L1, 225 steps of fine-tuning, three seeds (mean ± standard deviation):
 
-Run `python analyses/depth.py --out figures`: the digits are bundled; some minutes of one core.
+- Plain networks of 7, 20, 50 and 100 layers: the mean JSV just after pruning is 0.017, 5e-8, 4e-19 and 5e-38 (dense 7 to 8), and L1 ends at
+  71.30 ± 6.09 % with 7 layers and at chance with more. With the oracle they end at 94.63 ± 1.63, 92.31 ± 2.57, 92.04 ± 0.64 and
+  87.31 ± 1.43 % (dense 95 to 96 %). At a tenth of the rate: 88.06, 77.78, 66.11 and 67.04 %.
+- There a reconstruction, which sets what is computed and leaves JSVs of dense size, is ahead of the oracle (94.17, 90.46, 86.11 and 82.78 %),
+  but it diverges at the larger rate in every network.
+- Residual networks (x + W2 W1 x, the inner units removed): L1 alone has a mean JSV of 1.3 to 2.5 (dense 5 to 7) and ends within 1 point of the
+  dense network up to 50 layers and 2.4 below it at 100; at a tenth of the rate it falls behind with the depth, by 15 points at 100, and a
+  reconstruction stays within 0.3 points of the dense network. OrthP harms: 1e6 is the mean JSV at 100 layers, and training diverges from 20 on
+  at the larger rate and from 50 on at both.
+- Widths of 128 and 256 at 20 layers: with the oracle 94.35 ± 1.53 and 95.74 ± 1.63 %, without it 10 %.
+
+Rates are 0.05 and 0.005 over the number of layers, the first also that of the dense training from orthogonal weights (residual: Gaussian).
+Not tested: other data, ratios and initializations, longer training. Run `python analyses/depth.py --out figures`: the digits are bundled;
+16 minutes of one shared core.
 """
 
 from __future__ import annotations
@@ -17,7 +31,6 @@ from matplotlib import pyplot as plt
 from torch import Tensor, nn
 
 import isometry
-from isometry import plots
 from isometry.files import markdown
 from isometry.training.recipe import Recipe
 from isometry.trials import Trial, script
@@ -138,16 +151,22 @@ def draw(table: pd.DataFrame, path: Path) -> None:
         for ax, (rows, y, text) in zip(
             axes[:, column], [*panels, (starts, "mean_jsv", "mean JSV, just pruned")], strict=True
         ):
-            plots.sweep(rows, ax, x="depth", y=y)
+            for index, method in enumerate(REPAIRS):
+                over = rows[rows["method"] == method].groupby("depth")[y].agg(["mean", "std"]).dropna(subset="mean")
+                if len(over):
+                    ax.errorbar(
+                        over.index, over["mean"], over["std"], color=f"C{index}", marker="o", capsize=3, label=method
+                    )
             dense = part[part["phase"] == "dense"].groupby("depth")[y].mean()
             ax.plot(dense.index, dense, color="black", linestyle=":", label="dense")
-            ax.set(xscale="log", xlabel="", ylabel=text)
+            ax.set(xscale="log", yscale="log" if y == "mean_jsv" else "linear", ylabel=text)
             ax.set_xticks(sorted(part["depth"].unique()), [str(depth) for depth in sorted(part["depth"].unique())])
             ax.minorticks_off()
-            ax.legend([], frameon=False)
         axes[0, column].set(title=f"{network}, width {width}")
-        axes[0, column].legend(frameon=False)
         axes[-1, column].set(xlabel="linear layers")
+        axes[-1, column].axhline(1, color="#d62728", linewidth=1, linestyle=":")
+    handles = {label: handle for ax in axes[-1] for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), frameon=False)
     last = ends(table[(table["depth"] == table["depth"].max()) & (table["rate"] == RATES[0])])
     means = 100 * last.groupby(["network", "method"])["accuracy"].mean()
     figure.suptitle(
