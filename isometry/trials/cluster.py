@@ -168,10 +168,8 @@ class _Desk:
         """Keep a stage for later; what it reads is held anew where that was given up, too."""
         self.suspects.append(job)
         self._suspected.add(job.stage.folder)
-        for folder in [folder for folder, future in self._held.items() if future.status == "error"]:
-            self._held.pop(folder).cancel()
-        for key in [key for key, (_, _, future) in self._objects.items() if future.status == "error"]:
-            self._objects.pop(key)[2].cancel()
+        self._held = {name: future for name, future in self._held.items() if future.status != "error"}
+        self._objects = {key: entry for key, entry in self._objects.items() if entry[2].status != "error"}
 
     def close(self) -> None:
         """Cancel what is under way."""
@@ -220,7 +218,8 @@ class _Desk:
 
     def _hold(self, content: Any, digest: str) -> Future:
         """Return bytes as the result of a task, with which Dask can do what it does with results: send, lose and get them back."""
-        return self._submit(_same, content, key=f"isometry-held-{digest}", priority=_FIRST)
+        key = f"isometry-held-{digest}-{self._run}-{len(self._suspected)}"  # another than that of one given up
+        return self._submit(_same, content, key=key, priority=_FIRST)
 
     def _submit(self, *task: Any, **options: Any) -> Future:
         import dask
