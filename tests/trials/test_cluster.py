@@ -200,6 +200,19 @@ def test_an_interrupt_cancels_what_is_under_way_and_keeps_what_is_finished(tmp_p
         acquire_lock(tmp_path / stage.folder, timeout=0).release()
 
 
+def test_stages_that_dask_cancels_run_again(tmp_path: Path, cluster: Cluster) -> None:
+    def cancel() -> None:
+        wait_until(lambda: (tmp_path / "marker").exists())
+        cluster.client.cancel([key for key in cluster.client.futures if "pruned" in str(key)], force=True)
+
+    wanted = [trial(pruner=Slow(marker=str(tmp_path / "marker")))]
+    other = threading.Thread(target=cancel)
+    other.start()
+    table = run(wanted, tmp_path / "cluster", client=cluster.client, progress=False)
+    other.join()
+    pd.testing.assert_frame_equal(table, run(wanted, tmp_path / "local", jobs=1, progress=False), check_exact=True)
+
+
 def test_a_failing_stage_is_recorded_here_and_tried_again_by_the_next_call(tmp_path: Path, cluster: Cluster) -> None:
     wanted = [trial(pruner=Marked(marker=str(tmp_path / "marker"))), trial()]
     with pytest.warns(UserWarning, match=r"finished 1 of 2 trials.*marked-0\.5.*no importance today"):
