@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,7 +46,12 @@ def scheduler(text: str) -> str:
 
 
 def build_parser(
-    doc: str | None, *, seeds: int | None = None, ratios: Sequence[float] = (), device: bool = False
+    doc: str | None,
+    *,
+    seeds: int | None = None,
+    ratios: Sequence[float] = (),
+    device: bool = False,
+    seconds: bool = False,
 ) -> argparse.ArgumentParser:
     """Return a parser with the options that analyses share; those of trials only where `seeds` is given.
 
@@ -53,7 +59,8 @@ def build_parser(
         doc: the script's docstring; its first line, the question, is the description.
         seeds: default number of seeds; None for a script that runs no trials.
         ratios: default ratios; none leaves out `--ratios`.
-        device: whether `--device` is taken.
+        device: whether `--device` is taken, and `--eager` with it where trials run.
+        seconds: whether `--seconds` is taken, by a script whose pictures and tables do with the trials that are finished.
     """
     parser = argparse.ArgumentParser(description=(doc or "").split("\n")[0], formatter_class=_Help)
     parser.add_argument("--quick", action="store_true", help="a tiny version, to see that everything runs")
@@ -71,6 +78,15 @@ def build_parser(
         )
     if device:
         parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where networks live")
+        parser.add_argument(
+            "--eager", action="store_true", help="on a GPU, launch kernel by kernel, without CUDA graphs"
+        )
+    if seconds:
+        parser.add_argument(
+            "--seconds",
+            type=positive,
+            help="end after so many, resumably, and show what is finished (default: no limit)",
+        )
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where trials keep their state")
     parser.add_argument("--out", type=Path, help="where table and figure are written (default: a folder in --runs)")
     return parser
@@ -107,6 +123,12 @@ def parse(parser: argparse.ArgumentParser, *, quick_ignores: Sequence[str] = ())
             f"argument --ratios: got {text}, of which some are equal; it takes each once, e.g. --ratios 0.5 0.7"
         )
     here = getattr(options, "cluster", None) is None
+    limit = getattr(options, "seconds", None)
+    if not here and limit is not None:
+        parser.error(
+            "argument --seconds: it ends trials on this machine, not those of --cluster; leave out one or the other"
+        )
+    options.deadline = None if limit is None else time.time() + limit
     if here and getattr(options, "device", "cpu") == "cuda" and not torch.cuda.is_available():
         parser.error("argument --device: got cuda, but torch finds no CUDA device; e.g. --device cpu")
     matplotlib.use("Agg")

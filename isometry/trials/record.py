@@ -32,17 +32,19 @@ class Finding(NamedTuple):
     damage: str | None = None
 
 
-def write_record(stage: Stage, runs: Path, seconds: float) -> None:
+def write_record(stage: Stage, runs: Path, seconds: float, device: str | None = None) -> None:
     """Record a stage as finished; its files must have been written.
 
     Args:
         stage: which.
         runs: the folder of all stages.
         seconds: how long it took.
+        device: the name of the GPU, if on one.
     """
     folder = runs / stage.folder
     files = {name: file_digest(folder / name) for name in _RESULTS if (folder / name).exists()}
     record = {"seconds": round(seconds, 1), "software": software(), "settings": stage.settings, "files": files}
+    record |= {} if device is None else {"device": device}
     write(folder / RECORD, json.dumps(seal(record), indent=1))
 
 

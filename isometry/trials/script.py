@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import math
 import time
@@ -26,6 +27,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
+from isometry.errors import join_names
 from isometry.files import check_writable, markdown, software, write, write_table
 from isometry.measurement.measuring import interrupts_raised
 from isometry.trials.arguments import build_parser, parse, positive, ratio
@@ -90,9 +92,17 @@ class Output:
         return self.folder / f"{self.name}.{suffix}"
 
     def run_trials(
-        self, trials: Sequence[Trial], labels: Sequence[Row] | None = None
+        self, trials: Sequence[Trial], labels: Sequence[Row] | None = None, *, ranks: Sequence[int] | None = None
     ) -> tuple[pd.DataFrame, dict[str, Any]]:
-        """Run trials, each stage once; return their table, with the columns of every trial's label, and its provenance."""
+        """Run trials, each stage once; return the table of those that are finished, and its provenance.
+
+        Where time ends before the trials do, a line says what remains.
+
+        Args:
+            trials: what to run.
+            labels: further columns of every trial's rows.
+            ranks: trials of a lower rank come first.
+        """
         runs, device = self.options.runs, getattr(self.options, "device", "cpu")
         jobs = self.options.jobs or (1 if self.options.quick else None)  # processes start longer than tiny trials take
         with contextlib.ExitStack() as stack:
@@ -101,17 +111,38 @@ class Output:
                 client = stack.enter_context(connect(self.options.cluster))
             except OSError as error:
                 raise SystemExit(str(error)) from error
-            tables = run_tables(trials, Manner(runs, jobs, device, progress=True, client=client), "run")
-        if labels is not None:
-            tables = [table.assign(**label) for table, label in zip(tables, labels, strict=True)]
-        return pd.concat(tables, ignore_index=True), describe_origin(trials, self.options.runs)
+            capture = device == "cuda" and not self.options.eager
+            how = Manner(
+                runs,
+                jobs,
+                device,
+                progress=True,
+                client=client,
+                capture=capture,
+                deadline=self.options.deadline,
+                ranks=ranks,
+            )
+            tables = run_tables(trials, how, "run")
+        ended = zip(trials, tables, labels or [{}] * len(trials), strict=True)
+        kept = [(trial, table.assign(**label)) for trial, table, label in ended if len(table)]
+        if remaining := [trial.key for trial, table in zip(trials, tables, strict=True) if not len(table)]:
+            print(
+                f"{len(kept)} of {len(trials)} trials are finished. The same command goes on with {join_names(remaining)}."
+            )
+        if not kept:
+            return pd.DataFrame(), {}
+        return pd.concat([table for _, table in kept], ignore_index=True), describe_origin(
+            [trial for trial, _ in kept], runs
+        )
 
     def write(self, table: pd.DataFrame, origin: dict[str, Any]) -> None:
         """Write the table and its provenance."""
         write_table(table, origin, self.folder / self.name)
 
     def write_network(self, table: pd.DataFrame, origin: dict[str, Any]) -> None:
-        """Write the rows of one network; those of others in the written table are kept, with their provenance."""
+        """Write the rows of one network, if any; those of others in the written table are kept, with their provenance."""
+        if not len(table):
+            return
         network, origins = table["network"].iloc[0], {}
         if self.path("csv").exists():
             written, kept = self.read()
@@ -129,7 +160,9 @@ class Output:
         return read_table(self.path("csv")), json.loads(self.path("json").read_text())
 
     def publish(self, draw: Callable[[pd.DataFrame, Path], None], tables: Callable[[pd.DataFrame], str]) -> None:
-        """Draw the written table, write it as markdown, and print that."""
+        """Draw the written table, write it as markdown, and print that; exit where no trial is finished yet."""
+        if not self.path("csv").exists():
+            raise SystemExit(f"no trial is finished, so that there is no {self.path('csv')} yet")
         table, _ = self.read()
         draw(table, self.path("png"))
         text = tables(table)
@@ -140,22 +173,28 @@ class Output:
 def run_measurement(
     name: str,
     doc: str | None,
-    parts: Mapping[str, Callable[[bool], list[Row]]],
+    parts: Mapping[str, Callable[..., list[Row]]],
     draw: Callable[[pd.DataFrame, Path], None],
     tables: Callable[[pd.DataFrame], str],
+    *,
+    device: bool = False,
 ) -> None:
     """Run a script that measures instead of running trials. The table is written after every part.
 
     Args:
         name: of the analysis.
         doc: the script's docstring.
-        parts: {value of the column `part`: function of --quick that returns the rows}.
+        parts: {value of the column `part`: function of --quick, and of --device where that is taken, that returns the rows}.
         draw: see `Output.publish`.
         tables: see `Output.publish`.
+        device: whether --device is taken; what is measured on a GPU has files of its own.
     """
-    parser = build_parser(doc)
+    parser = build_parser(doc, device=device)
     parser.add_argument("--only", nargs="+", choices=list(parts), help="measure these parts again, keep the others")
-    output = Output.of(name, parse(parser))
+    options = parse(parser)
+    if device:
+        parts = {key: functools.partial(part, device=options.device) for key, part in parts.items()}
+    output = Output.of(f"{name}-cuda" if device and options.device == "cuda" else name, options)
     if not output.options.redraw:
         _measure_parts(parts, output)
     output.publish(draw, tables)
