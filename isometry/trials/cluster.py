@@ -49,7 +49,7 @@ def execute_on_workers(
         errors: {folder of a stage: why it failed}, filled.
 
     Raises:
-        ConnectionError: the scheduler was lost, or cancelled what was sent. What has ended is kept.
+        ConnectionError: the scheduler was lost, or cancelled a stage twice. What has ended is kept.
     """
     from distributed import CancelledError
 
@@ -78,7 +78,7 @@ def execute_on_workers(
         if client.status == "running" and not isinstance(error, CancelledError):
             raise
         raise ConnectionError(
-            f"the Dask scheduler was lost, or cancelled a stage ({type(error).__name__}: {error}). What was finished is kept: call again."
+            f"the Dask scheduler was lost, or cancelled a stage twice ({type(error).__name__}: {error}). What was finished is kept: call again."
         ) from error
     finally:
         desk.close()
@@ -90,7 +90,7 @@ class _Desk:
     Attributes:
         client: of the cluster.
         sent: {key: (future, job, lock of its folder)} of the stages under way.
-        suspects: stages whose workers were killed.
+        suspects: stages whose workers were killed, or that Dask cancelled.
     """
 
     def __init__(self, client: Client, work: Mapping[str, Job]) -> None:
@@ -138,7 +138,7 @@ class _Desk:
 
     def receive(self) -> Outcome | None:
         """Wait for a stage to end, store its files and return its outcome; None where none has ended for good for a while."""
-        from distributed import KilledWorker
+        from distributed import CancelledError, KilledWorker
 
         try:
             future = self._ended.get(timeout=_POLL)
@@ -148,10 +148,12 @@ class _Desk:
         _, job, lock = self.sent[key]
         try:
             outcome = _store(job, future)
-        except KilledWorker as error:
-            if job.stage.folder not in self._suspected:
+        except (CancelledError, KilledWorker) as error:
+            if self.client.status == "running" and job.stage.folder not in self._suspected:
                 self._suspect(job)
                 return None
+            if isinstance(error, CancelledError):
+                raise
             text = "its workers were killed, the last one while it ran nothing else, for want of memory perhaps"
             outcome = Outcome(job.stage.folder, record_failure(job, text, f"{text}\n{error}"))
         finally:
@@ -168,10 +170,8 @@ class _Desk:
         """Keep a stage for later; what it reads is held anew where that was given up, too."""
         self.suspects.append(job)
         self._suspected.add(job.stage.folder)
-        for folder in [folder for folder, future in self._held.items() if future.status == "error"]:
-            self._held.pop(folder).cancel()
-        for key in [key for key, (_, _, future) in self._objects.items() if future.status == "error"]:
-            self._objects.pop(key)[2].cancel()
+        self._held = {name: future for name, future in self._held.items() if future.status != "error"}
+        self._objects = {key: entry for key, entry in self._objects.items() if entry[2].status != "error"}
 
     def close(self) -> None:
         """Cancel what is under way."""
@@ -220,7 +220,8 @@ class _Desk:
 
     def _hold(self, content: Any, digest: str) -> Future:
         """Return bytes as the result of a task, with which Dask can do what it does with results: send, lose and get them back."""
-        return self._submit(_same, content, key=f"isometry-held-{digest}", priority=_FIRST)
+        key = f"isometry-held-{digest}-{self._run}-{len(self._suspected)}"  # another than that of one given up
+        return self._submit(_same, content, key=key, priority=_FIRST)
 
     def _submit(self, *task: Any, **options: Any) -> Future:
         import dask

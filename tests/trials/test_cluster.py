@@ -65,7 +65,7 @@ class Cluster:
         self.folder, self.workers = folder, list[subprocess.Popen]()
         self.scheduler = self.start("scheduler", "--scheduler-file", str(folder / "address"), "--port", "0")
         wait_until(lambda: (folder / "address").exists() and (folder / "address").stat().st_size)
-        self.client = distributed.Client(scheduler_file=str(folder / "address"), timeout=60)
+        self.client = distributed.Client(scheduler_file=str(folder / "address"), timeout=120)
         self.address = self.client.scheduler.address
 
     def start(self, kind: str, *options: str) -> subprocess.Popen:
@@ -79,12 +79,16 @@ class Cluster:
         with open(here / "log", "w") as log:
             return subprocess.Popen(command, cwd=here, env=variables, stdout=log, stderr=log)
 
-    def supply(self, count: int) -> None:
+    def restart(self, count: int) -> None:
         """Start as many workers as are missing."""
         while sum(worker.poll() is None for worker in self.workers) < count:
             options = ("--nthreads", "1", "--no-nanny", "--local-directory", "scratch")
             self.workers.append(self.start("worker", self.address, *options))
-        self.client.wait_for_workers(count, timeout=60)
+
+    def supply(self, count: int) -> None:
+        """Start as many workers as are missing, and wait for them."""
+        self.restart(count)
+        self.client.wait_for_workers(count, timeout=120)
 
     def close(self) -> None:
         self.client.close()
@@ -157,12 +161,16 @@ def test_a_sweep_of_ones_own_network_and_tensors_gives_the_same_table(
 @pytest.mark.slow
 def test_a_stage_that_kills_every_worker_fails_and_the_others_go_on(tmp_path: Path, cluster: Cluster) -> None:
     wanted = [trial(pruner=Suicidal(marker=str(tmp_path / "marker"), always=True)), trial(seed=1)]
-    restarter = threading.Thread(target=lambda: [(time.sleep(1), cluster.supply(2)) for _ in range(20)], daemon=True)
+    done = threading.Event()
+    restarter = threading.Thread(target=lambda: [cluster.restart(2) for _ in iter(lambda: done.wait(0.5), True)])
     restarter.start()
-    with pytest.warns(UserWarning, match=r"finished 1 of 2.*suicidal-0\.5.*its workers were killed.*error\.txt"):
-        table = run(wanted, tmp_path, client=cluster.client, progress=False)
+    try:
+        with pytest.warns(UserWarning, match=r"finished 1 of 2.*suicidal-0\.5.*its workers were killed.*error\.txt"):
+            table = run(wanted, tmp_path, client=cluster.client, progress=False)
+    finally:
+        done.set()
+        restarter.join()
     assert list(table["error"].notna()) == [False, True, False, False, False, False]
-    restarter.join()
 
 
 def test_a_killed_client_loses_nothing_that_was_finished(tmp_path: Path, cluster: Cluster) -> None:
@@ -190,6 +198,19 @@ def test_an_interrupt_cancels_what_is_under_way_and_keeps_what_is_finished(tmp_p
     assert len(list(tmp_path.rglob("done.json"))) == 1
     for stage in plan_stages(wanted[0]):
         acquire_lock(tmp_path / stage.folder, timeout=0).release()
+
+
+def test_stages_that_dask_cancels_run_again(tmp_path: Path, cluster: Cluster) -> None:
+    def cancel() -> None:
+        wait_until(lambda: (tmp_path / "marker").exists())
+        cluster.client.cancel([key for key in cluster.client.futures if "pruned" in str(key)], force=True)
+
+    wanted = [trial(pruner=Slow(marker=str(tmp_path / "marker")))]
+    other = threading.Thread(target=cancel)
+    other.start()
+    table = run(wanted, tmp_path / "cluster", client=cluster.client, progress=False)
+    other.join()
+    pd.testing.assert_frame_equal(table, run(wanted, tmp_path / "local", jobs=1, progress=False), check_exact=True)
 
 
 def test_a_failing_stage_is_recorded_here_and_tried_again_by_the_next_call(tmp_path: Path, cluster: Cluster) -> None:
