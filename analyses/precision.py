@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -33,15 +34,14 @@ LEAST = 12  # float32 samples below which an interval of the correction is not t
 SAMPLES = (64, 256, 1024, 4096, 16384)
 
 
-def subjects(quick: bool) -> tuple[dict[str, nn.Module], Tensor]:
-    """Return {description: network in eval mode}, and images."""
+def subject(name: str, quick: bool) -> tuple[nn.Module, Tensor, str]:
+    """Return a network in eval mode, images, and a description of both; --quick takes a small one in any network's place."""
     net, images, description = resnet_56(quick)
-    if quick:
-        return {f"ResNet-20, {description}": net}, images
-    found = {f"ResNet-56, {description}": net, "VGG-16, random weights": networks.build("vgg-16", seed=0).eval()}
-    if os.environ.get("ISOMETRY_DATA"):
-        found[f"ResNet-20, {description}"] = networks.build("resnet-20", weights="cifar10").eval()
-    return found, images
+    if quick or name == "resnet-56":
+        return net, images, f"{'ResNet-20 for ' if quick else ''}{name}, {description}"
+    weights = "cifar10" if name == "resnet-20" and os.environ.get("ISOMETRY_DATA") else None
+    described = "pretrained, CIFAR-10" if weights else "random weights"
+    return networks.build(name, weights=weights, seed=0).eval(), images, f"{name}, {described}"
 
 
 def spectrum(function: NetworkFunction, x: Tensor) -> Spectrum:
@@ -50,19 +50,16 @@ def spectrum(function: NetworkFunction, x: Tensor) -> Spectrum:
     return exact(Jacobian(function.bound_to(Batch.of(x)), x))
 
 
-def precisions(quick: bool) -> list[Row]:
+def precisions(name: str, quick: bool) -> list[Row]:
     """Return seconds of processor time per sample in both precisions, alternating, and how far their numbers agree."""
-    found, images = subjects(quick)
-    rows: list[Row] = []
-    for name, net in found.items():
-        function = NetworkFunction(net)
-        with state_preserved(net), function.differentiable():
-            folded = fold_network(function, Batch.of(images[:2]))
-            assert folded is not None
-            half = folded.in_dtype(torch.bfloat16)
-            for size in (4, 8) if quick else (64, 128):
-                rows.append({"case": name, "size": size, **compare(folded, half, images[:size], 2 if quick else 5)})
-    return rows
+    net, images, case = subject(name, quick)
+    function = NetworkFunction(net)
+    with state_preserved(net), function.differentiable():
+        folded = fold_network(function, Batch.of(images[:2]))
+        assert folded is not None
+        half = folded.in_dtype(torch.bfloat16)
+        sizes, repeats = ((4, 8), 2) if quick else ((64, 128), 3)
+        return [{"case": case, "size": size, **compare(folded, half, images[:size], repeats)} for size in sizes]
 
 
 def compare(function: NetworkFunction, half: NetworkFunction, x: Tensor, repeats: int) -> Row:
@@ -140,5 +137,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     plt.close(figure)
 
 
+PARTS = {name: partial(precisions, name) for name in ("resnet-20", "resnet-56", "vgg-16")}
+
 if __name__ == "__main__":
-    script.run_measurement("precision", __doc__, {"precisions": precisions}, draw, tables)
+    script.run_measurement("precision", __doc__, PARTS, draw, tables)
