@@ -31,6 +31,8 @@ from isometry.trials.script import Row
 from isometry.trials.subjects import resnet_56
 
 LEAST = 12  # float32 samples below which an interval of the correction is not to be trusted
+SIZES = {"resnet-20": (64, 128), "resnet-56": (64, 128), "vgg-16": (32, 64)}
+"""{network: numbers of inputs at once}."""
 SAMPLES = (64, 256, 1024, 4096, 16384)
 
 
@@ -58,7 +60,7 @@ def precisions(name: str, quick: bool) -> list[Row]:
         folded = fold_network(function, Batch.of(images[:2]))
         assert folded is not None
         half = folded.in_dtype(torch.bfloat16)
-        sizes, repeats = ((4, 8), 2) if quick else ((64, 128), 3)
+        sizes, repeats = ((4, 8), 2) if quick else (SIZES[name], 3)
         return [{"case": case, "size": size, **compare(folded, half, images[:size], repeats)} for size in sizes]
 
 
@@ -137,7 +139,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     plt.close(figure)
 
 
-PARTS = {name: partial(precisions, name) for name in ("resnet-20", "resnet-56", "vgg-16")}
+PARTS = {name: partial(precisions, name) for name in SIZES}
 
 if __name__ == "__main__":
     script.run_measurement("precision", __doc__, PARTS, draw, tables)
