@@ -136,9 +136,11 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     for name, row in found.iterrows():
         ax.plot(SAMPLES, row, marker="o", label=str(name))
     ax.axhline(1, color="black", linewidth=0.8)
-    ax.set(xscale="log", xlabel="inputs measured in bfloat16", ylabel="seconds in float32 alone over seconds of both")
+    ax.set(xscale="log", xlabel="inputs measured in bfloat16", ylabel="predicted seconds, float32 alone over both")
     ax.set_ylim(bottom=0.8)
-    ax.set_title(f"bfloat16 with corrections: at most {found.to_numpy().max():.2f} times faster", fontsize="medium")
+    ax.set_title(
+        f"bfloat16 with corrections, predicted: at most {found.to_numpy().max():.2f} times faster", fontsize="medium"
+    )
     ax.legend(frameon=False, fontsize="small")
     figure.savefig(path, dpi=150)
     plt.close(figure)

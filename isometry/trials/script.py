@@ -146,9 +146,10 @@ class Output:
         network, origins = table["network"].iloc[0], {}
         if self.path("csv").exists():
             written, kept = self.read()
-            table = pd.concat([table, written[written["network"] != network]], ignore_index=True)
+            origins = kept.get("networks", {})  # a table without them is replaced
+            others = written[(written["network"] != network) & written["network"].isin(list(origins))]
+            table = pd.concat([table, others], ignore_index=True)
             table = table.sort_values("network", ascending=False, kind="stable")
-            origins = kept["networks"]
         origins |= {network: origin}
         versions = [entry for each in origins.values() for entry in each["software"]]
         unique = [entry for index, entry in enumerate(versions) if entry not in versions[:index]]
