@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import queue
+import secrets
 import traceback
 from collections import Counter
 from collections.abc import Generator, Mapping
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["execute_on_workers"]
 
-_UNDER_WAY = 128  # stages sent at a time; each holds a lock, which is an open file
+_FEWEST, _MOST = 8, 128  # stages sent at a time, between which two per thread; each holds a lock, which is an open file
 _OBJECTS = 8  # data and networks of the user's that stay with the cluster
 _FIRST = 100  # the priority of what stages need, before all of them
 _POLL = 1.0  # seconds between looks at stages that another run computes
@@ -38,7 +39,9 @@ def execute_on_workers(
 ) -> Generator[Outcome, None, None]:
     """Yield the outcomes of all stages as they end; put those that failed, or whose parent did, into `errors`.
 
-    A stage is sent as soon as its parent is finished. What was sent is cancelled when the generator is closed.
+    A stage is sent as soon as its parent is finished. Dask suspects every stage that waits at a worker when that is killed; those
+    that it gives up run once more, each alone, so that one that takes its worker along is known. What was sent is cancelled
+    when the generator is closed.
 
     Args:
         client: of the cluster.
@@ -48,6 +51,8 @@ def execute_on_workers(
     Raises:
         ConnectionError: the scheduler was lost, or cancelled what was sent. What has ended is kept.
     """
+    from distributed import CancelledError
+
     desk = _Desk(client, work)
     children: dict[str | None, list[Job]] = {}
     for job in work.values():
@@ -55,7 +60,9 @@ def execute_on_workers(
         children.setdefault(parent.folder if parent is not None and parent.folder in work else None, []).append(job)
     ready = children.get(None, [])
     try:
-        while ready or desk.sent:
+        while ready or desk.sent or desk.suspects:
+            if not ready and not desk.sent:
+                ready.append(desk.suspects.pop())
             ended = desk.send_those_free(ready)
             if not ended and (outcome := desk.receive()) is not None:
                 ended = [outcome]
@@ -67,6 +74,12 @@ def execute_on_workers(
                     continue
                 errors[outcome.folder] = outcome.error
                 ended += [Outcome(job.stage.folder, outcome.error) for job in children.get(outcome.folder, [])]
+    except (CancelledError, Exception) as error:
+        if client.status == "running" and not isinstance(error, CancelledError):
+            raise
+        raise ConnectionError(
+            f"the Dask scheduler was lost, or cancelled a stage ({type(error).__name__}: {error}). What was finished is kept: call again."
+        ) from error
     finally:
         desk.close()
 
@@ -77,11 +90,15 @@ class _Desk:
     Attributes:
         client: of the cluster.
         sent: {key: (future, job, lock of its folder)} of the stages under way.
+        suspects: stages whose workers were killed.
     """
 
     def __init__(self, client: Client, work: Mapping[str, Job]) -> None:
         self.client = client
         self.sent: dict[str, tuple[Future, Job, BaseFileLock]] = {}
+        self.suspects: list[Job] = []
+        self._suspected: set[str] = set()
+        self._run = secrets.token_hex(8)  # no other run of this cluster has the same keys
         self._ended: queue.Queue[Future] = queue.Queue()
         self._held: dict[str, Future] = {}  # files of stages, by their folders
         self._objects: dict[int, tuple[Any, str, Future]] = {}  # by their ids
@@ -93,7 +110,8 @@ class _Desk:
         """Send the first stages that no other run computes, and remove them from `ready`; return those that one has finished."""
         ended, busy = [], []
         ready.sort(key=lambda job: -job.stage.duration)
-        while ready and len(self.sent) < _UNDER_WAY:
+        most = min(max(2 * sum(self.client.nthreads().values()), _FEWEST), _MOST) if ready else 0
+        while ready and len(self.sent) < most:
             job = ready.pop(0)
             try:
                 lock = acquire_lock(job.folder, timeout=0)
@@ -119,16 +137,25 @@ class _Desk:
         return ended
 
     def receive(self) -> Outcome | None:
-        """Wait for a stage to end, store its files and return its outcome; None where none has ended for a while."""
+        """Wait for a stage to end, store its files and return its outcome; None where none has ended for good for a while."""
+        from distributed import KilledWorker
+
         try:
             future = self._ended.get(timeout=_POLL)
         except queue.Empty:
             return None
-        _, job, lock = self.sent[future.key]
+        key = str(future.key)
+        _, job, lock = self.sent[key]
         try:
             outcome = _store(job, future)
+        except KilledWorker as error:
+            if job.stage.folder not in self._suspected:
+                self._suspect(job)
+                return None
+            text = "its workers were killed, the last one while it ran nothing else, for want of memory perhaps"
+            outcome = Outcome(job.stage.folder, record_failure(job, text, f"{text}\n{error}"))
         finally:
-            del self.sent[future.key]
+            del self.sent[key]
             lock.release()
             future.cancel()  # forgotten by the scheduler, so that a failure can be tried again
         for folder in self._reads[job.stage.folder]:
@@ -136,6 +163,15 @@ class _Desk:
             if not self._readers[folder]:
                 self._held.pop(folder, None)
         return outcome
+
+    def _suspect(self, job: Job) -> None:
+        """Keep a stage for later; what it reads is held anew where that was given up, too."""
+        self.suspects.append(job)
+        self._suspected.add(job.stage.folder)
+        for folder in [folder for folder, future in self._held.items() if future.status == "error"]:
+            self._held.pop(folder).cancel()
+        for key in [key for key, (_, _, future) in self._objects.items() if future.status == "error"]:
+            self._objects.pop(key)[2].cancel()
 
     def close(self) -> None:
         """Cancel what is under way."""
@@ -155,10 +191,10 @@ class _Desk:
 
         content = pickle_job(job, refer)
         inputs = {folder: self._hold_files(job.runs, folder) for folder in self._reads[job.stage.folder]}
-        key = f"isometry-{job.stage.folder}-{job.device}{'-weights' if job.weights else ''}"
-        future = self.client.submit(
-            execute_parcel, content, read_files(job.folder), inputs, used, key=key, priority=job.stage.duration
-        )
+        again = "-alone" if job.stage.folder in self._suspected else ""
+        key = f"isometry-{job.stage.phase}-{job.stage.folder}-{self._run}{again}"
+        own = read_files(job.folder)
+        future = self._submit(execute_parcel, content, own, inputs, used, key=key, priority=job.stage.duration)
         self.sent[key] = future, job, lock
         future.add_done_callback(self._ended.put)
 
@@ -184,10 +220,13 @@ class _Desk:
 
     def _hold(self, content: Any, digest: str) -> Future:
         """Return bytes as the result of a task, with which Dask can do what it does with results: send, lose and get them back."""
+        return self._submit(_same, content, key=f"isometry-held-{digest}", priority=_FIRST)
+
+    def _submit(self, *task: Any, **options: Any) -> Future:
         import dask
 
-        with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 TiB"}):
-            return self.client.submit(_same, content, key=f"isometry-held-{digest}", priority=_FIRST)
+        with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 TiB"}):  # files are large
+            return self.client.submit(*task, **options)
 
 
 def _same(content: Any) -> Any:
@@ -202,7 +241,7 @@ def _digest(files: Mapping[str, bytes]) -> str:
 
 
 def _store(job: Job, future: Future) -> Outcome:
-    """Write what a worker returned to the folder of the stage; return how that ended."""
+    """Write what a worker returned to the folder of the stage; return how that ended. Raise what Dask did not run to its end."""
     from distributed import CancelledError, KilledWorker
 
     try:
@@ -215,13 +254,8 @@ def _store(job: Job, future: Future) -> Outcome:
             raise ValueError(f"what the worker returned is not whole: {finding.damage}")
         remove_checkpoints(job.folder)
         return delivery.outcome
-    except CancelledError as error:
-        raise ConnectionError(
-            f"the Dask scheduler was lost, or cancelled a stage ({error}). What was finished is kept in {job.runs}: call it again."
-        ) from error
-    except KilledWorker as error:
-        text = f"its worker was killed {error.allowed_failures + 1} times, for want of memory perhaps; see the workers' logs"
-        return Outcome(job.stage.folder, record_failure(job, text, f"{text}\n{error}"))
+    except (CancelledError, KilledWorker):
+        raise
     except Exception as error:  # whatever keeps a worker from executing it, or its files from being written
         text = f"{type(error).__name__}: {error}"
         if isinstance(error, ModuleNotFoundError):

@@ -81,7 +81,7 @@ def check_workers(client: Client, verb: str) -> None:
     """
     threads = client.nthreads()
     if not threads:
-        print(f"no workers at {client.scheduler.address} yet; waiting for them", file=sys.stderr, flush=True)
+        print(f"no workers at {client.scheduler_info()['address']} yet; waiting for them", file=sys.stderr, flush=True)
     here, others = software(), dict[str, list[str]]()
     for address, found in client.run(describe_worker, on_error="return").items():
         if isinstance(found, ImportError):

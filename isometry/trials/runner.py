@@ -62,9 +62,10 @@ def run(
         progress: False silences the progress bar, None shows it in terminals and notebooks.
         keep: "weights" also keeps the fine-tuned network of every trial, model.safetensors in the folder of its last stage,
             for `isometry.load`; None keeps no more than later stages need.
-        client: a `distributed.Client`, whose workers then execute the stages; they need isometry, the data sets by name and
-            modules of the user's, and no file system in common. Only this process writes to `folder`. A stage whose worker is
-            lost starts again on another one, as often as the scheduler allows (3 times by default).
+        client: a `distributed.Client`, whose workers then execute the stages, each on its own device and one at a time. They need
+            isometry, the data sets that are named and modules of your own (to be started again when you edit these), but no file
+            system in common: only this process writes to `folder`. A stage whose worker is lost starts again on another one. Where this process
+            ends early, workers still finish the stages under way, for nobody; `client.restart()` ends these.
 
     Returns:
         One row per (trial, phase, epoch). Phases: "dense", "sparse" (trained with a regularizer on its scales, before

@@ -108,8 +108,8 @@ def sweep(
         progress: False silences the bars (of trials and, with one job, of their training steps); None shows them in terminals
             and notebooks.
         keep: "weights" keeps every fine-tuned network in the folder.
-        client: a `distributed.Client`, whose workers execute the trials instead of `jobs` processes; see `isometry.trials.run`.
-            The same holds for what can be pickled; modules of your own must be importable there.
+        client: a `distributed.Client`, whose workers execute the trials; see `isometry.trials.run`. What cannot be pickled is refused,
+            as with several jobs.
 
     Returns:
         One row per (trial, phase, epoch), as `isometry.trials.run` returns it, with the columns `method` (the label), `error` and
@@ -142,6 +142,7 @@ def sweep(
                 _check_sendable(trials[0], methods)
         if device is None:
             device = _device_of(network) if isinstance(architecture, Given) else "cpu"
+            device = device if client is None else device.split(":")[0]  # workers number their devices themselves
         manner = Manner(runs, jobs, device, progress, keep == "weights", folder is None, client)
         tables = run_tables(trials, manner, "sweep")
     labels = [method.label for _ in numbers for _ in ratios for method in methods]
