@@ -101,7 +101,7 @@ class CapturedGradients:
             torch.cuda.current_stream(self._device).wait_stream(self._stream)
 
     def release(self) -> None:
-        """Let go of the graph and its memory, but for the gradients."""
+        """Let go of the graph and of its memory but for the gradients, which the parameters keep."""
         self._graph = self._static = self._result = None
         self._gradients = []
 
@@ -137,8 +137,7 @@ class CapturedGradients:
             result = self._compute(inputs, targets)  # raises what has nothing to do with waiting
             self.give_up(f"a step waits for the device, or does what cannot be captured ({error})")
             return result
-        gradients = [None if p.grad is None else p.grad.clone() for p in self._parameters()]
-        expected = Result(*map_tensors(tuple(expected), Tensor.clone))
+        gradients = [p.grad for p in self._parameters()]  # the capture puts its own in their places
         if not bool(torch.isfinite(expected.loss)):
             return expected
         after = _State(self._model, self._device)

@@ -109,7 +109,7 @@ class _Desk:
     def send_those_free(self, ready: list[Job]) -> list[Outcome]:
         """Send the first stages that no other run computes, and remove them from `ready`; return those that one has finished."""
         ended, busy = [], []
-        ready.sort(key=lambda job: -job.stage.duration)
+        ready.sort(key=lambda job: (job.rank, -job.stage.duration))
         most = min(max(2 * sum(self.client.nthreads().values()), _FEWEST), _MOST) if ready else 0
         while ready and len(self.sent) < most:
             job = ready.pop(0)

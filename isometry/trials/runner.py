@@ -140,9 +140,8 @@ def run_tables(trials: Sequence[Trial], manner: Manner, verb: str) -> list[pd.Da
         with signed(verb):
             check_workers(manner.client, verb)
     jobs = manner.jobs or (os.cpu_count() if device == "cpu" else 1) or 1
-    shown = (
-        manner.progress if jobs == 1 and manner.client is None else False
-    )  # bars of several processes would overwrite each other
+    # bars of several processes would overwrite each other
+    shown = manner.progress if jobs == 1 and manner.client is None else False
     ranks = _rank_stages(chains, manner.ranks)
     common = (folder, device, weights, os.getpid(), shown, manner.capture, manner.deadline)
     work = {name: Job(stage, *common, ranks[name]) for name, stage in waiting.items()}
