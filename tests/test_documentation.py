@@ -76,7 +76,7 @@ def test_the_tour_runs_and_prints_what_its_committed_outputs_say(capsys: pytest.
 
 
 def test_the_readme_is_short() -> None:
-    assert len(README.splitlines()) <= 170
+    assert len(README.splitlines()) <= 190
     assert "linear_mlp_oracle" in SHORT
 
 
