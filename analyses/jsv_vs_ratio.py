@@ -1,6 +1,17 @@
 """How does the mean JSV of a just-pruned network fall with the ratio, and does it follow the published curves?
 
-FINDING
+In shape it does, in level only MLP-7-Linear does. MNIST at the recipe of the papers for MLP-7-Linear; mean ± standard deviation over three seeds
+of the MLPs, one seed of LeNet-5-Linear; L1, just pruned, at ratios 0, 0.5 and 0.9:
+
+- MLP-7-Linear 2.503 ± 0.004, 0.152 ± 0.003 and 0.0002 (published 2.499, 0.118, 0.0004); MLP-7-ReLU 1.301 ± 0.017, 0.507 ± 0.017 and 0.0034 ± 0.0004
+  (1.828, 0.628, 0.0056): 0.6 to 0.9 of the published values at every ratio. LeNet-5-Linear 6.23, 1.65 and 0.043 (3.74, 1.52, 0.113):
+  higher when dense, and falling faster. `lenet_recipe.py` looks for a recipe that gives the published level.
+- The linear MLP falls faster than the one with ReLU, and Random faster than L1 on all three: 0.046 ± 0.010, 0.038 ± 0.008 and 0.73 at 0.5.
+- A reconstruction by least squares holds the mean JSV of the MLPs: 2.51 to 2.94 at all ratios on MLP-7-Linear, 1.25 to 1.58 on MLP-7-ReLU; on
+  LeNet-5-Linear it overshoots (5.5 to 8.9).
+- The distribution is wide: the smallest JSVs are a hundredth of the mean and less at 0.9 (second table).
+
+Not run: LeNet-5-ReLU, and the ResNets on CIFAR-10, which are in the script.
 
 Run `python analyses/jsv_vs_ratio.py` for the digits (two minutes of one core, MLPs only); with `--dataset mnist --out figures` for the four
 networks at the published recipe, and with `--dataset cifar10 --out figures` for the ResNets with the given weights, $ISOMETRY_DATA naming the
@@ -102,7 +113,9 @@ def draw(table: pd.DataFrame, path: Path) -> None:
         if network in JSV_BY_RATIO:
             ax.plot(RATIOS, JSV_BY_RATIO[network].values(), "kx", label="L1 on MNIST, published")
         ax.legend(frameon=False, fontsize="small")
-        ax.set_title(f"{network} on {part['dataset'].iloc[0]}, {part['seed'].nunique()} seeds", fontsize="medium")
+        seeds = part["seed"].nunique()
+        title = f"{network} on {part['dataset'].iloc[0]}, {seeds} seed{'s' * (seeds > 1)}"
+        ax.set_title(title, fontsize="medium")
     figure.suptitle(
         "The mean JSV falls with the ratio, and least squares holds it (bars: standard deviation over seeds)"
     )
