@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -14,6 +15,7 @@ from isometry.spectra.spectrum import Spectrum
 __all__ = ["Bidiagonal", "bidiagonalize", "probes"]
 
 _MIN_STEPS = 4
+_NARROWED_FROM = 4
 
 
 def probes(batch: int, count: int, size: int, generator: torch.Generator, like: Tensor) -> Tensor:
@@ -72,17 +74,43 @@ class Bidiagonal:
         """Return lower and upper bounds [B, P] of vᵀ (AᵀA)^½ v, from Gauss-Radau with a node at 0 and from Gauss quadrature.
 
         The derivatives of the square root alternate in sign, so that Gauss quadrature is an upper bound, and Gauss-Radau
-        with a node at the left end a lower bound. The latter needs no further steps: it is that of B without its last
-        row.
+        with a node at the left end a lower bound. The latter needs no further steps: it is that of k rows of B and k + 1
+        columns, the last of which holds the residual.
         """
+        matrix = self._matrix()
         values, weights = self.nodes()
         upper = (values * weights).sum(-1)
-        if self.alpha.shape[-1] == 1:
-            lower = torch.zeros_like(upper)
-        else:
-            _, values, vh = torch.linalg.svd(self._matrix()[..., :-1, :])
-            lower = (values * vh[..., :, 0].square()[..., : values.shape[-1]]).sum(-1)
+        last = torch.zeros_like(self.alpha).unsqueeze(-1)
+        last[..., -1, 0] = self.residual
+        _, values, vh = torch.linalg.svd(torch.cat([matrix, last], -1), full_matrices=False)
+        lower = (values * vh[..., :, 0].square()).sum(-1)
         return torch.where(self.residual > 0, lower, upper), upper
+
+    def narrowed(self) -> tuple[Tensor, Tensor]:
+        """Return the part [B, P] of the bracket in which vᵀ (AᵀA)^½ v is expected, by how the ends have been closing in.
+
+        From k/2 to k steps the ends moved by shares p and 1 - p of what the bracket lost in width. Were they to go on like
+        that, the limit would lie at the share p of what is left of it. As p itself changes, by d since k/4 steps, the
+        limit is expected at p + d/2 of the bracket's width, give or take |d| + 0.1 + 0.6/k, inside the bracket. Shares are
+        those of the means over a sample's probes. The bracket itself is returned for fewer than four steps.
+
+        This is no certificate, unlike `bracket`: the constants were chosen over 24 spectra of 1,000 values (products of
+        Gaussian and of gated layers, residual, masked, lognormal, power laws, exponential, with zeros, and those of six networks) such that
+        the limit was at most 0.85 of that away from the expected place, at 4 to 24 steps of each.
+        """
+        lower, upper = self.bracket()
+        steps = self.alpha.shape[-1]
+        if steps < _NARROWED_FROM:
+            return lower, upper
+        ends = [self.first(steps // share).bracket() for share in (4, 2)] + [(lower, upper)]
+        shares = []
+        for (low, high), (next_low, next_high) in itertools.pairwise(ends):
+            rise, fall = (next_low - low).mean(1, keepdim=True), (high - next_high).mean(1, keepdim=True)
+            shares.append(torch.where(rise + fall > 0, rise / (rise + fall), 0.5).clamp(0, 1))
+        drift = shares[1] - shares[0]
+        center, reach = shares[1] + drift / 2, drift.abs() + 0.1 + 0.6 / steps
+        width = upper - lower
+        return lower + (center - reach).clamp(0, 1) * width, lower + (center + reach).clamp(0, 1) * width
 
     def correction(self) -> Tensor:
         """Return what to add to every probe's vᵀ (AᵀA)^½ v, [B, P], to take out of it the chance of hitting large values.
@@ -152,8 +180,8 @@ def bidiagonalize(
         operator: B maps m x n.
         start: [B, P, min(m, n)], vectors of norm 1.
         steps: the largest number of steps, of two products each.
-        rtol: stop when the half-width of every sample's bracket, averaged over its probes, is at most `rtol` times its
-            middle; 0 runs all steps.
+        rtol: stop when the half-width of every sample's bracket, narrowed and averaged over its probes, is at most `rtol`
+            times its middle; 0 runs all steps.
         keep_basis: whether the result holds the starting vectors and the basis, for `Bidiagonal.correction`.
         agree: from whether these runs may stop, to whether they do: where others that run elsewhere stop with them.
 
@@ -179,7 +207,7 @@ def bidiagonalize(
             break
         if rtol and step >= look:
             look = step + max(1, step // 8)  # looking costs a decomposition of every run's matrix
-            lower, upper = (end.mean(1) for end in result.bracket())
+            lower, upper = (end.mean(1) for end in result.narrowed())
             if agree(bool((upper - lower <= rtol * (upper + lower)).all())):
                 break
         u = _orthogonalized(forward(v) - beta.to(u).unsqueeze(-1) * u, us)
