@@ -48,6 +48,7 @@ class Bidiagonal:
         products: the number of products with J or Jᵀ per starting vector.
         start: [B, P, r], the starting vectors; None where they were not kept.
         basis: [B, P, k, r], the columns of V; likewise.
+        following: [B, P, r], the next column of V, 0 where the run has ended; likewise.
         resolution: size of rounding errors, as a share of the largest value.
     """
 
@@ -57,6 +58,7 @@ class Bidiagonal:
     products: int
     start: Tensor | None = None
     basis: Tensor | None = None
+    following: Tensor | None = None
     resolution: float = 0.0
 
     def _matrix(self) -> Tensor:
@@ -69,6 +71,22 @@ class Bidiagonal:
         """Return nodes and weights of Gauss quadrature, [B, P, k] each: sum of weight x f(node) ~ vᵀ f((AᵀA)^½) v."""
         _, values, vh = torch.linalg.svd(self._matrix())
         return values, vh[..., :, 0].square()
+
+    def ritz(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return Ritz values and their weights, [B, P, k] each, and the Ritz vectors [B, P, k, r] of AᵀA, 0 where a run has ended."""
+        assert self.basis is not None
+        _, values, vh = torch.linalg.svd(self._matrix())
+        return values, vh[..., :, 0].square(), vh.to(self.basis) @ self.basis
+
+    def squared(self) -> Tensor:
+        """Return AᵀA V [B, P, k, r], by the recursion: no further products."""
+        assert self.basis is not None
+        assert self.following is not None
+        matrix = self._matrix()
+        mapped = (matrix.mT @ matrix).to(self.basis) @ self.basis
+        last = (self.alpha[..., -1] * self.residual).to(self.basis)
+        mapped[..., -1, :] += last.unsqueeze(-1) * self.following
+        return mapped
 
     def bracket(self) -> tuple[Tensor, Tensor]:
         """Return lower and upper bounds [B, P] of vᵀ (AᵀA)^½ v, from Gauss-Radau with a node at 0 and from Gauss quadrature.
@@ -123,12 +141,10 @@ class Bidiagonal:
         Source: the low-rank part of Hutch++ (Meyer, Musco, Musco & Woodruff, SOSA 2021), taken from the runs themselves.
         """
         assert self.start is not None
-        assert self.basis is not None
         if self.alpha.shape[1] < 2:
             return torch.zeros_like(self.residual)
-        _, values, vh = torch.linalg.svd(self._matrix())
-        center = (values * vh[..., :, 0].square()).sum(-1, keepdim=True)
-        vectors = vh.to(self.basis) @ self.basis
+        values, shares, vectors = self.ritz()
+        center = (values * shares).sum(-1, keepdim=True)
         weights = torch.where(vectors.norm(dim=-1) > 0.5, values - center, 0.0)  # runs that ended early have no more
         weights, vectors = weights.roll(-1, 1), vectors.roll(-1, 1)
         overlaps = (vectors @ self.start.unsqueeze(-1)).squeeze(-1).double().square()
@@ -146,7 +162,24 @@ class Bidiagonal:
             residual=self.beta[..., steps - 1],
             products=2 * steps,
             basis=None if self.basis is None else self.basis[:, :, :steps],
+            following=None if self.basis is None else self.basis[:, :, steps],
         )
+
+    def joined(self, other: Bidiagonal) -> Bidiagonal:
+        """Return these runs and others of at most as many steps, which have ended where they have fewer: [B, P + Q, ...]."""
+        missing = self.alpha.shape[-1] - other.alpha.shape[-1]
+
+        def both(one: Tensor | None, two: Tensor | None, pad: tuple[int, ...] = ()) -> Tensor | None:
+            if one is None or two is None:
+                return None
+            return torch.cat([one, torch.nn.functional.pad(two, pad) if pad else two], 1)
+
+        joined = replace(self, start=both(self.start, other.start), following=both(self.following, other.following))
+        joined.alpha = torch.cat([self.alpha, torch.nn.functional.pad(other.alpha, (0, missing))], 1)
+        joined.beta = torch.cat([self.beta, torch.nn.functional.pad(other.beta, (0, missing))], 1)
+        joined.residual = torch.cat([self.residual, other.residual], 1)
+        joined.basis = both(self.basis, other.basis, (0, 0, 0, missing))
+        return joined
 
     def largest(self) -> tuple[Tensor, Tensor]:
         """Return the largest Ritz value [B, P], a lower bound of the largest singular value, and its residual.
@@ -219,7 +252,7 @@ def bidiagonalize(
         alphas.append(alpha)
         betas.append(beta)
     if keep_basis:
-        result.start, result.basis = start, torch.stack(vs, -2)
+        result.start, result.basis, result.following = start, torch.stack(vs, -2), v
     return result
 
 
