@@ -74,7 +74,9 @@ class Planner:
         few = options.bracket is None and self.available is not None and self.available < _FEW
         if not options.sampled and few:
             accuracy = _ACCURACY * math.sqrt(self.available or 1)
-            return Plan(ControlledKrylov(self.subject, self.generator, _FEW_TOLERANCE, accuracy, self.ranks))
+            return Plan(
+                ControlledKrylov(self.subject, self.generator, _FEW_TOLERANCE, accuracy, exact.price, self.ranks)
+            )
         if not options.sampled:
             return Plan(Krylov(self.subject, self.generator, _PROBES, options.bracket or _TOLERANCE, ranks=self.ranks))
         if method == "auto" and budget and self.available and PRODUCTS + self.available * exact.price <= budget:

@@ -14,6 +14,7 @@ __all__ = ["Controlled"]
 _INDEPENDENT = 1e-3  # eigenvalue of a Gram matrix of unit vectors below which a direction adds nothing
 
 _ENLARGED = 1.25
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +140,10 @@ def _fit(nodes: Tensor, weights: Tensor, size: int) -> tuple[Tensor, tuple[Tenso
 
     squares = nodes.square()
     spread = squares - mean(squares)
-    slope = (shares * spread * nodes).sum(1) / (shares * spread.square()).sum(1).clamp_min(1e-300)
+    spreads, level = mean(spread.square())[:, 0], mean(squares)[:, 0].square()
+    # Equal values, or none left, have no slope but that of rounding errors.
+    sloped = (spreads > _ROUNDING * level) & (total[:, 0] > _ROUNDING)
+    slope = torch.where(sloped, mean(spread * nodes)[:, 0] / spreads.clamp_min(1e-300), 0.0)
     line = slope[:, None] * squares
     rest = nodes - line
     scale = 2 / (size + 2) * total[:, 0]

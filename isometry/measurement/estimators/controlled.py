@@ -18,7 +18,7 @@ from isometry.spectra import Bidiagonal, Controlled, bidiagonalize, probes
 __all__ = ["ControlledKrylov"]
 
 _AT_ONCE = 16
-_STEPS = 96
+_STEPS, _FEWEST_STEPS = 96, 8
 _RUNS = 2
 _MOST_RUNS, _MOST_FURTHER = 8, 96
 _PART = 8  # further probes at a time
@@ -38,6 +38,7 @@ class ControlledKrylov(Estimator):
         generator: of the probes.
         tolerance: half-width of the bracket, as a share of the mean, at which a run stops.
         accuracy: half-width wanted of the 95 % interval of a sample's mean, likewise.
+        most: products per sample beyond which none are added.
         ranks: the processes that estimate shares of the same batch; they go on together.
     """
 
@@ -45,6 +46,7 @@ class ControlledKrylov(Estimator):
     generator: torch.Generator
     tolerance: float
     accuracy: float
+    most: int
     ranks: Ranks = field(default_factory=Ranks)
     method = "krylov"
 
@@ -70,20 +72,20 @@ class ControlledKrylov(Estimator):
         run = bidiagonalize(
             jacobian,
             self._probes(batch, _RUNS, jacobian),
-            steps=_STEPS,
+            steps=max(_FEWEST_STEPS, min(_STEPS, self.most // (2 * _RUNS))),
             rtol=self.tolerance,
             keep_basis=True,
             agree=self.ranks.all_agree,
         )
         control = Controlled.of(run)
         while not self.ranks.all_agree(self._fits(run, control.variances[0] / run.alpha.shape[1], _SHARE_OF_RUNS)):
-            if run.alpha.shape[1] >= _MOST_RUNS:
+            if run.alpha.shape[1] >= _MOST_RUNS or jacobian.products + _RUNS * run.products > self.most:
                 break
             start = self._probes(batch, _RUNS, jacobian)
             run = run.joined(bidiagonalize(jacobian, start, steps=run.alpha.shape[-1], keep_basis=True))
             control = Controlled.of(run)
         levels = control.level[:, :0]
-        while levels.shape[1] < _MOST_FURTHER:
+        while levels.shape[1] < _MOST_FURTHER and jacobian.products + _PART <= self.most:
             if self.ranks.all_agree(self._fits(run, control.variance(levels.shape[1]))):
                 break
             further = self._probes(batch, _PART, jacobian)
