@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -20,7 +19,10 @@ __all__ = ["Plan", "Planner"]
 _EXACT_UP_TO = 128
 _TOLERANCE = 0.028  # half-width of a sample's bracket
 _FEW = 8  # samples below which the errors of probes do not average out
-_FEW_TOLERANCE, _ACCURACY = 0.012, 0.03  # of them: half-widths of a bracket, and of the interval of all of them together
+_FEW_TOLERANCE, _ACCURACY = (
+    0.012,
+    0.03,
+)  # of them: half-widths of a bracket, and of the interval of all of them together
 _BRACKET_SHARE = 0.08  # of a tolerance, for the half-width of brackets
 _BYTES = 2**29
 _FEWEST_EXACT = 12  # exact samples that a budget must buy for them to be a choice
@@ -73,10 +75,8 @@ class Planner:
             return Plan(exact)
         few = options.bracket is None and self.available is not None and self.available < _FEW
         if not options.sampled and few:
-            accuracy = _ACCURACY * math.sqrt(self.available or 1)
-            return Plan(
-                ControlledKrylov(self.subject, self.generator, _FEW_TOLERANCE, accuracy, exact.price, self.ranks)
-            )
+            limits = (_FEW_TOLERANCE, _ACCURACY, self.available or 1, exact.price)
+            return Plan(ControlledKrylov(self.subject, self.generator, *limits, self.ranks))
         if not options.sampled:
             return Plan(Krylov(self.subject, self.generator, _PROBES, options.bracket or _TOLERANCE, ranks=self.ranks))
         if method == "auto" and budget and self.available and PRODUCTS + self.available * exact.price <= budget:

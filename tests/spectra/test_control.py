@@ -82,7 +82,9 @@ def test_runs_joined_are_runs_together() -> None:
 
 def test_a_run_that_ended_joins_a_longer_one() -> None:
     maps = torch.stack([with_values(torch.linspace(0.1, 1.5, 60).double(), 60, 80)])
-    long = bidiagonalize(Matrices(maps), probes(1, 2, 60, torch.Generator().manual_seed(0), maps), steps=6, keep_basis=True)
+    long = bidiagonalize(
+        Matrices(maps), probes(1, 2, 60, torch.Generator().manual_seed(0), maps), steps=6, keep_basis=True
+    )
     first = torch.linalg.svd(maps[0]).U[:, :2].T[None].contiguous()  # invariant: these runs end after a step
     short = bidiagonalize(Matrices(maps), first, steps=6, keep_basis=True)
     assert short.alpha.shape[-1] == 1

@@ -37,7 +37,8 @@ class ControlledKrylov(Estimator):
         subject: what is measured.
         generator: of the probes.
         tolerance: half-width of the bracket, as a share of the mean, at which a run stops.
-        accuracy: half-width wanted of the 95 % interval of a sample's mean, likewise.
+        accuracy: half-width wanted of the 95 % interval of the samples' mean, likewise.
+        samples: how many there are; the errors of their probes average out.
         most: products per sample beyond which none are added.
         ranks: the processes that estimate shares of the same batch; they go on together.
     """
@@ -46,6 +47,7 @@ class ControlledKrylov(Estimator):
     generator: torch.Generator
     tolerance: float
     accuracy: float
+    samples: int
     most: int
     ranks: Ranks = field(default_factory=Ranks)
     method = "krylov"
@@ -78,7 +80,7 @@ class ControlledKrylov(Estimator):
             agree=self.ranks.all_agree,
         )
         control = Controlled.of(run)
-        while not self.ranks.all_agree(self._fits(run, control.variances[0] / run.alpha.shape[1], _SHARE_OF_RUNS)):
+        while not self.ranks.all_agree(self._fits(control, control.variances[0] / run.alpha.shape[1], _SHARE_OF_RUNS)):
             if run.alpha.shape[1] >= _MOST_RUNS or jacobian.products + _RUNS * run.products > self.most:
                 break
             start = self._probes(batch, _RUNS, jacobian)
@@ -86,7 +88,7 @@ class ControlledKrylov(Estimator):
             control = Controlled.of(run)
         levels = control.level[:, :0]
         while levels.shape[1] < _MOST_FURTHER and jacobian.products + _PART <= self.most:
-            if self.ranks.all_agree(self._fits(run, control.variance(levels.shape[1]))):
+            if self.ranks.all_agree(self._fits(control, control.variance(levels.shape[1]))):
                 break
             further = self._probes(batch, _PART, jacobian)
             levels = torch.cat([levels, control.levels(further, _squares(jacobian, further))], 1)
@@ -96,14 +98,14 @@ class ControlledKrylov(Estimator):
         whole = probes(batch.whole or jacobian.batch, count, jacobian.rank, self.generator, jacobian.inputs.detach())
         return whole[batch.first : batch.first + jacobian.batch]
 
-    def _fits(self, run: Bidiagonal, variance: Tensor, share: float = 1.0) -> bool:
+    def _fits(self, control: Controlled, variance: Tensor, share: float = 1.0) -> bool:
         """Whether the variance [B] is at most a share of what the accuracy leaves to probes.
 
         Where brackets leave nothing, probes may err as much as the brackets are long.
         """
-        lower, upper = (end.mean(1) for end in run.narrowed())
+        lower, upper = control.ends(control.level[:, :0])
         half = (upper - lower) / 2
-        left = torch.maximum(self.accuracy * (lower + upper) / 2 - half, half)
+        left = torch.maximum(self.accuracy * (lower + upper) / 2 - half, half) * self.samples**0.5
         return bool((variance <= share * (left / _NORMAL).square()).all())
 
     def _found(
