@@ -10,7 +10,8 @@ Two cores of one machine, one network each, medians of five interleaved repetiti
   sample at a time need less than `measure` (26 to 128 MiB). One measurement each, no repetition.
 
 Run `python analyses/cost.py --out figures` with $ISOMETRY_DATA naming the folder with CIFAR-10 and the pretrained weights (see the
-README); without it a random ResNet-56 on random images is measured, and the table says so. Minutes of two cores.
+README); without it a random ResNet-56 on random images is measured, and the table says so. Minutes of two cores. With `--device cuda` the
+table is `cost-cuda`; it has not been run.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from matplotlib import pyplot as plt
-from torch import Tensor
+from torch import Tensor, nn
 
 import isometry
 from isometry.trials import script
@@ -36,23 +38,43 @@ from isometry.trials.subjects import resnet_56
 LAYERS, FLOOR = "isometry.measure, layers=True", "floor"
 
 
-def routes(quick: bool) -> list[Row]:
-    """Return seconds of every route, interleaved in one run, and the difference of its numbers from ours."""
+def subject(quick: bool, device: str) -> tuple[nn.Module, Tensor, str]:
+    """Return the network and images on the device, and a description."""
     net, images, description = resnet_56(quick)
+    return (
+        net.to(device),
+        images.to(device),
+        description + ("" if device == "cpu" else f", {torch.cuda.get_device_name()}"),
+    )
+
+
+def usable(device: str) -> list[str]:
+    """Return the routes that work on the device; curvlinops' are written for the CPU."""
+    return [name for name in ROUTES if device == "cpu" or "curvlinops" not in name]
+
+
+def routes(quick: bool, device: str) -> list[Row]:
+    """Return seconds of every route, interleaved in one run, and the difference of its numbers from ours."""
+    net, images, description = subject(quick, device)
     count, repeats = (8, 2) if quick else (64, 5)
     x = images[:count]
     reference = ROUTES[OURS](net, x)
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     calls: dict[str, Callable[[Tensor], object]] = {
         FLOOR: build_floor(net, x),
-        **{name: partial(route, net) for name, route in ROUTES.items()},
+        **{name: partial(ROUTES[name], net) for name in usable(device)},
         LAYERS: lambda some: isometry.measure(net, some, layers=True, progress=False),
     }
     times: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values() if device == "cuda" else ():  # the first call loads kernels
+        call(x[:2])
     for _ in range(repeats):
         for name, call in calls.items():
             some = x[: 2 if quick else 4] if name in SINGLE_SAMPLE else x
+            wait()
             start = time.perf_counter()
             call(some)
+            wait()
             times[name].append((time.perf_counter() - start) * len(x) / len(some))
     rows: list[Row] = []
     for name, seconds in times.items():
@@ -60,24 +82,34 @@ def routes(quick: bool) -> list[Row]:
         row: Row = {"case": f"{description}, {count} inputs", "method": name, "seconds": statistics.median(seconds),
                     "ratio": statistics.median(ratios), "ratio_low": min(ratios), "ratio_high": max(ratios)}  # fmt: skip
         if name in ROUTES:
-            means = ROUTES[name](net, x[:4]).detach().double()
+            means = ROUTES[name](net, x[:4]).detach().double().cpu()
             row["error"] = float((means - reference[:4]).abs().max() / reference.abs().max())
         rows.append(row)
     return rows
 
 
-def memory(quick: bool) -> list[Row]:
-    """Return the growth of peak memory by every route, and by `measure` at four times the inputs (Linux only)."""
-    if not can_measure_memory():
+def memory(quick: bool, device: str) -> list[Row]:
+    """Return the growth of peak memory by every route, and by `measure` at four times the inputs (Linux only, or CUDA)."""
+    if device == "cpu" and not can_measure_memory():
         return []
-    net, images, description = resnet_56(quick)
+    net, images, description = subject(quick, device)
     count = 4 if quick else 64
-    cases = [(OURS, 1), (OURS, 4)] + [(name, 1) for name in ROUTES if name != OURS and not quick]
+    cases = [(OURS, 1), (OURS, 4)] + [(name, 1) for name in usable(device) if name != OURS and not quick]
+    peak = peak_memory if device == "cpu" else peak_on_device
     return [
         {"case": f"{description}, {times * count} inputs", "method": name,
-         "peak_mib": peak_memory(ROUTES[name], warm_up, net, images[: times * count].clone())}
+         "peak_mib": peak(ROUTES[name], warm_up, net, images[: times * count].clone())}
         for name, times in cases
     ]  # fmt: skip
+
+
+def peak_on_device(route: Callable[..., object], warm_up: Callable[..., object], *arguments: object) -> float:
+    """Return by how much a call raises the allocated memory of the CUDA device at most, in MiB."""
+    warm_up(*arguments)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    route(*arguments)
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
 def tables(table: pd.DataFrame) -> str:
@@ -113,4 +145,4 @@ def draw(table: pd.DataFrame, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    script.run_measurement("cost", __doc__, {"routes": routes, "memory": memory}, draw, tables)
+    script.run_measurement("cost", __doc__, {"routes": routes, "memory": memory}, draw, tables, device=True)

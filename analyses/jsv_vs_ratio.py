@@ -1,19 +1,19 @@
 """How does the mean JSV of a just-pruned network fall with the ratio, and does it follow the published curves?
 
-In shape, on the bundled digits (3 seeds, mean ± standard deviation; the table is not kept in figures/). L1 takes MLP-7-Linear from a mean
-JSV of 7.92 ± 0.05 (dense) to 0.62 ± 0.05 at ratio 0.5 and 0.0008 ± 0.0003 at 0.9, and MLP-7-ReLU from 3.49 ± 0.26 to 1.62 ± 0.23 and 0.0095 ± 0.0030:
-as in the published curves the linear network falls faster. Random falls faster than L1 on both (0.16 ± 0.01 and 0.12 ± 0.03 at 0.5).
-The published values are of MNIST (presumably of L1) and cannot be compared with digits in size; that comparison, and the LeNets, which take
-32 x 32 images, have not been run with this script (MLP-7-Linear has, in linear_mlp_oracle.py).
+FINDING
 
-Run `python analyses/jsv_vs_ratio.py` for the digits (two minutes of one core, MLPs only), with `--dataset mnist` for the four networks at
-the published recipe.
+Run `python analyses/jsv_vs_ratio.py` for the digits (two minutes of one core, MLPs only); with `--dataset mnist --out figures` for the four
+networks at the published recipe, and with `--dataset cifar10 --out figures` for the ResNets with the given weights, $ISOMETRY_DATA naming the
+folder with the data. `--networks` runs some of them; the rows of the others are kept.
 """
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 
@@ -22,54 +22,90 @@ from isometry import plots
 from isometry.files import markdown
 from isometry.training.recipe import Recipe
 from isometry.trials import Trial, script
+from isometry.trials.outcomes import name_methods
 from isometry.trials.published import JSV_BY_RATIO, RATIOS
 
 NAMES = {"l1": "L1", "random": "Random"}
+REPAIRS = {"reconstruct": " + reconstruct"}
+RESNETS = ("resnet-20", "resnet-56")
 
 
-def trials(dataset: str, ratios: list[float], seeds: int, epochs: int) -> list[Trial]:
-    """Return every network, pruner, ratio and seed, the ratio 0 of the published curves too; digits have the MLPs only."""
+def trials(network: str, dataset: str, ratios: list[float], seeds: int, epochs: int) -> list[Trial]:
+    """Return every method, ratio and seed of a network, the ratio 0 of the published curves too."""
     digits = dataset == "digits"
-    recipe = Recipe(1e-2, epochs, 32 if digits else 100)
-    options = {"input_shape": (1, 8, 8)} if digits else {}
+    base: dict[str, Any] = {"pretrain": Recipe(1e-2, epochs, 32 if digits else 100)}
+    base |= {"options": {"input_shape": (1, 8, 8)}} if digits else {}
+    if dataset == "cifar10":
+        base = {"pretrain": "cifar10", "layers": "layer*.conv1", "autocast": True}
+    methods = ((isometry.L1(), None), (isometry.Random(), None), (isometry.L1(), "reconstruct"))
     return [
-        Trial(dataset, network, recipe, pruner=pruner, ratio=ratio, seed=seed, options=options)
-        for network in (n for n in JSV_BY_RATIO if not digits or n.startswith("mlp"))
-        for pruner in (isometry.L1(), isometry.Random())
-        for ratio in ratios
-        for seed in range(seeds)
+        Trial(dataset, network, **base, pruner=pruner, ratio=ratio, repair=repair, seed=seed)
+        for (pruner, repair), ratio, seed in itertools.product(methods, ratios, range(seeds))
+        if ratio or repair is None  # nothing was removed that a repair could make up for
     ]
 
 
+def networks_of(dataset: str) -> list[str]:
+    """Return the networks that a data set has; the LeNets take 32 x 32 images, and the digits are smaller."""
+    if dataset == "cifar10":
+        return list(RESNETS)
+    return [network for network in JSV_BY_RATIO if dataset != "digits" or network.startswith("mlp")]
+
+
+def named(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the last row of every trial with a column `method`."""
+    return name_methods(table, NAMES, REPAIRS).groupby("trial", sort=False).tail(1)
+
+
 def tables(table: pd.DataFrame) -> str:
-    """Return mean JSVs by network, pruner and ratio: mean and standard deviation over seeds; published means of MNIST below."""
-    rows, lines = table[table["phase"] == "pruned"], []
-    for network, part in rows.groupby("network", sort=False):
-        for pruner, group in part.groupby("pruner", sort=False):
+    """Return mean JSVs by network, method and ratio (mean and standard deviation over seeds), the published below; then more of the first seed."""
+    lines, details = [], []
+    for network, part in named(table).groupby("network", sort=False):
+        for method, group in part.groupby("method", sort=False):
             cells = {f"{ratio:g}": script.format_spread(g["mean_jsv"], 4) for ratio, g in group.groupby("ratio")}
-            lines.append({"network": network, "pruner": NAMES[str(pruner)], "data": group["dataset"].iloc[0], **cells})
-        published = {f"{ratio:g}": f"{value:.4f}" for ratio, value in JSV_BY_RATIO[str(network)].items()}
-        lines.append({"network": network, "pruner": "L1, published", "data": "mnist", **published})
-    return markdown(pd.DataFrame(lines).fillna(""))
+            heading = {"network": network, "method": method, "data": group["dataset"].iloc[0]}
+            lines.append({**heading, "seeds": f"{group['seed'].nunique()}", **cells})
+            details += [heading | detail(row) for _, row in group[group["seed"] == 0].sort_values("ratio").iterrows()]
+        if network in JSV_BY_RATIO:
+            published = {f"{ratio:g}": f"{value:.4f}" for ratio, value in JSV_BY_RATIO[str(network)].items()}
+            lines.append({"network": network, "method": "L1, published", "data": "mnist", **published})
+    text = markdown(pd.DataFrame(lines).fillna(""))
+    return f"{text}\n\nSeed 0, 64 images:\n\n{markdown(pd.DataFrame(details))}"
 
 
-short = tables
+def detail(row: pd.Series) -> dict[str, str]:
+    """Return the statistics of one network's JSVs as text."""
+    low, high = row["mean_jsv"] + 1.96 * row["sem"] * np.array([-1, 1])
+    texts = {"ratio": f"{row['ratio']:g}", "mean ± 1.96 standard errors": f"{low:.3g} to {high:.3g}"}
+    names = {"median_jsv": "median", "max_jsv": "largest", "min_jsv": "smallest"}
+    return texts | {text: f"{row[name]:.3g}" for name, text in names.items()}
+
+
+def short(table: pd.DataFrame) -> str:
+    """Return the mean JSVs."""
+    return tables(table).split("\n\n")[0]
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:
     """Draw the mean JSV against the ratio, one panel per network, the published curves beside."""
     networks = list(table["network"].unique())
-    figure, axes = plt.subplots(
-        1, len(networks), figsize=(5.2 * len(networks), 4.2), layout="constrained", squeeze=False
+    size = (4.6 * min(len(networks), 3), 4.0 * -(-len(networks) // 3))
+    figure, grid = plt.subplots(
+        -(-len(networks) // 3), min(len(networks), 3), figsize=size, layout="constrained", squeeze=False
     )
-    for ax, network in zip(axes[0], networks, strict=True):
-        rows = table[(table["network"] == network) & (table["phase"] == "pruned")]
-        plots.sweep(rows.assign(method=rows["pruner"].map(NAMES)), ax)
-        ax.plot(RATIOS, JSV_BY_RATIO[network].values(), "kx", label="L1 on MNIST, published")
-        ax.legend(frameon=False)
-        ax.set_title(
-            f"{network} on {rows['dataset'].iloc[0]} (bars: std over {rows['seed'].nunique()} seeds)", fontsize="medium"
-        )
+    for ax in grid.flat[len(networks) :]:
+        ax.set_visible(False)
+    rows = named(table)
+    for ax, network in zip(grid.flat, networks, strict=False):
+        part = rows[rows["network"] == network]
+        plots.sweep(part, ax)
+        if network in JSV_BY_RATIO:
+            ax.plot(RATIOS, JSV_BY_RATIO[network].values(), "kx", label="L1 on MNIST, published")
+        ax.legend(frameon=False, fontsize="small")
+        ax.set_title(f"{network} on {part['dataset'].iloc[0]}, {part['seed'].nunique()} seeds", fontsize="medium")
+    figure.suptitle(
+        "The mean JSV falls with the ratio, and least squares holds it (bars: standard deviation over seeds)"
+    )
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
@@ -77,12 +113,23 @@ def draw(table: pd.DataFrame, path: Path) -> None:
 def main() -> None:
     """Run, write, draw."""
     parser = script.build_parser(__doc__, seeds=3, ratios=RATIOS[1:], device=True)
-    parser.add_argument("--dataset", choices=["digits", "mnist", "fashion-mnist"], default="digits", help="images")
-    options = script.parse(parser, quick_ignores=("seeds", "dataset"))
+    parser.add_argument(
+        "--dataset", choices=["digits", "mnist", "fashion-mnist", "cifar10"], default="digits", help="images"
+    )
+    parser.add_argument(
+        "--networks", nargs="+", choices=[*JSV_BY_RATIO, *RESNETS], help="some of the data set's networks"
+    )
+    options = script.parse(parser, quick_ignores=("seeds", "dataset", "networks"))
     dataset, seeds, epochs = ("digits", 1, 2) if options.quick else (options.dataset, options.seeds, 90)
     output = script.Output.of("jsv_vs_ratio", options, dataset)
+    if unknown := set(options.networks or ()) - set(networks_of(dataset)):
+        raise SystemExit(
+            f"--networks: {', '.join(sorted(unknown))}: not on {dataset}, which has {', '.join(networks_of(dataset))}"
+        )
     if not options.redraw:
-        output.write(*output.run_trials(trials(dataset, [RATIOS[0], *options.ratios], seeds, epochs)))
+        for network in options.networks or networks_of(dataset):
+            wanted = trials(network, dataset, [RATIOS[0], *options.ratios], seeds, epochs)
+            output.write_network(*output.run_trials(wanted))
     output.publish(draw, tables)
 
 

@@ -1,27 +1,28 @@
 """Which number, just after pruning, predicts the accuracy after fine-tuning?
 
 How close the network still is to the dense one in what it computes, and hardly worse its plain accuracy; the mean JSV as well as these only
-where nothing was repaired. 615 trials from 205 pruned networks: MLP-7-Linear, MLP-7-ReLU and LeNet-5 on MNIST, conv-4 with and without
+where nothing was repaired. 1,845 trials from 615 pruned networks: MLP-7-Linear, MLP-7-ReLU and LeNet-5 on MNIST, conv-4 with and without
 BatchNorm on digits; 8 or 9 methods, repairs included; ratios 0.3 to 0.9; the same fine-tuning for all, 200 steps (46 on digits) at lr 0.03,
-0.01 and 0.001; one seed. Of two networks of one cell (network, ratio, rate) that end more than half a point apart, with the sign of each
-number learned on the other networks:
+0.01 and 0.001; three seeds. Of two networks of one cell (network, ratio, rate, seed) that end more than half a point apart, with the sign of
+each number learned on the other networks:
 
-- The similarity of what the last layer reads to the dense network's (linear CKA) finds the better one in 85 % [77, 93] (95 % interval over
-  networks), the accuracy on training images in 81 % [74, 89], the gap to the dense spectrum in 80 % [72, 88], the distance of the log mean
-  JSV from the dense one's in 77 % [71, 84]. The mean JSV itself: 65 % [44, 85], where chance is 50; the distance of its log from 0: 62 %
-  [48, 75]. To know the method, and its ranks on the other networks, is as good as most numbers: 83 % [72, 94].
-- Given the accuracy, the similarity still tells: partial rank correlation 0.55 [0.35, 0.75]. Of the mean JSV (0.14 [-0.28, 0.56]) and its
-  distance from the dense one's (-0.32 [-0.72, 0.07]) that is not shown.
-- Among networks without a repair (Random, L1, GReg, TPP, Slimming) the mean JSV finds the better one in 96 %, the accuracy in 87 %. Repairs
+- The similarity of what the last layer reads to the dense network's (linear CKA) finds the better one in 83 % [74, 91] (95 % interval over
+  networks), the accuracy on training images in 81 % [72, 91], the gap to the dense spectrum in 79 % [73, 86], the distance of the log mean
+  JSV from the dense one's in 76 % [71, 82]. The mean JSV itself: 64 % [43, 84], where chance is 50; the distance of its log from 0: 60 %
+  [48, 72]. To know the method, and its ranks on the other networks, is as good as most numbers: 80 % [70, 90].
+- Given the accuracy, the similarity still tells: partial rank correlation 0.41 [0.19, 0.63]. Of the mean JSV (0.10 [-0.26, 0.45]) and its
+  distance from the dense one's (-0.23 [-0.57, 0.11]) that is not shown.
+- Among networks without a repair (Random, L1, GReg, TPP, Slimming) the mean JSV finds the better one in 92 %, the accuracy in 88 %. Repairs
   change the one without the other: OrthP and the oracle set JSVs and not what is computed. `cifar_pruners.py` finds the same on ResNets.
-- The distance of the log mean JSV from the dense one's tells more at small rates: 83 % at lr 0.001, 66 % at 0.03. So does the accuracy: 87, 74.
-- As a warning light the mean JSV works: below a hundredth of the dense one's, trials end a median of 73 points (lr 0.001), 55 to 75 (0.01)
-  and 19 to 66 (0.03) behind the best of their cell; between half and twice the dense one's 0.3 to 0.8.
-- A reconstruction puts L1 ahead of L1 alone in 25 of 25 cells at lr 0.001, 24 at 0.01, 14 at 0.03, by a median of 18.3, 1.7 and 0.3 points,
-  and level with TPP, which trained for 600 steps more: ahead in 18, 14 and 13. TPP and GReg are level: 11, 12 and 12 of 25.
+- The distance of the log mean JSV from the dense one's tells more at small rates: 84 % at lr 0.001, 64 % at 0.03. So does the accuracy: 89, 72.
+- As a warning light the mean JSV works: below a hundredth of the dense one's, trials end a median of 72 to 74 points (lr 0.001), 53 to 77 (0.01)
+  and 17 to 58 (0.03) behind the best of their cell; between half and twice the dense one's 0.3 to 0.8.
+- A reconstruction puts L1 ahead of L1 alone in 75 of 75 cells at lr 0.001, 71 at 0.01, 41 at 0.03, by a median of 20.3, 1.9 and 0.2 points,
+  and level with TPP, which trained for 600 steps more: ahead in 56, 47 and 33. TPP and GReg are level: 32, 36 and 34 of 75.
 
-Not tested: more than one seed, long fine-tuning, residual networks (in the script as resnet-20). The trials took 1,730 seconds of a shared
-machine. Run `python analyses/predictors.py --seeds 1 --out figures`, $ISOMETRY_DATA naming the folder with MNIST and CIFAR-10.
+Not tested: Fashion-MNIST, long fine-tuning, residual networks (in the script as resnet-20). The trials took 5,400 seconds of a shared
+machine. Run `python analyses/predictors.py --networks mlp-7-linear mlp-7-relu lenet-5-relu conv-4 "conv-4, no BatchNorm" --out figures`,
+$ISOMETRY_DATA naming the folder with MNIST.
 """
 
 from __future__ import annotations

@@ -19,9 +19,8 @@ table. Not tested: more seeds, residual networks, lr above 0.01. Three minutes o
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 from matplotlib import pyplot as plt
@@ -33,38 +32,67 @@ from isometry.trials import Trial, script
 from isometry.trials.outcomes import percent
 from isometry.trials.protocols import growing
 
-BEFORE, AFTER = 600, 200  # steps that TPP trains before removal, and after it; the others have all of them after it
-EPOCH = {"lenet-5-relu": 938, "conv-4": 23}  # steps of a pass over the training images
-NETWORKS: dict[str, dict[str, Any]] = {
-    "lenet-5-relu": {"dataset": "mnist", "pretrain": Recipe(1e-2, 2, 64)},
-    "conv-4": {
-        "dataset": "digits",
-        "pretrain": Recipe(2e-2, 30, 64),
-        "options": {"input_shape": (1, 8, 8), "widths": (16, 16, 32, 32)},
-    },
-}
+
+class Setting(NamedTuple):
+    """A network, its data, and how long it is trained.
+
+    Attributes:
+        trial: what all its trials have in common.
+        before: steps that TPP trains before removal.
+        after: steps that it trains after it; the others have the sum of both after it.
+        batch: samples a step.
+        epoch: steps of a pass over the training images.
+    """
+
+    trial: dict[str, Any]
+    before: int
+    after: int
+    batch: int
+    epoch: int
+
+    def recipe(self, steps: int, lr: float) -> Recipe:
+        """Return a fine-tuning of about so many steps, the second half of them at a tenth of the rate."""
+        epochs = max(2, round(steps / self.epoch))
+        autocast = bool(self.trial.get("autocast"))
+        decay, first = 5e-4 if autocast else 1e-4, min(steps // 2, self.epoch)
+        return Recipe(lr, epochs, self.batch, 0.9, decay, Steps((0.5,)), epoch_steps=first, autocast=autocast)
 
 
-def trials(network: str, seed: int, ratios: list[float], quick: bool) -> dict[tuple[str, float, float], Trial]:
-    """Return {(method, ratio, rate): trial} of a network and seed."""
-    before, after = (40, 20) if quick else (BEFORE, AFTER)
-    base = {**NETWORKS[network], "network": network, "seed": seed}
+NARROW = {"widths": (16, 16, 32, 32)}
+RESIDUAL = {"dataset": "cifar10", "pretrain": "cifar10", "layers": "layer*.conv1", "autocast": True}
+NETWORKS = {
+    "lenet-5-relu": Setting({"network": "lenet-5-relu", "dataset": "mnist", "pretrain": Recipe(1e-2, 2, 64)}, 600, 200, 64, 938),
+    "conv-4": Setting(
+        {"network": "conv-4", "dataset": "mnist", "pretrain": Recipe(2e-2, 1, 64), "options": {"input_shape": (1, 28, 28), **NARROW}}, 600, 200, 64, 938
+    ),
+    "conv-4 (digits)": Setting(
+        {"network": "conv-4", "dataset": "digits", "pretrain": Recipe(2e-2, 30, 64), "options": {"input_shape": (1, 8, 8), **NARROW}}, 600, 200, 64, 23
+    ),
+    "resnet-20": Setting({"network": "resnet-20", **RESIDUAL}, 200, 100, 128, 351),
+    "resnet-56": Setting({"network": "resnet-56", **RESIDUAL}, 200, 100, 128, 351),
+}  # fmt: skip
+
+
+def trials(name: str, seed: int, ratios: list[float], quick: bool) -> dict[tuple[str, float, float], Trial]:
+    """Return {(method, ratio, rate): trial} of a setting and seed."""
+    setting = NETWORKS[name]
+    base = {**setting.trial, "seed": seed}
     if quick:
+        setting = setting._replace(before=40, after=20)
         base["pretrain"] = Recipe(2e-2, 1, 64)
-    recipes = {}
-    for steps in (after, before + after):
-        epochs = max(2, round(steps / EPOCH[network]))
-        recipes[steps] = Recipe(1e-2, epochs, 64, schedule=Steps((0.5,)), epoch_steps=min(steps // 2, EPOCH[network]))
-    tune, longer = recipes[after], recipes[before + after]
-    grow = growing(before, before // 6, batch_size=64, weight_decay=1e-4)
-    methods: dict[str, tuple[isometry.Pruner, str | None, Recipe]] = {
+    tune, longer = setting.after, setting.before + setting.after
+    decay = 5e-4 if "autocast" in base else 1e-4
+    grow = growing(setting.before, setting.before // 6, batch_size=setting.batch, weight_decay=decay)
+    methods: dict[str, tuple[isometry.Pruner, str | None, int]] = {
         "L1": (isometry.L1(), None, longer),
         "L1 + reconstruct": (isometry.L1(), "reconstruct", longer),
         "TPP": (isometry.TPP(**grow, zero_out=1), None, tune),
     }
     return {
-        (name, ratio, lr): Trial(**base, pruner=pruner, ratio=ratio, repair=repair, finetune=replace(recipe, lr=lr))
-        for (name, (pruner, repair, recipe)), ratio, lr in itertools.product(
+        (method, ratio, lr): Trial(
+            **base, pruner=pruner, ratio=ratio, repair=repair, finetune=setting.recipe(steps, lr)
+        )
+        for (method, (pruner, repair, steps)), ratio, lr in itertools.product(
             methods.items(), ratios, (1e-2, 1e-3, 1e-4)
         )
     }
@@ -96,24 +124,27 @@ def short(table: pd.DataFrame) -> str:
 
 def draw(table: pd.DataFrame, path: Path) -> None:
     """Draw the accuracy after fine-tuning against the rate, one panel per network and ratio; dashed: before."""
-    groups = list(table.groupby(["network", "ratio"], sort=False))
-    count = table["network"].nunique()
-    size = (13, 0.5 + 3.6 * count)
-    figure, axes = plt.subplots(count, len(groups) // count, figsize=size, layout="constrained", squeeze=False)
-    for ax, ((network, ratio), part) in zip(axes.flat, groups, strict=True):
+    networks, ratios = list(table["network"].unique()), sorted(table["ratio"].unique())
+    size = (4.4 * len(ratios), 0.7 + 3.6 * len(networks))
+    figure, axes = plt.subplots(len(networks), len(ratios), figsize=size, layout="constrained", squeeze=False)
+    for ax, (network, ratio) in zip(axes.flat, itertools.product(networks, ratios), strict=True):
+        part = table[(table["network"] == network) & (table["ratio"] == ratio)]
+        ax.set_visible(len(part) > 0)
         for index, (method, rows) in enumerate(part.groupby("method", sort=False)):
             ends = rows[rows["phase"] == "finetune"].groupby("trial").tail(1)
             over = 100 * ends.groupby("lr")["accuracy"].agg(["mean", "std"]).fillna(0)
             ax.errorbar(over.index, over["mean"], over["std"], color=f"C{index}", marker="o", capsize=3, label=method)
             before = rows[rows["epoch"] == 0].groupby("trial").tail(1)["accuracy"].mean()
             ax.axhline(100 * before, color=f"C{index}", linestyle="--", linewidth=1)
-        ax.set(xscale="log", xlabel="learning rate", ylabel="accuracy, %", title=f"{network}, ratio {ratio:g}")
-    seeds = table["seed"].nunique()
-    spread = f"bars: standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+        ax.set(xscale="log", xlabel="learning rate", ylabel="accuracy, %")
+        setting, count = NETWORKS[network], part["seed"].nunique()
+        steps = f"{setting.before + setting.after} steps, TPP's first {setting.before}"
+        ax.set_title(f"{network}, ratio {ratio:g}\n{steps} before removal; n = {count}", fontsize="medium")
+    handles = next(ax for ax in axes.flat[::-1] if ax.get_visible()).get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=3, frameon=False)
     figure.suptitle(
-        f"About {BEFORE + AFTER} training steps for every method: TPP spends {BEFORE} before removal, the others all after it\n"
-        f"{spread}; dashed: before fine-tuning"
+        "The same number of training steps for every method: TPP spends most of them before removal, the others all after it\n"
+        "mean and standard deviation over n seeds; dashed: before fine-tuning"
     )
     figure.savefig(path, dpi=150)
     plt.close(figure)
@@ -122,17 +153,16 @@ def draw(table: pd.DataFrame, path: Path) -> None:
 def main() -> None:
     """Run, write, draw."""
     parser = script.build_parser(__doc__, seeds=3, ratios=(0.5, 0.7, 0.9))
-    parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
+    parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS)[:2])
     options = script.parse(parser, quick_ignores=("seeds", "networks"))
     output = script.Output.of("repair_finetuning", options)
     if not options.redraw:
-        networks, seeds = (["conv-4"], 1) if options.quick else (options.networks, options.seeds)
+        networks, seeds = (["conv-4 (digits)"], 1) if options.quick else (options.networks, options.seeds)
         ratios = options.ratios[:2] if options.quick else options.ratios
-        pairs = itertools.product(range(seeds), networks)
-        named = [each for seed, net in pairs for each in trials(net, seed, ratios, options.quick).items()]
-        output.write(
-            *output.run_trials([trial for _, trial in named], [{"method": method} for (method, _, _), _ in named])
-        )
+        for network in networks:
+            named = [each for seed in range(seeds) for each in trials(network, seed, ratios, options.quick).items()]
+            labels = [{"network": network, "method": method} for (method, _, _), _ in named]
+            output.write_network(*output.run_trials([trial for _, trial in named], labels))
     output.publish(draw, tables)
 
 

@@ -71,9 +71,9 @@ def make_folder(folder: Path) -> None:
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
 
 
-def write(path: Path, text: str) -> None:
-    """Write a text file whole or not at all; once this returns, it outlasts a loss of power."""
-    _write_bytes(path, text.encode())
+def write(path: Path, content: str | bytes) -> None:
+    """Write a file of text or bytes whole or not at all; once this returns, it outlasts a loss of power."""
+    _write_bytes(path, content.encode() if isinstance(content, str) else content)
 
 
 def write_records(path: Path, records: Sequence[Mapping[str, Any]]) -> None:

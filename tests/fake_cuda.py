@@ -2,7 +2,9 @@
 
 Everything is computed on the CPU. What is checked is what a missing `.to(device)` breaks: that operations get tensors of
 one device (0-dimensional CPU tensors and CPU indices are allowed, as torch allows them), that NumPy gets CPU tensors, and
-that generators belong to the device on which they draw. Kernels, speed and memory of CUDA are not.
+that generators belong to the device on which they draw; how often the host waits for the device; and what CUDA graphs do
+with memory and numbers: a capture computes nothing, and a replay runs the captured kernels, and no Python code, on the
+memory that they were captured with. Kernels, speed and streams of CUDA are not.
 """
 
 from __future__ import annotations
@@ -19,10 +21,24 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from tests import fake_graphs
+
 CUDA = torch.device("cuda", 0)
 CPU = torch.device("cpu")
 _MOVES = ("to", "cpu", "cuda")
 _TO_NUMPY = ("numpy", "__array__")
+_WAITING = (
+    "item",
+    "__bool__",
+    "__float__",
+    "__int__",
+    "__index__",
+    "tolist",
+    "nonzero",
+    "masked_select",
+    "unique",
+    "equal",
+)
 _ACROSS = (
     "copy_",
     "_has_compatible_shallow_copy_type",
@@ -36,11 +52,23 @@ _ACROSS = (
 
 
 class FakeCuda(TorchFunctionMode):
-    """While entered, `.to("cuda")` and `device="cuda"` give tensors that count as CUDA's."""
+    """While entered, `.to("cuda")` and `device="cuda"` give tensors that count as CUDA's.
+
+    Attributes:
+        waits: how often the host has waited for the device: for a number, an unknown shape, a copy to or from pageable memory.
+        mode: as `torch.cuda.set_sync_debug_mode` sets it; "error" refuses to wait.
+        capturing: whether a graph is captured; it refuses, too.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.held: Any = WeakTensorKeyDictionary()
+        self.waits, self.mode, self.capturing = 0, "default", False
+
+    def _wait(self, name: str) -> None:
+        self.waits += 1
+        if self.mode == "error" or self.capturing:
+            raise RuntimeError(f"{name}: called a synchronizing CUDA operation")
 
     def on_cuda(self, tensor: Tensor) -> bool:
         """Whether a tensor counts as CUDA's; inside a functorch transform, whether the one that it wraps does."""
@@ -64,8 +92,12 @@ class FakeCuda(TorchFunctionMode):
         if last in _TO_NUMPY and self.on_cuda(args[0]):
             raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first.")
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if (last in _WAITING and self.on_cuda(args[0])) or self._picks(last, args):
+            self._wait(name)
         given = kwargs.get("device")
         if given is not None:
+            if last in ("tensor", "as_tensor") and torch.device(given).type == "cuda":
+                self._wait(name)
             kwargs["device"] = CPU
             result, cuda = func(*args, **kwargs), torch.device(given).type == "cuda"
         else:
@@ -83,6 +115,12 @@ class FakeCuda(TorchFunctionMode):
                 if isinstance(leaf, Tensor):
                     self._mark(leaf, cuda)
         return result
+
+    def _picks(self, last: str, args: Any) -> bool:
+        """Whether entries are picked by a mask, so that their number is unknown until it is computed."""
+        if last not in ("__getitem__", "__setitem__") or not self.on_cuda(args[0]):
+            return False
+        return any(isinstance(leaf, Tensor) and leaf.dtype == torch.bool and leaf.ndim for leaf in tree_leaves(args[1]))
 
     def _attribute(self, name: str, tensor: Tensor) -> Any:
         attribute = name.split(".")[-2]
@@ -103,8 +141,9 @@ class FakeCuda(TorchFunctionMode):
             result = func(source, CPU, dtype or source.dtype, non_blocking, kwargs.get("copy", False), **chosen)
         else:
             cuda, result = last == "cuda", source
-        if result is source and cuda != self.on_cuda(source):
-            result = source.clone()
+        if cuda != self.on_cuda(source):
+            self._wait(last)
+            result = source.clone() if result is source else result
         self._mark(result, cuda)
         return result
 
@@ -127,7 +166,7 @@ class FakeCuda(TorchFunctionMode):
 
 @contextmanager
 def fake_cuda() -> Iterator[FakeCuda]:
-    """Lend a fake CUDA device; its generator's state is the CPU's."""
+    """Lend a fake CUDA device; its generator is the CPU's."""
     device = FakeCuda()
     subclass = torch.Tensor._make_subclass
 
@@ -138,7 +177,12 @@ def fake_cuda() -> Iterator[FakeCuda]:
         device._mark(made, device.on_cuda(data))
         return made
 
-    state = {"get_rng_state": lambda *_: torch.get_rng_state(), "set_rng_state": lambda *_: None}
+    state = {
+        "get_rng_state": lambda *_: torch.get_rng_state(),
+        "set_rng_state": lambda new, *_: torch.set_rng_state(new),
+    }
+    state["get_device_name"] = lambda *_: "a fake"
+    state |= fake_graphs.replacements(device)
     made_by = mock.patch.object(torch.Tensor, "_make_subclass", staticmethod(parameter))
     cudnn = mock.patch("torch.backends.cudnn.is_acceptable", return_value=False)
     with mock.patch.multiple(torch.cuda, **state), mock.patch("torch.cuda.empty_cache"), cudnn, made_by, device:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,9 @@ import isometry
 from isometry import Recipe, Report, measure, surgery
 from isometry.data import CropFlip, Data
 from isometry.pruners import Pruner
-from isometry.trials import Trial, run
+from isometry.training.capture import capture_steps
+from isometry.trials import Trial, describe_origin, run
+from isometry.trials.runner import Manner, run_tables
 from tests.fake_cuda import fake_cuda
 from tests.models import WORKS
 
@@ -217,6 +220,45 @@ def test_trials_run_there(cuda: torch.device, tmp_path: Path) -> None:
     trial = Trial("digits", "mlp-7-linear", tune, tune, isometry.L1(), 0.5, options={"input_shape": (1, 8, 8)})
     table = run([trial], tmp_path, jobs=1, device="cuda", progress=False)
     assert table["accuracy"].notna().all()
+    assert len(describe_origin([trial], tmp_path)["devices"]) == 1
+    here = run([trial], tmp_path / "here", jobs=1, progress=False)
+    assert table["mean_jsv"].to_numpy() == pytest.approx(here["mean_jsv"].to_numpy(), rel=0.05)
+
+
+def test_trials_there_are_the_same_with_captured_steps(cuda: torch.device, tmp_path: Path) -> None:
+    tune = Recipe(0.01, 2, 32, epoch_steps=4)
+    grown = isometry.TPP(delta=0.25, interval=1, stabilize=8, zero_out=1, batch_size=32)
+    trials = [Trial("digits", "conv-4", tune, tune, grown, 0.5, options={"input_shape": (1, 8, 8)})]
+    tables = []
+    for capture in (False, True):
+        how = Manner(tmp_path / str(capture), 1, "cuda", False, capture=capture)
+        tables.append(pd.concat(run_tables(trials, how, "run"), ignore_index=True))
+    if torch.cuda.is_available():  # sums come in any order
+        assert tables[1]["loss"].to_numpy() == pytest.approx(tables[0]["loss"].to_numpy(), rel=0.1)
+    else:
+        pd.testing.assert_frame_equal(*tables)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_processes_share_the_device_and_captured_steps_take_less_time(tmp_path: Path) -> None:
+    tune = Recipe(0.01, 2, 128, epoch_steps=100, autocast=True)
+    trials = [
+        Trial("digits", "resnet-56", None, tune, isometry.L1(), 0.5, options={"input_shape": (1, 8, 8)}, seed=seed)
+        for seed in (0, 1)
+    ]
+    tables = [
+        pd.concat(run_tables(trials, Manner(tmp_path / str(jobs), jobs, "cuda", False, capture=True), "run"))
+        for jobs in (1, 2)
+    ]
+    assert tables[0]["loss"].to_numpy() == pytest.approx(tables[1]["loss"].to_numpy(), rel=0.1)
+    net = isometry.networks.build("resnet-56", seed=0, input_shape=(3, 8, 8)).cuda()
+    x, y = torch.randn(12_800, 3, 8, 8), torch.arange(12_800) % 10
+    seconds = []
+    for captured in (False, True):
+        with capture_steps(captured):
+            epochs = list(isometry.train(copy.deepcopy(net), (x, y), lr=0.01, epochs=3, batch_size=128, autocast=True))
+        seconds.append(epochs[-1].seconds)
+    assert seconds[1] < seconds[0]
 
 
 def test_states_are_adopted_to_the_models_device(cuda: torch.device) -> None:

@@ -16,7 +16,9 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-def analysis(name: str) -> ModuleType:
+def analysis(table: str) -> ModuleType:
+    """Return the script that writes a table, e.g. cost.py for "cost" and "cost-cuda"."""
+    name = table.partition("-")[0]
     spec = importlib.util.spec_from_file_location(name, ROOT / "analyses" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None

@@ -34,6 +34,16 @@ def test_spectra_are_densities_with_the_isometry_line() -> None:
     assert float((values * np.diff(np.log10(edges))).sum()) == pytest.approx(1, abs=1e-6)
 
 
+def test_a_narrow_spectrum_far_from_one_is_resolved() -> None:
+    layer = torch.nn.Linear(20, 20)
+    layer.weight.data = torch.linalg.qr(torch.randn(20, 20)).Q * torch.linspace(1e-5, 2e-5, 20)[:, None]
+    ax = plots.spectrum(measure(layer, torch.randn(3, 20)))
+    values, edges, _ = next(patch for patch in ax.patches if hasattr(patch, "get_data")).get_data()
+    assert sum(values > 0) > 15
+    assert edges[0] < 1e-5 < 2e-5 < edges[-1] < 3e-5
+    assert ax.get_xlim()[1] > 1
+
+
 def test_densities_on_given_axes_have_the_isometry_line_at_one() -> None:
     linear = plots.spectrum(measure(torch.nn.Linear(4, 4), torch.randn(3, 4)), plt.subplots()[1])
     assert linear.lines[0].get_xdata()[0] == 1

@@ -11,6 +11,7 @@
 # Needs uv (pip install uv) and interpreters that uv finds; those that are missing are skipped by name. Environment variables:
 #   PLACE   the folder to work in, kept afterwards; default: a temporary one. Torch from PyPI brings some 5 GB of CUDA libraries, which
 #           are shared by hard links where uv's cache ($UV_CACHE_DIR) is on the same disk.
+#   REQUIRE further requirements, e.g. torch==2.13.0; default: none
 #   TESTS   options and files for pytest; default: -n 2
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -19,6 +20,7 @@ place=${PLACE:-$(mktemp -d)}
 [ -n "${PLACE:-}" ] || trap 'rm -rf "$place"' EXIT
 export MPLBACKEND=Agg OMP_NUM_THREADS=1
 unset PYTHONPATH
+read -ra required <<< "${REQUIRE:-}"
 read -ra tests <<< "${TESTS:--n 2}"
 [ $# -gt 0 ] || set -- {lowest,newest}-3.{10,11,12,13,14}
 
@@ -45,7 +47,7 @@ for kind in "$@"; do
     fi
     python=$place/$kind/bin/python
     echo "== $kind"
-    uv pip install --quiet --only-binary :all: --resolution "$resolution" --python "$python" -r pyproject.toml --extra test &&
+    uv pip install --quiet --only-binary :all: --resolution "$resolution" --python "$python" -r pyproject.toml --extra test "${required[@]}" &&
         uv pip install --quiet --no-deps --python "$python" "$wheel" &&
         uv pip list --python "$python" --format freeze | grep -E '^(torch|torch.pruning|numpy|scipy|pandas|matplotlib|tqdm|safetensors|scikit-learn|pooch|joblib|filelock)=' | xargs &&
         "$python" tests/user_script.py &&

@@ -56,7 +56,7 @@ def spectrum(
     positive = values[values > top * 1e-9]
     low = min(float(positive.min()), 1.0) * 0.95 if len(positive) else 0.5
     logarithmic = top / low > 30
-    edges = np.geomspace(low, top, bins + 1) if logarithmic else np.linspace(0, top, bins + 1)
+    edges = _log_edges(positive, bins) if logarithmic else np.linspace(0, top, bins + 1)
     colors = distinct_colors(reports)
     for name, report in reports.items():
         mean = entry.mean_jsv if isinstance(entry := named[name], Report) else report.mean
@@ -88,6 +88,13 @@ def spectrum(
     ax.set_ylim(bottom=0)
     ax.legend(frameon=False, fontsize="small")
     return ax
+
+
+def _log_edges(values: np.ndarray, bins: int) -> np.ndarray:
+    """Return the edges of bins [bins + 1] over positive values [n] and, around them, a factor of 1.5 at least."""
+    low, high = (float(values.min()), float(values.max())) if len(values) else (0.5, 1.0)
+    widen = max(1.05, 1.5 * math.sqrt(low / high))
+    return np.geomspace(low / widen, high * widen, bins + 1)
 
 
 def _with_dense(named: Mapping[str, Any]) -> dict[str, Any]:

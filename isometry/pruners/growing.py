@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -131,12 +132,12 @@ class GrowingPenalty:
 
     def _grow(self, step: int) -> None:
         level = self.strength_at(step)
-        for i, layer in enumerate(self.layers):
+        ratios = [math.nan] * len(self.layers) if self.pruner.magnitude_ratio is None else magnitude_ratios(self.layers)
+        for i, ratio in enumerate(ratios):
             if self.done[i]:
                 continue
             self.strengths[i] = min(level, self.pruner.ceiling)
             if self.pruner.magnitude_ratio is not None:
-                ratio = layer.magnitude_ratio()
                 self.averages[i] = ratio if math.isnan(self.averages[i]) else 0.9 * self.averages[i] + 0.1 * ratio
             self.done[i] = level >= self.pruner.ceiling - 1e-12 or (
                 self.pruner.magnitude_ratio is not None and self.averages[i] >= self.pruner.magnitude_ratio
@@ -175,7 +176,7 @@ class GrowingPenalty:
         return {
             "phase": "grow" if self.growth_end is None else "stabilize",
             "strength": max(self.strengths),
-            "magnitude_ratio": min(layer.magnitude_ratio() for layer in self.layers),
+            "magnitude_ratio": min(magnitude_ratios(self.layers)),
         }
 
     def identity(self) -> str:
@@ -245,12 +246,19 @@ class PenalizedLayer:
             self.selected, self.kept = self.selected.to(weight.device), self.kept.to(weight.device)
 
     @torch.no_grad()
-    def magnitude_ratio(self) -> float:
-        """Return the mean |weight| of the kept units over that of the selected ones; inf where those are zero."""
+    def magnitudes(self) -> Tensor:
+        """Return the mean |weight| of the kept units and that of the selected ones, [2] float64, on the device."""
         sizes = self.weight.abs().movedim(self.dim, 0).flatten(1).mean(1)
-        selected = float(sizes[self.selected].mean())
-        kept = float(sizes[self.kept].mean()) if len(self.kept) else math.nan  # where every unit is selected
-        return kept / selected if selected else math.inf
+        return torch.stack([sizes[self.kept].mean(), sizes[self.selected].mean()]).double()
+
+
+def magnitude_ratios(layers: Sequence[PenalizedLayer]) -> list[float]:
+    """Return the first of `PenalizedLayer.magnitudes` over the second, by layer; inf where that is zero, nan where none are kept.
+
+    The host waits for the device once for all layers.
+    """
+    found = torch.stack([layer.magnitudes() for layer in layers]).tolist()
+    return [kept / selected if selected else math.inf for kept, selected in found]
 
 
 def _norm_parameters(

@@ -54,11 +54,15 @@ def recalibrate(
     norms = [m for m in result.modules() if isinstance(m, BATCH_NORMS) and m.track_running_stats]
     split = read_data(data, batch_size=batch_size)
     count = samples if isinstance(split, Batches) else min(count_samples(split.inputs), samples)
-    if not norms or count < 2 or batch_size < 2:
+    example = "recalibrate(isometry.networks.build('resnet-20'), torch.randn(256, 3, 32, 32))"
+    if not norms:
         raise InvalidValueError(
-            f"got a network with {len(norms)} BatchNorms that track statistics, {count} samples and "
-            f"batch_size={batch_size}; it takes at least 1, 2 and 2, e.g. recalibrate(isometry.networks.build('resnet-20'), "
-            "torch.randn(256, 3, 32, 32))."
+            f"got a network ({type(model).__name__}) without a BatchNorm that tracks statistics, so there is nothing to estimate "
+            f"anew; it takes one that has them, e.g. {example}. Repair others with isometry.repair(pruned, reference=model, data=data)."
+        )
+    if count < 2 or batch_size < 2:
+        raise InvalidValueError(
+            f"got {count} samples and batch_size={batch_size}; statistics take at least 2 of each, e.g. {example}."
         )
     momenta = [norm.momentum for norm in norms]
     seen = 0

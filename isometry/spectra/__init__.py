@@ -4,7 +4,7 @@ from isometry.spectra import laws, orthogonal
 from isometry.spectra.control import Controlled
 from isometry.spectra.convolution import Convolution, circular
 from isometry.spectra.estimate import Bound, Estimate, mean_with_error
-from isometry.spectra.exact import RESOLUTION, exact, singular_values, singular_vectors
+from isometry.spectra.exact import RESOLUTION, exact, row_singular_values, singular_values, singular_vectors
 from isometry.spectra.golub_kahan import Bidiagonal, bidiagonalize, probes
 from isometry.spectra.intervals import confidence_interval, skewness, student_quantile
 from isometry.spectra.operator import Matrices, Operator
@@ -28,6 +28,7 @@ __all__ = [
     "mean_with_error",
     "orthogonal",
     "probes",
+    "row_singular_values",
     "singular_values",
     "singular_vectors",
     "skewness",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -20,6 +21,8 @@ from isometry.surgery.plan import Applied, Plan
 from isometry.surgery.removal import remove
 
 __all__ = ["Loaded", "load", "save"]
+
+_PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
 
 
 class Loaded(NamedTuple):
@@ -42,12 +45,17 @@ def save(result: Applied, path: str | os.PathLike[str]) -> None:
 
     Raises:
         TypeError: `result` is a network alone.
-        ValueError: a layer of the network has another number of units than its plan keeps.
+        ValueError: a layer of the network has another number of units than its plan keeps; a suffix of pickles, e.g. ".pth".
     """
     if not (isinstance(getattr(result, "model", None), nn.Module) and isinstance(getattr(result, "plan", None), Plan)):
         raise InvalidTypeError(
             f"got {type(result).__name__}; it takes what prune() returned, with its model and plan, e.g. "
             "isometry.save(isometry.prune(model, isometry.L1(), 0.5), 'pruned.safetensors')."
+        )
+    if Path(path).suffix in _PICKLES:
+        raise InvalidValueError(
+            f"got the path {os.fspath(path)}, whose suffix promises a pickle; it writes safetensors, e.g. "
+            f"isometry.save(result, {str(Path(path).with_suffix('.safetensors'))!r})."
         )
     _check_widths(result)
     metadata = {"format": "isometry-2", "plan": result.plan.to_json(), "architecture": _describe(result.model)}
@@ -208,6 +216,9 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Plan, str | 
     """
     try:
         tensors, metadata = read_tensors(path)
+    except FileNotFoundError:
+        text = f"load() found no file {os.fspath(path)}; it takes one that isometry.save wrote, e.g. load('pruned.safetensors', model)."
+        raise FileNotFoundError(text) from None
     except ValueError as error:
         raise InvalidValueError(f"cannot read the archive: {error}; write it with isometry.save().") from error
     if "plan" not in metadata:

@@ -1,5 +1,6 @@
 """Training and evaluation of networks: recipes, one resumable loop, regularizers."""
 
+from isometry.training.capture import capture_steps
 from isometry.training.epoch import Epoch
 from isometry.training.evaluation import Evaluation, evaluate
 from isometry.training.loop import train
@@ -18,6 +19,7 @@ __all__ = [
     "Regularizer",
     "Schedule",
     "Steps",
+    "capture_steps",
     "evaluate",
     "parameter_groups",
     "train",

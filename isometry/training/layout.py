@@ -13,18 +13,30 @@ __all__ = ["channels_last_weights", "with_layout_of"]
 
 
 @contextlib.contextmanager
-def channels_last_weights(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[bool]:
+def channels_last_weights(
+    model: nn.Module, optimizer: torch.optim.Optimizer, lent: dict[Tensor, Tensor]
+) -> Iterator[bool]:
     """Lend the weights of a network with 2-D convolutions in the channels-last layout; afterwards each has its own again.
 
     The state of the optimizer takes the layout of its parameters, and so do gradients. Yields whether there are such
     convolutions.
+
+    Args:
+        model: its weights and buffers.
+        optimizer: of its parameters.
+        lent: where they lay when lent before, {tensor: its memory}; a tensor is lent in the same memory every time, which a CUDA
+            graph relies on. Empty at first.
     """
     if not any(isinstance(module, nn.Conv2d) for module in model.modules()):
         yield False
         return
     layouts = {tensor: tensor.stride() for tensor in (*model.parameters(), *model.buffers()) if tensor.ndim == 4}
     for tensor in layouts:
-        tensor.data = tensor.data.to(memory_format=torch.channels_last)
+        place = lent.get(tensor)
+        if place is None or (place.shape, place.dtype, place.device) != (tensor.shape, tensor.dtype, tensor.device):
+            lent[tensor] = tensor.data = tensor.data.to(memory_format=torch.channels_last)
+        elif place.data_ptr() != tensor.data_ptr():
+            tensor.data = place.copy_(tensor.data)
     _follow(optimizer)
     try:
         yield True

@@ -15,9 +15,12 @@ from torch import Tensor, nn
 
 from isometry.data import Batches, Data, Split, read_data
 from isometry.data.nests import channels_last, count_samples
-from isometry.errors import InvalidTypeError, InvalidValueError, signed
+from isometry.errors import InvalidTypeError, signed
 from isometry.networks.masks import refresh
+from isometry.training.capture import CapturedGradients, Result
 from isometry.training.checkpoint import Checkpoint, TrainingState, locked
+from isometry.training.checks import check_settings
+from isometry.training.deadline import OutOfTimeError, is_over
 from isometry.training.epoch import Epoch
 from isometry.training.evaluation import like_outputs
 from isometry.training.identity import describe_training, note_what_is_left, warn_of_first_epoch
@@ -112,7 +115,7 @@ def train(
     batches = read_data(data, batch_size=batch_size, shuffle=True)
     augment = data.augment if isinstance(data, Data) else None
     steps = 1 if epoch_steps is None else epoch_steps
-    _check(model, batches, lr=lr, epochs=epochs, batch_size=batch_size, epoch_steps=steps)
+    check_settings(model, batches, lr=lr, epochs=epochs, batch_size=batch_size, epoch_steps=steps)
     if optimizer is not None:
         check_optimizer(model, optimizer)
     recipe = Recipe(
@@ -131,24 +134,6 @@ def train(
     )
     loop = _Loop(model, batches, recipe, penalty=penalty, optimizer=optimizer, augment=augment, seed=seed)
     return loop.run(None if checkpoint is None else Path(checkpoint))
-
-
-def _check(model: nn.Module, data: Split | Batches, *, epochs: int, **positive: float) -> None:
-    if isinstance(data, Split) and not count_samples(data.inputs):
-        raise InvalidValueError(
-            "got 0 inputs; it takes at least one, with its target, e.g. train(model, isometry.data.load('digits'), lr=0.01, "
-            "epochs=10)."
-        )
-    for name, value in {**positive, "epochs": epochs}.items():
-        if not value > 0:
-            raise InvalidValueError(f"got {name}={value}; it takes a positive number, e.g. lr=0.01, epochs=10.")
-    if isinstance(data, Batches) and data.is_read_once and epochs > 1:
-        raise InvalidValueError(
-            f"got an iterator ({type(data.source).__name__}), which can be read once, for {epochs} epochs. Pass a loader, or a "
-            "list of batches, e.g. data=list(batches)."
-        )
-    if not any(p.requires_grad for p in model.parameters()):
-        raise InvalidValueError("got a model without trainable parameters; call model.requires_grad_(True) first.")
 
 
 class _Loop:
@@ -172,6 +157,8 @@ class _Loop:
         optimizer = optimizer or build_sgd(model, recipe)
         self.rates = [group["lr"] for group in optimizer.param_groups]
         self.state = TrainingState(model, optimizer, RandomState(seed, first.device, self.source.generators()), penalty)
+        self.lent: dict[Tensor, Tensor] = {}
+        self.captured = CapturedGradients(self.gradients, model, first.device, autocast=recipe.autocast)
 
     def run(self, path: Path | None) -> Iterator[Epoch]:
         """Yield the epochs not yet done; keep a checkpoint at `path`."""
@@ -191,8 +178,13 @@ class _Loop:
                     state.epochs += 1
                     if checkpoint is not None and not diverged:
                         checkpoint.save(state)
+                        if is_over() and state.epochs < self.recipe.epochs and not self.finished():
+                            raise OutOfTimeError(
+                                f"{checkpoint.path} holds {state.epochs} of {self.recipe.epochs} epochs"
+                            )
             finally:
                 self.multiply_rates(1.0)
+                self.captured.release()
                 state.model.eval()
                 if checkpoint is not None:
                     note_what_is_left(state.model, checkpoint.path, checkpoint.identity)
@@ -235,7 +227,11 @@ class _Loop:
         self.multiply_rates(multiplier)
         totals = Totals(self.objective, self.source.device)
         state.model.train()
-        with channels_last_weights(state.model, state.optimizer) as self.channels_last, state.random.active():
+        with (
+            channels_last_weights(state.model, state.optimizer, self.lent) as self.channels_last,
+            state.random.active(),
+            self.captured.epoch(),
+        ):
             for inputs, targets in self.source.batches(recipe, state.random):
                 if self.finished():
                     break
@@ -261,13 +257,30 @@ class _Loop:
 
     def step(self, inputs: Any, targets: Any, totals: Totals) -> None:
         """Take one optimizer step on inputs [B, ...] and targets [B, ...], and count them."""
-        recipe, model, optimizer, penalty = self.recipe, self.state.model, self.state.optimizer, self.state.penalty
+        recipe, model, penalty = self.recipe, self.state.model, self.state.penalty
         number = self.state.steps
         if self.augment is not None:
             inputs = self.augment(inputs)
         if self.channels_last:
             inputs = channels_last(inputs)
-        with torch.autocast(self.source.device.type, dtype=torch.bfloat16, enabled=recipe.autocast):
+        if self.captured.active and penalty is not None and penalty.loss(number) is not None:
+            self.captured.give_up("the penalty has a loss, which may change with the number of the step")
+        outputs, targets, loss = self.captured(inputs, targets)
+        if penalty is not None:
+            penalty.gradients(number)
+        self.state.optimizer.step()
+        if penalty is not None:
+            penalty.project(number)
+        if recipe.regularizer is not None:
+            recipe.regularizer.project(model)
+        totals.add(outputs, targets, loss, count_samples(inputs))
+
+    def gradients(self, inputs: Any, targets: Any) -> Result:
+        """Set the gradients of all terms of the loss."""
+        recipe, model, penalty = self.recipe, self.state.model, self.state.penalty
+        # Weights that were cast outside a graph would never change in it.
+        kind, cache = self.source.device.type, not self.captured.active
+        with torch.autocast(kind, dtype=torch.bfloat16, enabled=recipe.autocast, cache_enabled=cache):
             outputs = self.source.outputs(model, inputs)
         if recipe.autocast and isinstance(outputs, Tensor):
             outputs = outputs.float()
@@ -275,15 +288,8 @@ class _Loop:
         loss = total = self.objective(outputs, targets)
         if recipe.regularizer is not None:
             total = total + recipe.regularizer.loss(model)
-        if penalty is not None and (extra := penalty.loss(number)) is not None:
+        if penalty is not None and (extra := penalty.loss(self.state.steps)) is not None:
             total = total + extra
-        optimizer.zero_grad()
+        self.state.optimizer.zero_grad()
         total.backward()
-        if penalty is not None:
-            penalty.gradients(number)
-        optimizer.step()
-        if penalty is not None:
-            penalty.project(number)
-        if recipe.regularizer is not None:
-            recipe.regularizer.project(model)
-        totals.add(outputs, targets, loss.detach(), count_samples(inputs))
+        return Result(outputs, targets, loss.detach())

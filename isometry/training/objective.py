@@ -131,10 +131,14 @@ def _called(name: str, function: Callable[[Any, Any], Any], outputs: Any, target
     except (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError) as error:
         if is_out_of_memory(error):
             raise
-        given = "none, as the data have none" if targets is None else describe(targets)
+        if targets is None:
+            raise InvalidValueError(
+                f"got data without targets, with which the {name} failed ({type(error).__name__}: {error}). Pass pairs, e.g. "
+                f"data=(inputs, targets), or a {name} of the outputs alone, e.g. {name}=lambda outputs, targets: outputs.square().mean()."
+            ) from error
         raise InvalidValueError(
             f"got a {name} that failed ({type(error).__name__}: {error}) at outputs of {describe(outputs)} and targets of "
-            f"{given}. It is called with what the network returns and the targets of the batch, e.g. "
+            f"{describe(targets)}. It is called with what the network returns and the targets of the batch, e.g. "
             f"{name}=lambda outputs, targets: torch.nn.functional.mse_loss(outputs, targets)."
         ) from error
 

@@ -18,15 +18,27 @@ from typing import NamedTuple
 
 import pandas as pd
 import torch
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 from isometry.files import make_folder, remove_leftovers, write
 from isometry.measurement.measuring import interrupts_raised
-from isometry.trials.record import find, write_record
-from isometry.trials.resumption import remove_checkpoints
+from isometry.training.capture import capture_steps
+from isometry.training.deadline import OutOfTimeError, is_over, stop_at
+from isometry.trials.record import RECORD, find, write_record
+from isometry.trials.resumption import SPENT, remove_checkpoints
 from isometry.trials.stage import ROWS_FILE, Stage
 
-__all__ = ["ERROR_FILE", "Job", "Outcome", "execute", "record_failure", "was_started"]
+__all__ = [
+    "ERROR_FILE",
+    "Job",
+    "Outcome",
+    "acquire_lock",
+    "clear_results",
+    "execute",
+    "record_failure",
+    "warn_of_waiting",
+    "was_started",
+]
 
 ERROR_FILE = "error.txt"
 _LOCK, _RUNNING = ".lock", ".running"
@@ -44,6 +56,9 @@ class Job(NamedTuple):
         weights: whether the network of a fine-tuning is kept.
         parent: the process that runs all trials.
         progress: whether trainings show a bar of their own; None: in terminals and notebooks.
+        capture: whether steps of training are captured as CUDA graphs.
+        deadline: when the stage is to end, finished or not, in seconds as `time.time` counts them; None for no limit.
+        rank: stages of a lower rank are executed first.
     """
 
     stage: Stage
@@ -52,6 +67,9 @@ class Job(NamedTuple):
     weights: bool
     parent: int
     progress: bool | None = False
+    capture: bool = False
+    deadline: float | None = None
+    rank: int = 0
 
     @property
     def folder(self) -> Path:
@@ -66,19 +84,23 @@ class Outcome(NamedTuple):
         folder: the stage's.
         error: what went wrong, None where it is finished.
         notes: warnings of the stage: (text, category).
+        postponed: whether its time was up before it was finished.
     """
 
     folder: str
     error: str | None = None
     notes: tuple[tuple[str, type[Warning]], ...] = ()
+    postponed: bool = False
 
 
 def execute(job: Job) -> Outcome:
     """Execute one stage unless it is done. An error is written to error.txt in its folder and returned, not raised."""
+    if job.deadline is not None and is_over(job.deadline):
+        return Outcome(job.stage.folder, postponed=True)
     _die_with(job.parent)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    error = None
+    error, postponed = None, False
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -87,27 +109,42 @@ def execute(job: Job) -> Outcome:
                     find(job.stage, job.runs, weights=job.weights).record is None
                 ):  # another run may have done it meanwhile
                     _compute(job)
+        except OutOfTimeError:
+            (job.folder / _RUNNING).unlink(missing_ok=True)
+            postponed = True
         except Exception as failure:
             error = record_failure(job, f"{type(failure).__name__}: {failure}", traceback.format_exc())
         finally:
             torch.set_num_threads(threads)
-    return Outcome(job.stage.folder, error, tuple((str(note.message), note.category) for note in caught))
+    return Outcome(job.stage.folder, error, tuple((str(note.message), note.category) for note in caught), postponed)
 
 
 @interrupts_raised()
 def _compute(job: Job) -> None:
     folder, stage = job.folder, job.stage
-    remove_leftovers(folder)
-    for name in ("done.json", ERROR_FILE, "history.csv"):
-        (folder / name).unlink(missing_ok=True)
+    clear_results(folder)
     (folder / _RUNNING).touch()
     write(folder / "settings.json", json.dumps(stage.settings, indent=1))
-    start = time.perf_counter()
-    rows = stage.execute(job.runs, job.device, weights=job.weights, progress=job.progress)
+    start, spent = time.perf_counter(), folder / SPENT
+    before = float(spent.read_text()) if spent.exists() else 0.0
+    try:
+        with stop_at(job.deadline), capture_steps(job.capture):
+            rows = stage.execute(job.runs, job.device, weights=job.weights, progress=job.progress)
+    except OutOfTimeError:
+        write(spent, str(before + time.perf_counter() - start))
+        raise
     write(folder / ROWS_FILE, pd.DataFrame(rows).to_csv(index=False))
-    write_record(stage, job.runs, time.perf_counter() - start)
+    device = torch.cuda.get_device_name(job.device) if job.device.startswith("cuda") else None
+    write_record(stage, job.runs, before + time.perf_counter() - start, device)
     remove_checkpoints(folder)
     (folder / _RUNNING).unlink(missing_ok=True)
+
+
+def clear_results(folder: Path) -> None:
+    """Delete what another attempt at a stage left in its folder, but for what an interrupted one goes on from."""
+    remove_leftovers(folder)
+    for name in (RECORD, ERROR_FILE, "history.csv", _RUNNING):
+        (folder / name).unlink(missing_ok=True)
 
 
 def was_started(job: Job) -> bool:
@@ -127,22 +164,35 @@ def record_failure(job: Job, error: str, details: str) -> str:
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Hold the lock of a stage's folder; wait where another run computes that stage."""
-    make_folder(folder)
-    lock = FileLock(folder / _LOCK)
     try:
-        try:
-            lock.acquire(timeout=1)
-        except Timeout:
-            print(f"waiting for another run that computes {folder}", file=sys.stderr, flush=True)
-            lock.acquire()
-    except (OSError, NotImplementedError) as error:
-        raise OSError(
-            f"cannot lock {folder / _LOCK} ({error}); choose a folder on a file system with locks, e.g. run(trials, '/tmp/runs')"
-        ) from error
+        lock = acquire_lock(folder, timeout=1)
+    except Timeout:
+        warn_of_waiting(folder)
+        lock = acquire_lock(folder)
     try:
         yield
     finally:
         lock.release()
+
+
+def acquire_lock(folder: Path, timeout: float = -1) -> BaseFileLock:
+    """Return the lock of a stage's folder, held; raise `filelock.Timeout` where another run holds it for `timeout` seconds."""
+    make_folder(folder)
+    lock = FileLock(folder / _LOCK)
+    try:
+        lock.acquire(timeout=timeout)
+    except Timeout:
+        raise
+    except (OSError, NotImplementedError) as error:
+        raise OSError(
+            f"cannot lock {folder / _LOCK} ({error}); choose a folder on a file system with locks, e.g. run(trials, '/tmp/runs')"
+        ) from error
+    return lock
+
+
+def warn_of_waiting(folder: Path) -> None:
+    """Say on the standard error that another run computes a stage."""
+    print(f"waiting for another run that computes {folder}", file=sys.stderr, flush=True)
 
 
 def _die_with(parent: int) -> None:

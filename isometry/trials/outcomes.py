@@ -29,12 +29,13 @@ def name_methods(table: pd.DataFrame, pruners: Mapping[str, str], repairs: Mappi
     That row is the repaired network of trials with a repair, else the pruned one: what fine-tuning starts from.
 
     Args:
-        table: as `run` returns it.
+        table: as `run` returns it; names in a column `method` are kept.
         pruners: {pruner in the table: its name}.
         repairs: {repair in the table: suffix of the name}; none for others.
     """
     rows = table[~table["phase"].isin(["dense", "sparse"])].copy()
-    rows["method"] = rows["pruner"].map(pruners).fillna(rows["pruner"]) + rows["repair"].map(repairs).fillna("")
+    names = rows["pruner"].map(pruners).fillna(rows["pruner"]) + rows["repair"].map(repairs).fillna("")
+    rows["method"] = rows["method"].fillna(names) if "method" in rows else names
     return rows[(rows["repair"] == "none") | (rows["phase"] != "pruned")]
 
 
@@ -61,13 +62,16 @@ def texts_before(rows: pd.DataFrame) -> dict[str, str]:
 
 
 def add_steps_spent(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows with a column `spent`: the training steps so far, where all methods of a network end at the same number.
+    """Return the rows with a column `spent`: the training steps so far, those before removal included.
 
-    What a trial's fine-tuning lacks of that number is taken to have been spent before removal.
+    Those are in the column `steps_before`. Where there is none, all methods of a network end at the same number, and what a trial's
+    fine-tuning lacks of it was spent before removal.
     """
     total = rows.groupby("trial")["steps"].transform("max")
-    most = total.groupby(rows["network"]).transform("max")
-    return rows.assign(spent=rows["steps"].fillna(0) + (most - total).fillna(0))
+    before = (total.groupby(rows["network"]).transform("max") - total).fillna(0)
+    if "steps_before" in rows:
+        before = rows["steps_before"].fillna(before)
+    return rows.assign(spent=rows["steps"].fillna(0) + before)
 
 
 def shortfall_by_jsv(table: pd.DataFrame) -> pd.DataFrame:

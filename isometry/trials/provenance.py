@@ -27,6 +27,7 @@ def describe_origin(trials: Sequence[Trial], folder: str | os.PathLike[str]) -> 
     found = {name: read_record(stage, Path(folder)) for name, stage in stages.items()}
     records = [record for record in found.values() if record is not None]
     seconds = sum(record["seconds"] for record in records)
+    devices = sorted({record["device"] for record in records if "device" in record})
     failed = {"failed": [name for name, record in found.items() if record is None]}
     return {
         "software": [dict(items) for items in sorted({tuple(record["software"].items()) for record in records})],
@@ -34,6 +35,7 @@ def describe_origin(trials: Sequence[Trial], folder: str | os.PathLike[str]) -> 
         "trials": len(trials),
         "computing_seconds": round(seconds, 1),
         "machine": f"{platform.machine()}, {platform.system()}",
+        **({"devices": devices} if devices else {}),
         "settings": {chain[-1].folder: chain[-1].settings for chain in chains},
         **(failed if failed["failed"] else {}),
     }

@@ -14,9 +14,9 @@ from isometry.errors import join_names
 from isometry.files import file_digest, read_tensors, seal, software, unseal, write
 from isometry.trials.stage import MODEL_FILE, ROWS_FILE, Stage
 
-__all__ = ["Finding", "find", "read_record", "warn_of_damage", "warn_of_versions", "write_record"]
+__all__ = ["RECORD", "Finding", "find", "read_record", "warn_of_damage", "warn_of_versions", "write_record"]
 
-_RECORD = "done.json"
+RECORD = "done.json"
 _RESULTS = (ROWS_FILE, MODEL_FILE, "history.csv")
 
 
@@ -32,18 +32,20 @@ class Finding(NamedTuple):
     damage: str | None = None
 
 
-def write_record(stage: Stage, runs: Path, seconds: float) -> None:
+def write_record(stage: Stage, runs: Path, seconds: float, device: str | None = None) -> None:
     """Record a stage as finished; its files must have been written.
 
     Args:
         stage: which.
         runs: the folder of all stages.
         seconds: how long it took.
+        device: the name of the GPU, if on one.
     """
     folder = runs / stage.folder
     files = {name: file_digest(folder / name) for name in _RESULTS if (folder / name).exists()}
     record = {"seconds": round(seconds, 1), "software": software(), "settings": stage.settings, "files": files}
-    write(folder / _RECORD, json.dumps(seal(record), indent=1))
+    record |= {} if device is None else {"device": device}
+    write(folder / RECORD, json.dumps(seal(record), indent=1))
 
 
 def read_record(stage: Stage, runs: Path) -> dict[str, Any] | None:
@@ -52,7 +54,7 @@ def read_record(stage: Stage, runs: Path) -> dict[str, Any] | None:
     Raises:
         ValueError: the record is damaged; the text names its file.
     """
-    path = runs / stage.folder / _RECORD
+    path = runs / stage.folder / RECORD
     try:
         record = unseal(json.loads(path.read_text()))
         if "files" not in record:  # of isometry before it wrote digests
@@ -88,13 +90,13 @@ def find(stage: Stage, runs: Path, *, weights: bool = False) -> Finding:
 def _find_damage(stage: Stage, folder: Path, record: Mapping[str, Any]) -> str | None:
     """Return what does not fit the record, None where everything does."""
     if json.dumps(record["settings"], sort_keys=True) != json.dumps(stage.settings, sort_keys=True):
-        return f"{folder / _RECORD} is of other settings"
+        return f"{folder / RECORD} is of other settings"
     for name, digest in record["files"].items():
         if not (folder / name).is_file():
             return f"{folder / name} is missing"
         if file_digest(folder / name) != digest:
-            return f"{folder / name} does not fit its digest in {_RECORD}"
-    return None if ROWS_FILE in record["files"] else f"{folder / _RECORD} names no {ROWS_FILE}"
+            return f"{folder / name} does not fit its digest in {RECORD}"
+    return None if ROWS_FILE in record["files"] else f"{folder / RECORD} names no {ROWS_FILE}"
 
 
 def _find_unreadable(stage: Stage, folder: Path) -> str | None:

@@ -8,14 +8,15 @@ from pathlib import Path
 from isometry.files import read_records
 from isometry.training.checkpoint import checkpoint_files, remove_damaged
 
-__all__ = ["CHECKPOINT", "LOG", "check_resumable", "remove_checkpoints"]
+__all__ = ["CHECKPOINT", "LOG", "SPENT", "check_resumable", "remove_checkpoints"]
 
-CHECKPOINT, LOG = "training.safetensors", "rows.jsonl"
+CHECKPOINT, LOG, SPENT = "training.safetensors", "rows.jsonl", ".spent"
+"""Of one stage: the state of its training, its rows so far, and the seconds that it took until its time was up."""
 
 
 def remove_checkpoints(folder: Path) -> None:
     """Delete what only an interrupted stage needs."""
-    for file in (*folder.glob(f"{CHECKPOINT}*"), *folder.glob(LOG)):
+    for file in (*folder.glob(f"{CHECKPOINT}*"), *folder.glob(LOG), folder / SPENT):
         file.unlink(missing_ok=True)
 
 

@@ -38,5 +38,6 @@ def measure_row(trial: Trial, model: nn.Module, data: Data, phase: str, epoch: i
         return row | {"diverged": True}
     report = measure(model, trial.example_inputs(MEASURED), progress=False)
     row |= {"accuracy": result.accuracy, "loss": result.loss, **{name: getattr(report, name) for name in _STATISTICS}}
+    row["median_jsv"] = report.spectrum.quantile(0.5)
     row |= {"metric": result.metric} if "metric" in trial.objective else {}
     return row | {"parameters": sum(p.numel() for p in model.parameters())}

@@ -8,7 +8,7 @@ import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +19,8 @@ from tqdm.auto import tqdm
 
 from isometry.errors import signed
 from isometry.files import check_writable
+from isometry.trials.cluster import execute_on_workers
+from isometry.trials.connection import check_client, check_workers
 from isometry.trials.execution import Job, Outcome, execute, record_failure, was_started
 from isometry.trials.record import find, warn_of_damage, warn_of_versions
 from isometry.trials.resumption import remove_checkpoints
@@ -39,6 +41,7 @@ def run(
     device: str = "cpu",
     progress: bool | None = None,
     keep: str | None = None,
+    client: Any = None,
 ) -> pd.DataFrame:
     """Run trials, each of their stages once, and return all rows.
 
@@ -59,6 +62,10 @@ def run(
         progress: False silences the progress bar, None shows it in terminals and notebooks.
         keep: "weights" also keeps the fine-tuned network of every trial, model.safetensors in the folder of its last stage,
             for `isometry.load`; None keeps no more than later stages need.
+        client: a `distributed.Client`, whose workers then execute the stages, each on its own device and one at a time. They need
+            isometry, the data sets that are named and modules of your own (to be started again when you edit these), but no file
+            system in common: only this process writes to `folder`. A stage whose worker is lost starts again on another one. Where this process
+            ends early, workers still finish the stages under way, for nobody; `client.restart()` ends these.
 
     Returns:
         One row per (trial, phase, epoch). Phases: "dense", "sparse" (trained with a regularizer on its scales, before
@@ -67,8 +74,9 @@ def run(
         failed.
 
     Raises:
-        ValueError: no trials, or another `keep`.
-        OSError: the folder cannot be written.
+        ValueError: no trials, another `keep`, jobs and a client, or workers that cannot import isometry.
+        TypeError: a client that is none.
+        OSError: the folder cannot be written. ConnectionError: the scheduler was lost; what was finished is kept.
     """
     if not trials:
         raise ValueError(
@@ -78,12 +86,21 @@ def run(
         raise ValueError(
             f"run() got keep={keep!r}; it takes None or 'weights', e.g. run(trials, 'runs', keep='weights')."
         )
-    how = Manner(Path(folder), jobs, device, progress, keep == "weights")
+    with signed("run"):
+        check_client(client, jobs)
+    how = Manner(Path(folder), jobs, device, progress, keep == "weights", client=client)
     return pd.concat(run_tables(trials, how, "run"), ignore_index=True)
 
 
 class Manner(NamedTuple):
-    """How trials are run; see `run`. Errors name no file in a folder that is temporary."""
+    """How trials are run; see `run`. Errors name no file in a folder that is temporary.
+
+    Attributes:
+        capture: whether steps of training are captured as CUDA graphs, see `isometry.training.capture`.
+        deadline: when to end, in seconds as `time.time` counts them: no stage begins then, and a training ends with its epoch,
+            to go on from there in the next run. None for no limit; only where the stages are executed by processes of this machine.
+        ranks: of the trials: what those of a lower rank need is executed first. None: all at once.
+    """
 
     folder: Path
     jobs: int | None = None
@@ -91,10 +108,14 @@ class Manner(NamedTuple):
     progress: bool | None = None
     weights: bool = False
     temporary: bool = False
+    client: Any = None
+    capture: bool = False
+    deadline: float | None = None
+    ranks: Sequence[int] | None = None
 
 
 def run_tables(trials: Sequence[Trial], manner: Manner, verb: str) -> list[pd.DataFrame]:
-    """Run trials, each of their stages once, and return the rows of every trial.
+    """Run trials, each of their stages once, and return the rows of every trial: none of those that time did not suffice for.
 
     Args:
         trials: what to run.
@@ -115,29 +136,55 @@ def run_tables(trials: Sequence[Trial], manner: Manner, verb: str) -> list[pd.Da
             remove_checkpoints(folder / name)
     if waiting:
         check_writable(folder)
+    if waiting and manner.client is not None:
+        with signed(verb):
+            check_workers(manner.client, verb)
     jobs = manner.jobs or (os.cpu_count() if device == "cpu" else 1) or 1
-    shown = manner.progress if jobs == 1 else False  # bars of several processes would overwrite each other
-    work = {name: Job(stage, folder, device, weights, os.getpid(), shown) for name, stage in waiting.items()}
-    errors = _run_stages(work, jobs, manner.progress, done=len(records))
+    shown = (
+        manner.progress if jobs == 1 and manner.client is None else False
+    )  # bars of several processes would overwrite each other
+    ranks = _rank_stages(chains, manner.ranks)
+    common = (folder, device, weights, os.getpid(), shown, manner.capture, manner.deadline)
+    work = {name: Job(stage, *common, ranks[name]) for name, stage in waiting.items()}
+    errors: dict[str, str] = {}
+    postponed: set[str] = set()
+    if manner.client is None:
+        outcomes = _execute_all(work, jobs, errors, postponed)
+    else:
+        outcomes = execute_on_workers(manner.client, work, errors)
+    _show_stages(outcomes, manner.progress, done=len(records), number=len(stages))
     if manner.temporary:
         errors = {name: re.sub(r" \(see [^()]*\)$", "", text) for name, text in errors.items()}
     names = Counter(trial.key for trial in {chain[-1].folder: chain[-1].trial for chain in chains}.values())
-    tables = [_table(chain, folder, errors, unique=names[chain[-1].trial.key] == 1) for chain in chains]
+    tables = [
+        pd.DataFrame()
+        if any(stage.folder in postponed for stage in chain)
+        else _table(chain, folder, errors, unique=names[chain[-1].trial.key] == 1)
+        for chain in chains
+    ]
     _warn_of_failures(trials, chains, errors, verb)
     return tables
 
 
-def _run_stages(work: Mapping[str, Job], jobs: int, progress: bool | None, *, done: int) -> dict[str, str]:
-    """Execute all stages behind a progress bar; return {folder: error} of those that failed."""
-    errors: dict[str, str] = {}
+def _rank_stages(chains: Sequence[list[Stage]], ranks: Sequence[int] | None) -> dict[str, int]:
+    """Return the rank of every stage, the lowest of the trials that it belongs to."""
+    found: dict[str, int] = {}
+    for chain, rank in zip(chains, ranks or [0] * len(chains), strict=True):
+        for stage in chain:
+            found[stage.folder] = min(rank, found.get(stage.folder, rank))
+    return found
+
+
+def _show_stages(outcomes: Generator[Outcome, None, None], progress: bool | None, *, done: int, number: int) -> None:
+    """Show a progress bar while stages are executed, and their warnings."""
     hidden = None if progress is None else not progress
-    with tqdm(total=done + len(work), initial=done, unit="stage", desc="trials", disable=hidden) as bar:
-        for outcome in _execute_all(work, jobs, errors):
-            bar.update()
+    bar = tqdm(total=number, initial=done, unit="stage", desc="trials", disable=hidden)
+    with contextlib.closing(outcomes), bar:
+        for outcome in outcomes:
+            bar.update(not outcome.postponed)
             bar.set_postfix_str(outcome.folder)
             for text, category in outcome.notes:
                 warnings.warn(text, category, stacklevel=4)
-    return errors
 
 
 def _warn_of_failures(
@@ -153,19 +200,29 @@ def _warn_of_failures(
         )
 
 
-def _execute_all(work: Mapping[str, Job], jobs: int, errors: dict[str, str]) -> Iterator[Outcome]:
-    """Yield the outcomes of all stages as they end; put those that failed, or whose parent did, into `errors`."""
-    for ready in _generations({name: job.stage for name, job in work.items()}):
+def _execute_all(
+    work: Mapping[str, Job], jobs: int, errors: dict[str, str], postponed: set[str]
+) -> Generator[Outcome, None, None]:
+    """Yield the outcomes of all stages as they end.
+
+    Those that failed, or whose parent did, are put into `errors`, and those that time did not suffice for into `postponed`.
+    """
+    for ready in _generations(work):
         possible = []
-        for stage in ready:
-            if stage.parent is not None and stage.parent.folder in errors:
-                errors[stage.folder] = errors[stage.parent.folder]
-                yield Outcome(stage.folder)
+        for job in ready:
+            folder, parent = job.stage.folder, job.stage.parent
+            if parent is not None and parent.folder in errors:
+                errors[folder] = errors[parent.folder]
+                yield Outcome(folder)
+            elif parent is not None and parent.folder in postponed:
+                postponed.add(folder)
             else:
-                possible.append(work[stage.folder])
+                possible.append(job)
         for outcome in _execute_parallel(sorted(possible, key=lambda job: -job.stage.duration), jobs):
             if outcome.error is not None:
                 errors[outcome.folder] = outcome.error
+            if outcome.postponed:
+                postponed.add(outcome.folder)
             yield outcome
 
 
@@ -203,14 +260,14 @@ def _run_workers(waiting: dict[str, Job], jobs: int) -> Iterator[Outcome]:
         yield outcome
 
 
-def _generations(stages: dict[str, Stage]) -> Iterator[list[Stage]]:
-    """Yield the stages in groups: every group can start when those before it are done."""
-    waiting = dict(stages)
-    while waiting:
-        ready = [stage for stage in waiting.values() if stage.parent is None or stage.parent.folder not in waiting]
-        yield ready
-        for stage in ready:
-            del waiting[stage.folder]
+def _generations(work: Mapping[str, Job]) -> Iterator[list[Job]]:
+    """Yield the stages in groups: every group can start when those before it are done, and none has a lower rank than those."""
+    for rank in sorted({job.rank for job in work.values()}):
+        waiting = {name: job for name, job in work.items() if job.rank == rank}
+        while waiting:
+            parents = {name: job.stage.parent for name, job in waiting.items()}
+            ready = [name for name, parent in parents.items() if parent is None or parent.folder not in waiting]
+            yield [waiting.pop(name) for name in ready]
 
 
 def _table(chain: list[Stage], runs: Path, errors: Mapping[str, str], *, unique: bool) -> pd.DataFrame:

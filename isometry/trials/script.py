@@ -13,6 +13,8 @@ README) and `draw(table, path)`; its `main` computes the table unless `--redraw`
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import json
 import math
 import time
@@ -28,6 +30,8 @@ from tqdm.auto import tqdm
 from isometry.errors import join_names
 from isometry.files import check_writable, markdown, software, write, write_table
 from isometry.measurement.measuring import interrupts_raised
+from isometry.trials.arguments import build_parser, parse, positive, ratio
+from isometry.trials.connection import connect
 from isometry.trials.provenance import describe_origin
 from isometry.trials.runner import Manner, run_tables
 from isometry.trials.trial import Trial
@@ -46,100 +50,6 @@ __all__ = [
 ]
 
 Row = dict[str, Any]
-
-
-def positive(text: str) -> int:
-    """Return a command line value as a whole number of at least 1."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"got {text}; it takes a whole number of at least 1, e.g. 3")
-    return value
-
-
-def ratio(text: str) -> float:
-    """Return a command line value as a fraction of units removed, above 0 and below 1."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"got {text}; it takes a fraction removed, above 0 and below 1, e.g. 0.5")
-    return value
-
-
-def build_parser(
-    doc: str | None, *, seeds: int | None = None, ratios: Sequence[float] = (), device: bool = False
-) -> argparse.ArgumentParser:
-    """Return a parser with the options that analyses share; those of trials only where `seeds` is given.
-
-    Args:
-        doc: the script's docstring; its first line, the question, is the description.
-        seeds: default number of seeds; None for a script that runs no trials.
-        ratios: default ratios; none leaves out `--ratios`.
-        device: whether `--device` is taken.
-    """
-    parser = argparse.ArgumentParser(description=(doc or "").split("\n")[0], formatter_class=_Help)
-    parser.add_argument("--quick", action="store_true", help="a tiny version, to see that everything runs")
-    parser.add_argument("--redraw", action="store_true", help="draw from the written table, computing nothing")
-    if seeds is not None:
-        parser.add_argument("--seeds", type=positive, default=seeds, help="number of seeds")
-        parser.add_argument("--jobs", type=positive, help="processes (default: the number of cores, 1 on a GPU)")
-    if ratios:
-        parser.add_argument(
-            "--ratios", type=ratio, nargs="+", default=list(ratios), help="fractions of units removed, each once"
-        )
-    if device:
-        parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where networks live")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where trials keep their state")
-    parser.add_argument("--out", type=Path, help="where table and figure are written (default: a folder in --runs)")
-    return parser
-
-
-class _Help(argparse.HelpFormatter):
-    """Help that shows the defaults of options that have one."""
-
-    def _get_help_string(self, action: argparse.Action) -> str:
-        hidden = any(action.default is value for value in (None, False, argparse.SUPPRESS))
-        text = " ".join(map(str, action.default)) if isinstance(action.default, list) else str(action.default)
-        return f"{action.help or ''}{'' if hidden else f' (default: {text})'}".replace("%", "%%")
-
-
-def parse(parser: argparse.ArgumentParser, *, quick_ignores: Sequence[str] = ()) -> argparse.Namespace:
-    """Return the command line's options; exit with a message where one cannot be met. Figures are drawn without a display.
-
-    Args:
-        parser: what `build_parser` returned, with the script's own options.
-        quick_ignores: options that `--quick` has its own values for, e.g. "seeds"; both together are refused.
-    """
-    import matplotlib  # only scripts draw
-
-    options = parser.parse_args()
-    given = _find_given(parser)
-    if options.quick and (both := [f"--{name}" for name in quick_ignores if name in given]):
-        parser.error(
-            f"argument --quick: its tiny version has {join_names(both)} of its own; leave out one or the other"
-        )
-    ratios = getattr(options, "ratios", [])
-    if len(set(ratios)) < len(ratios):
-        text = " ".join(f"{value:g}" for value in ratios)
-        parser.error(
-            f"argument --ratios: got {text}, of which some are equal; it takes each once, e.g. --ratios 0.5 0.7"
-        )
-    if getattr(options, "device", "cpu") == "cuda" and not torch.cuda.is_available():
-        parser.error("argument --device: got cuda, but torch finds no CUDA device; e.g. --device cpu")
-    matplotlib.use("Agg")
-    return options
-
-
-def _find_given(parser: argparse.ArgumentParser) -> set[str]:
-    """Return the names of the options that are on the command line, whatever their values."""
-    absent = object()
-    names = [action.dest for action in parser._actions if action.dest != "help"]
-    found = vars(parser.parse_args(namespace=argparse.Namespace(**dict.fromkeys(names, absent))))
-    return {name for name in names if found[name] is not absent}
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -182,32 +92,64 @@ class Output:
         return self.folder / f"{self.name}.{suffix}"
 
     def run_trials(
-        self, trials: Sequence[Trial], labels: Sequence[Row] | None = None
+        self, trials: Sequence[Trial], labels: Sequence[Row] | None = None, *, ranks: Sequence[int] | None = None
     ) -> tuple[pd.DataFrame, dict[str, Any]]:
-        """Run trials, each stage once; return their table, with the columns of every trial's label, and its provenance."""
-        try:
-            check_writable(self.options.runs)
-        except OSError as error:
-            raise SystemExit(str(error)) from error
+        """Run trials, each stage once; return the table of those that are finished, and its provenance.
+
+        Where time ends before the trials do, a line says what remains.
+
+        Args:
+            trials: what to run.
+            labels: further columns of every trial's rows.
+            ranks: trials of a lower rank come first.
+        """
+        runs, device = self.options.runs, getattr(self.options, "device", "cpu")
         jobs = self.options.jobs or (1 if self.options.quick else None)  # processes start longer than tiny trials take
-        manner = Manner(self.options.runs, jobs, getattr(self.options, "device", "cpu"), progress=True)
-        tables = run_tables(trials, manner, "run")
-        if labels is not None:
-            tables = [table.assign(**label) for table, label in zip(tables, labels, strict=True)]
-        return pd.concat(tables, ignore_index=True), describe_origin(trials, self.options.runs)
+        with contextlib.ExitStack() as stack:
+            try:
+                check_writable(runs)
+                client = stack.enter_context(connect(self.options.cluster))
+            except OSError as error:
+                raise SystemExit(str(error)) from error
+            capture = device == "cuda" and not self.options.eager
+            how = Manner(
+                runs,
+                jobs,
+                device,
+                progress=True,
+                client=client,
+                capture=capture,
+                deadline=self.options.deadline,
+                ranks=ranks,
+            )
+            tables = run_tables(trials, how, "run")
+        ended = zip(trials, tables, labels or [{}] * len(trials), strict=True)
+        kept = [(trial, table.assign(**label)) for trial, table, label in ended if len(table)]
+        if remaining := [trial.key for trial, table in zip(trials, tables, strict=True) if not len(table)]:
+            print(
+                f"{len(kept)} of {len(trials)} trials are finished. The same command goes on with {join_names(remaining)}."
+            )
+        if not kept:
+            return pd.DataFrame(), {}
+        return pd.concat([table for _, table in kept], ignore_index=True), describe_origin(
+            [trial for trial, _ in kept], runs
+        )
 
     def write(self, table: pd.DataFrame, origin: dict[str, Any]) -> None:
         """Write the table and its provenance."""
         write_table(table, origin, self.folder / self.name)
 
     def write_network(self, table: pd.DataFrame, origin: dict[str, Any]) -> None:
-        """Write the rows of one network; those of others in the written table are kept, with their provenance."""
+        """Write the rows of one network, if any; those of others in the written table are kept, with their provenance."""
+        if not len(table):
+            return
         network, origins = table["network"].iloc[0], {}
         if self.path("csv").exists():
             written, kept = self.read()
-            table = pd.concat([table, written[written["network"] != network]], ignore_index=True)
+            origins = kept.get("networks", {})  # a table without them is replaced
+            others = written[(written["network"] != network) & written["network"].isin(list(origins))]
+            table = pd.concat([table, others], ignore_index=True)
             table = table.sort_values("network", ascending=False, kind="stable")
-            origins = kept["networks"]
         origins |= {network: origin}
         versions = [entry for each in origins.values() for entry in each["software"]]
         unique = [entry for index, entry in enumerate(versions) if entry not in versions[:index]]
@@ -219,7 +161,9 @@ class Output:
         return read_table(self.path("csv")), json.loads(self.path("json").read_text())
 
     def publish(self, draw: Callable[[pd.DataFrame, Path], None], tables: Callable[[pd.DataFrame], str]) -> None:
-        """Draw the written table, write it as markdown, and print that."""
+        """Draw the written table, write it as markdown, and print that; exit where no trial is finished yet."""
+        if not self.path("csv").exists():
+            raise SystemExit(f"no trial is finished, so that there is no {self.path('csv')} yet")
         table, _ = self.read()
         draw(table, self.path("png"))
         text = tables(table)
@@ -230,22 +174,28 @@ class Output:
 def run_measurement(
     name: str,
     doc: str | None,
-    parts: Mapping[str, Callable[[bool], list[Row]]],
+    parts: Mapping[str, Callable[..., list[Row]]],
     draw: Callable[[pd.DataFrame, Path], None],
     tables: Callable[[pd.DataFrame], str],
+    *,
+    device: bool = False,
 ) -> None:
     """Run a script that measures instead of running trials. The table is written after every part.
 
     Args:
         name: of the analysis.
         doc: the script's docstring.
-        parts: {value of the column `part`: function of --quick that returns the rows}.
+        parts: {value of the column `part`: function of --quick, and of --device where that is taken, that returns the rows}.
         draw: see `Output.publish`.
         tables: see `Output.publish`.
+        device: whether --device is taken; what is measured on a GPU has files of its own.
     """
-    parser = build_parser(doc)
+    parser = build_parser(doc, device=device)
     parser.add_argument("--only", nargs="+", choices=list(parts), help="measure these parts again, keep the others")
-    output = Output.of(name, parse(parser))
+    options = parse(parser)
+    if device:
+        parts = {key: functools.partial(part, device=options.device) for key, part in parts.items()}
+    output = Output.of(f"{name}-cuda" if device and options.device == "cuda" else name, options)
     if not output.options.redraw:
         _measure_parts(parts, output)
     output.publish(draw, tables)

@@ -68,6 +68,11 @@ class Stage(ABC):
             progress: whether trainings show a bar; None: in terminals and notebooks.
         """
 
+    @property
+    def reads(self) -> tuple[Stage, ...]:
+        """The stages whose files `execute` reads."""
+        return () if self.parent is None else (self.parent,)
+
     @functools.cached_property
     def settings(self) -> dict[str, Any]:
         """Everything that decides this stage's outcome, as JSON types."""

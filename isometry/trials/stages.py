@@ -191,6 +191,11 @@ class FineTuning(Stage):
         """The pruner and its ratio, the repair, the recipe."""
         return [*self.parent.labels, self.trial.repair or "plain", label(self.trial.finetune)]
 
+    @property
+    def reads(self) -> tuple[Stage, ...]:
+        """The pruning; with a repair also the dense training."""
+        return (self.parent, DenseTraining(self.trial)) if self.trial.repair is not None else (self.parent,)
+
     def execute(self, runs: Path, device: str, *, weights: bool = False, progress: bool | None = False) -> list[Row]:
         """Repair and train; return one row per epoch."""
         trial, folder = self.trial, runs / self.folder

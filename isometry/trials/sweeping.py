@@ -26,6 +26,7 @@ from isometry.repairs import REPAIRS
 from isometry.training.objective import Loss, Metric
 from isometry.training.recipe import Recipe
 from isometry.trials.architecture import Given, read_architecture
+from isometry.trials.connection import check_client
 from isometry.trials.dataset import Own, read_data
 from isometry.trials.runner import Manner, run_tables
 from isometry.trials.trial import Trial
@@ -65,6 +66,7 @@ def sweep(
     autocast: bool = False,
     progress: bool | None = None,
     keep: str | None = None,
+    client: Any = None,
 ) -> pd.DataFrame:
     """Prune a network by several methods at several ratios, fine-tune it, and return one table of how that went.
 
@@ -106,6 +108,8 @@ def sweep(
         progress: False silences the bars (of trials and, with one job, of their training steps); None shows them in terminals
             and notebooks.
         keep: "weights" keeps every fine-tuned network in the folder.
+        client: a `distributed.Client`, whose workers execute the trials; see `isometry.trials.run`. What cannot be pickled is refused,
+            as with several jobs.
 
     Returns:
         One row per (trial, phase, epoch), as `isometry.trials.run` returns it, with the columns `method` (the label), `error` and
@@ -120,6 +124,7 @@ def sweep(
             _check_ratios(ratios)
             numbers = _read_seeds(seeds)
             _check_settings(finetune=finetune, pretrain=pretrain, jobs=jobs, keep=keep)
+            check_client(client, None if jobs == 1 else jobs)
             runs = stack.enter_context(_folder(folder, keep))
             architecture, given = read_architecture(network), read_data(data, test)
             dataset = given if isinstance(given, str) else Own(given, runs if jobs > 1 else None)
@@ -133,11 +138,12 @@ def sweep(
                 for seed in numbers for ratio in ratios for method in methods
             ]  # fmt: skip
             _check_accepted(trials[0])
-            if jobs > 1:
+            if jobs > 1 or client is not None:
                 _check_sendable(trials[0], methods)
         if device is None:
             device = _device_of(network) if isinstance(architecture, Given) else "cpu"
-        manner = Manner(runs, jobs, device, progress, keep == "weights", temporary=folder is None)
+            device = device if client is None else device.split(":")[0]  # workers number their devices themselves
+        manner = Manner(runs, jobs, device, progress, keep == "weights", folder is None, client)
         tables = run_tables(trials, manner, "sweep")
     labels = [method.label for _ in numbers for _ in ratios for method in methods]
     held_out = isinstance(given, str) or given.test is not given.train
@@ -269,7 +275,7 @@ def _check_sendable(trial: Trial, methods: Sequence[Method]) -> None:
             dumps(part)
         except Exception as error:  # whatever the user's objects raise
             raise InvalidTypeError(
-                f"got {name}, which cannot be sent to other processes ({type(error).__name__}: {error}); more jobs than one need "
+                f"got {name}, which cannot be sent to other processes ({type(error).__name__}: {error}); other processes need "
                 "a network, pruners and data that can be pickled, without open files, locks or generators. Define it in a module, "
                 "or pass jobs=1."
             ) from error

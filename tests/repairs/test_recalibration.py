@@ -47,8 +47,13 @@ def test_recalibration_restores_the_accuracy(digits: isometry.data.Data) -> None
 
 
 def test_a_network_without_statistics_is_refused(digits: isometry.data.Data) -> None:
-    with pytest.raises(ValueError, match="0 BatchNorms that track statistics"):
+    with pytest.raises(ValueError, match=r"got a network \(MLP\) without a BatchNorm .* isometry.repair\("):
         recalibrate(digits_mlp(), digits)
+
+
+def test_one_sample_is_refused() -> None:
+    with pytest.raises(ValueError, match="got 1 samples and batch_size=128; statistics take at least 2"):
+        recalibrate(nn.Sequential(nn.BatchNorm2d(3)), torch.randn(1, 3, 4, 4))
 
 
 def mixed_precision() -> nn.Module:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isometry.spectra import Matrices, exact, singular_values, singular_vectors
+from isometry.spectra import Matrices, exact, row_singular_values, singular_values, singular_vectors
 from tests.references import SPECTRA, with_values
 
 
@@ -58,3 +58,15 @@ def test_vectors_of_the_smaller_side_belong_to_their_values(dtype: torch.dtype) 
     torch.testing.assert_close(values.flip(-1), singular_values(maps), rtol=1e-6, atol=1e-9)
     gram = maps.double() @ maps.double().mT
     torch.testing.assert_close(gram @ vectors, vectors * values.square().unsqueeze(1), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [(10, 9000), (7, 7), (12, 5), (1, 3)], ids=str)
+def test_values_of_rows_are_those_of_the_matrices(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    spread = torch.logspace(0, -5, min(shape), dtype=torch.float64)
+    matrices = torch.stack([with_values(spread * scale, *shape) for scale in (1, 30, 1e-6)] * 4).to(dtype)
+    kept = matrices.clone()
+    values = row_singular_values([*matrices.unbind(1)])
+    torch.testing.assert_close(values, singular_values(matrices), rtol=1e-4, atol=0)
+    torch.testing.assert_close(values, torch.linalg.svdvals(matrices.double()), rtol=1e-4, atol=0)
+    assert torch.equal(matrices, kept)

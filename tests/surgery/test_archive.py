@@ -42,8 +42,18 @@ def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_absent_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(
+        FileNotFoundError, match=r"load\(\) found no file .*none; it takes one that isometry.save wrote"
+    ):
         isometry.load(tmp_path / "none", lenet())
+
+
+def test_a_suffix_that_promises_a_pickle_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"save\(\) got the path .*net.pth, .* e.g. isometry.save\(result, .*net.safetensors'\)"
+    ):
+        isometry.save(prune(lenet(), L1(), 0.5), tmp_path / "net.pth")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_file_keeps_the_precision_of_the_whole_network(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ REFUSED: dict[str, tuple[nn.Module, Any, Any, str]] = {
     "a class": (linear(), (X, Y), nn.MSELoss, "a loss that"),
     "not callable": (linear(), (X, Y), "mse", r"loss=str\(\.\.\.\), which cannot be called.*loss=torch"),
     "an optimizer": (linear(), (X, Y), torch.optim.SGD(linear().parameters(), 0.1), r"loss=SGD\(\.\.\.\), which cannot be called"),
-    "absent targets": (linear(), X, F.mse_loss, r"a loss that failed \(.*\) at outputs of shape .* and targets of none, as the data have none"),
+    "absent targets": (linear(), X, F.mse_loss, r"data without targets, with which the loss failed \(.*\). Pass pairs"),
     "wrong dtype": (linear(), (X, CLASSES[:, None].expand(-1, 4)), F.binary_cross_entropy_with_logits, r"a loss that failed .* targets of shape \(\d+, 4\), torch\.int64"),
     "wrong shape": (linear(), (X, rand(24, 3)), F.mse_loss, r"a loss that failed .* outputs of shape \(\d+, 4\).*targets of shape \(\d+, 3\)"),
 }  # fmt: skip

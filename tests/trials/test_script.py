@@ -113,6 +113,7 @@ def test_redrawing_nothing_and_folders_that_cannot_be_written_are_refused(
 def test_the_rows_of_other_networks_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     output = script.Output.of("name", options(monkeypatch, "--out", str(tmp_path)))
     origin = {"software": [{"commit": "a"}], "computing_seconds": 1.5}
+    output.write(pd.DataFrame({"network": ["vgg-16"], "value": [4]}), origin)  # no provenance by network
     for network, value in (("resnet-56", 1), ("resnet-20", 2), ("resnet-56", 3)):
         output.write_network(pd.DataFrame({"network": [network], "value": [value]}), origin)
     table, merged = output.read()

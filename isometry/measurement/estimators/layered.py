@@ -13,7 +13,7 @@ from isometry.measurement.estimators.estimator import EstimatedBatch, Estimator,
 from isometry.measurement.jacobian import Jacobian
 from isometry.measurement.layers import LayerOutputs
 from isometry.measurement.preparation import Subject
-from isometry.spectra import RESOLUTION, Spectrum, exact, singular_values
+from isometry.spectra import RESOLUTION, Spectrum, exact, row_singular_values, singular_values
 
 __all__ = ["Layered"]
 
@@ -50,30 +50,29 @@ class Layered(Estimator):
         # As they are now: a checkpoint runs its part of the forward pass again during the backward pass.
         names = [name for name in self.layers.names if name in captured]
         activations = [captured[name] for name in names]
-        whole, *parts = self._rows(jacobian, activations)
+        first, *others = self._rows(jacobian, activations)
+        whole = torch.stack(first, 1)
         if not bool(torch.isfinite(whole).all()):
             raise NonFiniteError("gradient")
         resolution = RESOLUTION[jacobian.dtype]
         spectra = {
-            name: Spectrum.of(singular_values(part).cpu(), resolution) for name, part in zip(names, parts, strict=True)
+            name: Spectrum.of(row_singular_values(rows).cpu(), resolution)
+            for name, rows in zip(names, others, strict=True)
         }
         return replace(estimated(Spectrum.of(singular_values(whole), resolution), len(batch), jacobian), layers=spectra)
 
     @staticmethod
-    def _rows(jacobian: Jacobian, activations: list[Tensor]) -> list[Tensor]:
-        """Return the Jacobians [B, m, *] with respect to the inputs and to every activation, columns in any order."""
-        matrices = [
-            torch.empty(jacobian.batch, jacobian.rows, width, dtype=jacobian.dtype, device=jacobian.device)
-            for width in (jacobian.columns, *(activation[0].numel() for activation in activations))
-        ]
-        cotangent = torch.zeros_like(jacobian.outputs, memory_format=torch.contiguous_format)
+    def _rows(jacobian: Jacobian, activations: list[Tensor]) -> list[list[Tensor]]:
+        """Return the m rows [B, *] of the Jacobians with respect to the inputs and to every activation, columns in any order."""
+        rows: list[list[Tensor]] = [[] for _ in range(1 + len(activations))]
         for row in range(jacobian.rows):
+            # A new one for every row: the gradient of the last layer may be the cotangent itself.
+            cotangent = torch.zeros_like(jacobian.outputs, memory_format=torch.contiguous_format)
             cotangent.view(jacobian.batch, -1)[:, row] = 1
-            for matrix, gradient in zip(matrices, jacobian.pullback(cotangent, activations), strict=True):
+            for found, gradient in zip(rows, jacobian.pullback(cotangent, activations), strict=True):
                 # The order of columns does not matter for singular values: as they lie in memory is fastest.
                 order = sorted(range(1, gradient.ndim), key=gradient.stride, reverse=True)
-                matrix[:, row] = gradient.permute(0, *order).reshape(jacobian.batch, -1)
-            cotangent.view(jacobian.batch, -1)[:, row] = 0
+                found.append(gradient.permute(0, *order).reshape(jacobian.batch, -1))
         jacobian.products += jacobian.rows
         jacobian.routes.add("loop")
-        return matrices
+        return rows

@@ -1,0 +1,370 @@
+"""Sweeps on the workers of a Dask cluster that share no files: the same table, whatever happens to workers and client."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+
+import isometry
+from isometry import L1, Recipe
+from isometry.trials import arguments, connection, run, script
+from isometry.trials.execution import acquire_lock
+from isometry.trials.stages import plan_stages
+from tests.trials import interrupted
+from tests.trials.examples import four_trials, trial
+
+distributed = pytest.importorskip("distributed", reason="pip install 'isometry[cluster]'")
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Marked(L1):
+    """Does something once, where the file `marker` is absent, and makes it; with `always` every time."""
+
+    marker: str = ""
+    always: bool = False
+
+    def importance(self, context: object, group: Any) -> Tensor:
+        if not Path(self.marker).exists() or self.always:
+            Path(self.marker).touch()
+            self.act()
+        return super().importance(context, group)  # type: ignore[arg-type]
+
+    def act(self) -> None:
+        raise RuntimeError("no importance today")
+
+
+class Suicidal(Marked):
+    def act(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Slow(Marked):
+    def act(self) -> None:
+        time.sleep(1)
+
+
+class Cluster:
+    """A scheduler and workers, each a process of its own in a folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.workers = folder, list[subprocess.Popen]()
+        self.scheduler = self.start("scheduler", "--scheduler-file", str(folder / "address"), "--port", "0")
+        wait_until(lambda: (folder / "address").exists() and (folder / "address").stat().st_size)
+        self.client = distributed.Client(scheduler_file=str(folder / "address"), timeout=120)
+        self.address = self.client.scheduler.address
+
+    def start(self, kind: str, *options: str) -> subprocess.Popen:
+        here = self.folder / f"{kind}-{len(self.workers)}"
+        here.mkdir(parents=True)
+        variables = {
+            **os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TMPDIR": str(here),
+            "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0",  # the default is 3, which takes longer
+        }  # fmt: skip
+        command = [sys.executable, "-m", "dask", kind, "--host", "127.0.0.1", "--dashboard-address", ":0", *options]
+        with open(here / "log", "w") as log:
+            return subprocess.Popen(command, cwd=here, env=variables, stdout=log, stderr=log)
+
+    def restart(self, count: int) -> None:
+        """Start as many workers as are missing."""
+        while sum(worker.poll() is None for worker in self.workers) < count:
+            options = ("--nthreads", "1", "--no-nanny", "--local-directory", "scratch")
+            self.workers.append(self.start("worker", self.address, *options))
+
+    def supply(self, count: int) -> None:
+        """Start as many workers as are missing, and wait for them."""
+        self.restart(count)
+        self.client.wait_for_workers(count, timeout=120)
+
+    def close(self) -> None:
+        self.client.close()
+        for process in (*self.workers, self.scheduler):
+            process.kill()
+            process.wait()
+
+
+def wait_until(happens: Any) -> None:
+    end = time.monotonic() + 120
+    while not happens():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    cluster = Cluster(tmp_path_factory.mktemp("cluster"))
+    yield cluster
+    cluster.close()
+
+
+@pytest.fixture
+def cluster(started: Cluster) -> Cluster:
+    """With at least one worker."""
+    started.supply(1)
+    return started
+
+
+def files_of(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_cluster_gives_the_table_of_one_process_and_leaves_nothing_on_its_workers(
+    tmp_path: Path, cluster: Cluster
+) -> None:
+    cluster.supply(2)
+    table = run(four_trials(), tmp_path / "cluster", client=cluster.client, keep="weights", progress=False)
+    local = run(four_trials(), tmp_path / "local", jobs=1, keep="weights", progress=False)
+    pd.testing.assert_frame_equal(table, local, check_exact=True)
+    stamps = files_of(tmp_path / "cluster")
+    pd.testing.assert_frame_equal(run(four_trials(), tmp_path / "cluster", jobs=1, keep="weights"), local)
+    assert files_of(tmp_path / "cluster") == stamps
+    names = {path.relative_to(tmp_path / "local") for path in files_of(tmp_path / "local")}
+    assert {path.relative_to(tmp_path / "cluster") for path in stamps} == names
+    assert not list(cluster.folder.rglob("worker-*/**/*.safetensors"))
+
+
+def test_a_stage_whose_worker_was_killed_runs_on_another(tmp_path: Path, cluster: Cluster) -> None:
+    cluster.supply(2)
+    wanted = [trial(pruner=Suicidal(marker=str(tmp_path / "marker"))), trial()]
+    table = run(wanted, tmp_path / "cluster", client=cluster.client, progress=False)
+    assert sum(worker.poll() is None for worker in cluster.workers) == 1
+    pd.testing.assert_frame_equal(table, run(wanted, tmp_path / "local", jobs=1, progress=False), check_exact=True)
+
+
+def test_a_sweep_of_ones_own_network_and_tensors_gives_the_same_table(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = torch.randn(300, 6)
+    arguments = ({"L1": L1(), "L1 + repair": L1()}, [0.5], (x, (x.sum(1) > 0).long()))
+    settings = {"finetune": Recipe(0.01, 1, 32), "seeds": [3], "progress": False}
+    factory = lambda: nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 2))  # noqa: E731
+    for network in (factory, factory()):
+        local = isometry.sweep(network, *arguments, **settings)
+        table = isometry.sweep(network, *arguments, **settings, client=cluster.client)
+        pd.testing.assert_frame_equal(table, local, check_exact=True)
+
+
+@pytest.mark.slow
+def test_a_stage_that_kills_every_worker_fails_and_the_others_go_on(tmp_path: Path, cluster: Cluster) -> None:
+    wanted = [trial(pruner=Suicidal(marker=str(tmp_path / "marker"), always=True)), trial(seed=1)]
+    done = threading.Event()
+    restarter = threading.Thread(target=lambda: [cluster.restart(2) for _ in iter(lambda: done.wait(0.5), True)])
+    restarter.start()
+    try:
+        with pytest.warns(UserWarning, match=r"finished 1 of 2.*suicidal-0\.5.*its workers were killed.*error\.txt"):
+            table = run(wanted, tmp_path, client=cluster.client, progress=False)
+    finally:
+        done.set()
+        restarter.join()
+    assert list(table["error"].notna()) == [False, True, False, False, False, False]
+
+
+def test_a_killed_client_loses_nothing_that_was_finished(tmp_path: Path, cluster: Cluster) -> None:
+    command = [sys.executable, "-m", "tests.trials.interrupted", str(tmp_path / "killed"), cluster.address]
+    with subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}) as process:
+        wait_until(lambda: list(tmp_path.rglob("done.json")))
+        process.kill()
+    stamps = {path: stamp for path, stamp in files_of(tmp_path / "killed").items() if path.name == "done.json"}
+    table = run(interrupted.TRIALS, tmp_path / "killed", client=cluster.client, progress=False)
+    assert stamps.items() <= files_of(tmp_path / "killed").items()
+    local = run(interrupted.TRIALS, tmp_path / "local", jobs=1, progress=False)
+    pd.testing.assert_frame_equal(table, local, check_exact=True)
+
+
+def test_an_interrupt_cancels_what_is_under_way_and_keeps_what_is_finished(tmp_path: Path, cluster: Cluster) -> None:
+    def interrupt() -> None:
+        wait_until(lambda: list(tmp_path.rglob("dense/*/done.json")))
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    wanted = [trial(pruner=Slow(marker=str(tmp_path / "marker"), always=True))]
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        run(wanted, tmp_path, client=cluster.client, progress=False)
+    wait_until(lambda: not cluster.client.run_on_scheduler(lambda dask_scheduler: list(dask_scheduler.tasks)))
+    assert len(list(tmp_path.rglob("done.json"))) == 1
+    for stage in plan_stages(wanted[0]):
+        acquire_lock(tmp_path / stage.folder, timeout=0).release()
+
+
+def test_stages_that_dask_cancels_run_again(tmp_path: Path, cluster: Cluster) -> None:
+    def cancel() -> None:
+        wait_until(lambda: (tmp_path / "marker").exists())
+        cluster.client.cancel([key for key in cluster.client.futures if "pruned" in str(key)], force=True)
+
+    wanted = [trial(pruner=Slow(marker=str(tmp_path / "marker")))]
+    other = threading.Thread(target=cancel)
+    other.start()
+    table = run(wanted, tmp_path / "cluster", client=cluster.client, progress=False)
+    other.join()
+    pd.testing.assert_frame_equal(table, run(wanted, tmp_path / "local", jobs=1, progress=False), check_exact=True)
+
+
+def test_a_failing_stage_is_recorded_here_and_tried_again_by_the_next_call(tmp_path: Path, cluster: Cluster) -> None:
+    wanted = [trial(pruner=Marked(marker=str(tmp_path / "marker"))), trial()]
+    with pytest.warns(UserWarning, match=r"finished 1 of 2 trials.*marked-0\.5.*no importance today"):
+        table = run(wanted, tmp_path / "runs", client=cluster.client, progress=False)
+    (file,) = (tmp_path / "runs").rglob("error.txt")
+    assert f"RuntimeError: no importance today (see {file})" in table["error"].iloc[1]
+    assert "Traceback" in file.read_text()
+    assert "in process " in file.read_text()
+    table = run(wanted, tmp_path / "runs", client=cluster.client, progress=False)
+    assert "error" not in table
+    assert not file.exists()
+
+
+def test_a_module_that_workers_lack_is_named(tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_pruners.py").write_text("import isometry\nclass Mine(isometry.L1):\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    import my_pruners
+
+    with pytest.warns(
+        UserWarning, match=r"No module named 'my_pruners', which .* client.upload_file\('my_pruners.py'\)"
+    ):
+        run([trial(pruner=my_pruners.Mine())], tmp_path / "runs", client=cluster.client, progress=False)
+    cluster.client.upload_file(str(tmp_path / "my_pruners.py"))
+    assert len(run([trial(pruner=my_pruners.Mine())], tmp_path / "runs", client=cluster.client, progress=False)) == 4
+
+
+def test_a_run_on_a_cluster_waits_for_what_another_run_computes(
+    tmp_path: Path, cluster: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = trial(finetune=None, pruner=None)
+    lock = acquire_lock(tmp_path / plan_stages(wanted)[0].folder)
+    tables: list[pd.DataFrame] = []
+    other = threading.Thread(
+        target=lambda: tables.append(run([wanted], tmp_path, client=cluster.client, progress=False))
+    )
+    other.start()
+    time.sleep(0.5)
+    assert not tables
+    lock.release()
+    tables.append(run([wanted], tmp_path, jobs=1, progress=False))
+    other.join()
+    pd.testing.assert_frame_equal(*tables)
+    assert "waiting for another run that computes" in capsys.readouterr().err
+
+
+def test_an_analysis_runs_on_a_cluster(tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["analysis", "--cluster", cluster.address, "--runs", str(tmp_path / "a")])
+    output = script.Output.of("name", script.parse(script.build_parser("Is it so?", seeds=1)))
+    table, origin = output.run_trials([trial()])
+    pd.testing.assert_frame_equal(table, run([trial()], tmp_path / "b", jobs=1, progress=False), check_exact=True)
+    assert origin["trials"] == 1
+
+
+def test_threads_of_one_worker_take_turns_and_that_is_said(tmp_path: Path) -> None:
+    settings = {"n_workers": 1, "threads_per_worker": 2, "processes": False, "dashboard_address": ":0"}
+    wanted = [trial(finetune=None, seed=seed) for seed in range(2)]
+    local = run(wanted, tmp_path / "local", jobs=1, progress=False)
+    with (
+        distributed.LocalCluster(**settings) as threads,
+        distributed.Client(threads) as client,
+        pytest.warns(UserWarning, match=r"workers of several threads, .*--nthreads 1"),
+    ):
+        table = run(wanted, tmp_path / "cluster", client=client, progress=False)
+    pd.testing.assert_frame_equal(table, local, check_exact=True)
+
+
+def test_a_lost_scheduler_is_said_and_so_are_missing_workers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with contextlib.closing(Cluster(tmp_path / "cluster")) as lost:
+        threading.Timer(1, lost.scheduler.kill).start()
+        with pytest.raises(ConnectionError, match=r"(?s)scheduler was lost.*kept: call again"):
+            run([trial()], tmp_path / "runs", client=lost.client, progress=False)
+    assert f"no workers at {lost.address} yet; waiting for them" in capsys.readouterr().err
+
+
+def fail_to_import() -> None:
+    raise ModuleNotFoundError("No module named 'isometry'")
+
+
+def test_workers_of_other_versions_are_named_and_those_without_isometry_refused(
+    tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = connection.software()
+    monkeypatch.setattr(connection, "software", lambda: here | {"torch": "1.0"})
+    with pytest.warns(
+        UserWarning,
+        match=rf"run\(\) got workers of another version: torch {torch.__version__[:3]}.* instead of 1\.0 at tcp",
+    ):
+        run([trial(finetune=None, pruner=None)], tmp_path, client=cluster.client, progress=False)
+    monkeypatch.setattr(connection, "describe_worker", fail_to_import)
+    with pytest.raises(
+        ValueError, match=r"run\(\) got a cluster whose worker tcp.* cannot import what it needs.*install"
+    ):
+        run([trial()], tmp_path, client=cluster.client, progress=False)
+
+
+def test_clients_that_cannot_be_used_are_refused(tmp_path: Path, cluster: Cluster) -> None:
+    arguments = ([trial()], tmp_path)
+    with pytest.raises(TypeError, match=r"run\(\) got client='tcp://a:1'; it takes a distributed.Client, e.g."):
+        run(*arguments, client="tcp://a:1")
+    with pytest.raises(ValueError, match=r"run\(\) got jobs=2 and a client"):
+        run(*arguments, jobs=2, client=cluster.client)
+    with pytest.raises(ValueError, match=r"sweep\(\) got jobs=2 and a client"):
+        isometry.sweep("mlp-7-linear", {"L1": L1()}, [0.5], "digits", jobs=2, client=cluster.client)
+    with distributed.Client(cluster.address, set_as_default=False) as closed:
+        pass
+    with pytest.raises(ValueError, match=r"run\(\) got a client that is closed; it takes one that is connected"):
+        run(*arguments, client=closed)
+
+    async def refuse() -> None:
+        async with distributed.Client(cluster.address, asynchronous=True, set_as_default=False) as client:
+            with pytest.raises(TypeError, match=r"run\(\) got a client that is asynchronous"):
+                run(*arguments, client=client)
+
+    asyncio.run(refuse())
+
+
+def test_without_dask_clients_and_addresses_are_refused_with_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for module in (connection, arguments):
+        monkeypatch.setattr(module, "is_installed", lambda: False)
+    with pytest.raises(
+        TypeError, match=r"run\(\) got client=1, but Dask is not installed.*pip install 'isometry\[cluster\]'"
+    ):
+        run([trial()], tmp_path, client=1)
+    monkeypatch.setattr(sys, "argv", ["analysis", "--cluster", "tcp://a:1"])
+    with pytest.raises(SystemExit):
+        script.parse(script.build_parser("Is it so?", seeds=1))
+    assert "--cluster: got tcp://a:1, but Dask is not installed; pip install" in capsys.readouterr().err
+
+
+def test_an_analysis_takes_jobs_or_a_cluster(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["analysis", "--cluster", "tcp://a:1", "--jobs", "2"])
+    with pytest.raises(SystemExit):
+        script.parse(script.build_parser("Is it so?", seeds=1))
+    assert "argument --jobs: not allowed with argument --cluster" in capsys.readouterr().err
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["analysis", "--cluster", "tcp://a:1", "--device", "cuda"])
+    assert script.parse(script.build_parser("Is it so?", seeds=1, device=True)).device == "cuda"  # of the workers
+
+
+def test_an_address_where_nobody_answers_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with contextlib.closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setattr(connection, "_TIMEOUT", 0.5)
+    for address in (f"tcp://127.0.0.1:{port}", "nonsense"):
+        monkeypatch.setattr(sys, "argv", ["analysis", "--cluster", address, "--runs", str(tmp_path / "a")])
+        output = script.Output.of("name", script.parse(script.build_parser("Is it so?", seeds=1)))
+        with pytest.raises(SystemExit, match=rf"no Dask scheduler answered at {address} within 0\.5 s.*dask scheduler"):
+            output.run_trials([trial()])
