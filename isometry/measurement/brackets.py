@@ -19,8 +19,9 @@ class Brackets:
     """What a stochastic measurement knows about every sample's mean JSV.
 
     Attributes:
-        lower, upper: [B] float64, quadrature bounds averaged over the sample's probes: certified for the probes. Those of
-            calibrated short runs (see `Calibration`) are the bounds of long runs on other samples, scaled.
+        lower, upper: [B] float64, quadrature bounds averaged over the sample's probes, narrowed to where the limit is
+            expected (see `Bidiagonal.narrowed`). Those of calibrated short runs (see `Calibration`) are the bounds of long
+            runs on other samples, scaled.
         probe_variance: [B], variance over the sample's probes divided by their number; nan for one probe, 0 where all
             values are known.
         largest_residual: how far a singular value may lie from the largest Ritz value, at most.

@@ -79,7 +79,8 @@ class Pilot:
             limit: [B, P], the quadratic forms vᵀ (AᵀA)^½ v where they are known; None takes the run's own brackets.
         """
         steps = run.alpha.shape[-1]
-        lower, upper = run.bracket()
+        lower, upper = run.narrowed()
+        narrow = (upper - lower).mean(1) / 2
         half = (upper - lower) / 2 if limit is None else torch.zeros_like(lower)
         limit = (lower + upper) / 2 if limit is None else limit
         middles, widths, variances = [], [], []
@@ -91,6 +92,7 @@ class Pilot:
             variances.append((factor[:, None] * middle + cut.correction()).var(1))
             middles.append(mean)
             widths.append((upper - lower).mean(1) / 2)
+        widths[-1] = narrow
         middle, width, variance = (torch.stack(parts, 1).cpu() for parts in (middles, widths, variances))
         limits = limit.mean(1).cpu()
         return cls(middle, width, variance, limits, half.mean(1).cpu(), torch.full_like(limits, steps))

@@ -45,7 +45,7 @@ def operator_statistics(module: nn.Module, size: tuple[int, ...]) -> dict[str, A
         steps=24,
         rtol=0.02,
     )
-    lower, upper = run.bracket()
+    lower, upper = run.narrowed()
     spectrum = run.spectrum()
     return {
         "operator_mean": float((lower + upper).mean() / 2),

@@ -8,7 +8,7 @@ import torch
 
 from isometry.measurement.allocation import Prospect, Route, allocate, allocate_to_reach, between_samples, routes
 from isometry.measurement.brackets import Brackets
-from isometry.measurement.estimators import Estimator, Exact, Krylov, exact_estimator
+from isometry.measurement.estimators import ControlledKrylov, Estimator, Exact, Krylov, exact_estimator
 from isometry.measurement.options import Options
 from isometry.measurement.preparation import PRODUCTS, Subject
 from isometry.measurement.ranks import Ranks
@@ -18,6 +18,11 @@ __all__ = ["Plan", "Planner"]
 
 _EXACT_UP_TO = 128
 _TOLERANCE = 0.028  # half-width of a sample's bracket
+_FEW = 8  # samples below which the errors of probes do not average out
+_FEW_TOLERANCE, _ACCURACY = (
+    0.012,
+    0.03,
+)  # of them: half-widths of a bracket, and of the interval of all of them together
 _BRACKET_SHARE = 0.08  # of a tolerance, for the half-width of brackets
 _BYTES = 2**29
 _FEWEST_EXACT = 12  # exact samples that a budget must buy for them to be a choice
@@ -68,6 +73,10 @@ class Planner:
         method, budget = options.method, options.budget
         if method == "exact" or (method == "auto" and (exact.price <= _EXACT_UP_TO or self.subject.layers is not None)):
             return Plan(exact)
+        few = options.bracket is None and self.available is not None and self.available < _FEW
+        if not options.sampled and few:
+            limits = (_FEW_TOLERANCE, _ACCURACY, self.available or 1, exact.price)
+            return Plan(ControlledKrylov(self.subject, self.generator, *limits, self.ranks))
         if not options.sampled:
             return Plan(Krylov(self.subject, self.generator, _PROBES, options.bracket or _TOLERANCE, ranks=self.ranks))
         if method == "auto" and budget and self.available and PRODUCTS + self.available * exact.price <= budget:

@@ -91,7 +91,7 @@ class Report:
         """The parts of the error: standard errors of `samples` and `probes`, half-widths of `calibration` and `quadrature`.
 
         Calibration is the error of correcting short runs by long ones or by exact samples, with 95 % confidence; quadrature
-        that of the brackets, for certain.
+        the half-width of the brackets.
         """
         if self.brackets is None:
             return {"samples": self.sem, "probes": 0.0, "calibration": 0.0, "quadrature": 0.0}
@@ -106,6 +106,17 @@ class Report:
             "calibration": calibration,
             "quadrature": half,
         }
+
+    @property
+    def estimation_error(self) -> float:
+        """How far the mean JSV may lie from that of all singular values of these samples: 95 %, as a share of it.
+
+        Unlike `interval` it says nothing of other inputs, and it is known for one sample, too. 0 for exact values.
+        """
+        parts = self.components
+        if not self.mean_jsv or self.brackets is None:
+            return 0.0
+        return (math.hypot(1.96 * parts["probes"], parts["calibration"]) + parts["quadrature"]) / self.mean_jsv
 
     @property
     def std_jsv(self) -> float:

@@ -31,7 +31,7 @@ def summarize(report: Report) -> list[tuple[str, str]]:
     count, values = report.spectrum.values.shape
     kind = "values" if report.spectrum.complete else "nodes"
     estimates = {name: _with_interval(estimate) for name, estimate in report.estimates.items()}
-    rows = [("mean JSV", estimates["mean_jsv"] if count > 1 else f"{report.mean_jsv:.4g}   one sample: error unknown")]
+    rows = [("mean JSV", estimates["mean_jsv"] if count > 1 else _of_one(report))]
     if report.reference is not None:
         dense, ratios = report.reference.mean_jsv, sample_ratios(report, report.reference)
         rows += [
@@ -62,6 +62,13 @@ def summarize(report: Report) -> list[tuple[str, str]]:
         ),
         *(("note", _explained(note)) for note in report.notes),
     ]
+
+
+def _of_one(report: Report) -> str:
+    """Return the mean JSV of a report of one sample, with what is known of its error."""
+    if not report.estimation_error:
+        return f"{report.mean_jsv:.4g}   one sample: error unknown"
+    return f"{report.mean_jsv:.4g}   give or take {report.estimation_error:.2%}; one sample: error over inputs unknown"
 
 
 def _explained(note: str) -> str:

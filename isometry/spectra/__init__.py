@@ -1,6 +1,7 @@
 """Spectra of linear maps: matrices in, singular values out; nothing here depends on neural networks."""
 
 from isometry.spectra import laws, orthogonal
+from isometry.spectra.control import Controlled
 from isometry.spectra.convolution import Convolution, circular
 from isometry.spectra.estimate import Bound, Estimate, mean_with_error
 from isometry.spectra.exact import RESOLUTION, exact, row_singular_values, singular_values, singular_vectors
@@ -13,6 +14,7 @@ __all__ = [
     "RESOLUTION",
     "Bidiagonal",
     "Bound",
+    "Controlled",
     "Convolution",
     "Estimate",
     "Matrices",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -14,6 +15,7 @@ from isometry.spectra.spectrum import Spectrum
 __all__ = ["Bidiagonal", "bidiagonalize", "probes"]
 
 _MIN_STEPS = 4
+_NARROWED_FROM = 4
 
 
 def probes(batch: int, count: int, size: int, generator: torch.Generator, like: Tensor) -> Tensor:
@@ -46,6 +48,7 @@ class Bidiagonal:
         products: the number of products with J or Jᵀ per starting vector.
         start: [B, P, r], the starting vectors; None where they were not kept.
         basis: [B, P, k, r], the columns of V; likewise.
+        following: [B, P, r], the next column of V, 0 where the run has ended; likewise.
         resolution: size of rounding errors, as a share of the largest value.
     """
 
@@ -55,6 +58,7 @@ class Bidiagonal:
     products: int
     start: Tensor | None = None
     basis: Tensor | None = None
+    following: Tensor | None = None
     resolution: float = 0.0
 
     def _matrix(self) -> Tensor:
@@ -68,21 +72,63 @@ class Bidiagonal:
         _, values, vh = torch.linalg.svd(self._matrix())
         return values, vh[..., :, 0].square()
 
+    def ritz(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return Ritz values and their weights, [B, P, k] each, and the Ritz vectors [B, P, k, r] of AᵀA, 0 where a run has ended."""
+        assert self.basis is not None
+        _, values, vh = torch.linalg.svd(self._matrix())
+        return values, vh[..., :, 0].square(), vh.to(self.basis) @ self.basis
+
+    def squared(self) -> Tensor:
+        """Return AᵀA V [B, P, k, r], by the recursion: no further products."""
+        assert self.basis is not None
+        assert self.following is not None
+        matrix = self._matrix()
+        mapped = (matrix.mT @ matrix).to(self.basis) @ self.basis
+        last = (self.alpha[..., -1] * self.residual).to(self.basis)
+        mapped[..., -1, :] += last.unsqueeze(-1) * self.following
+        return mapped
+
     def bracket(self) -> tuple[Tensor, Tensor]:
         """Return lower and upper bounds [B, P] of vᵀ (AᵀA)^½ v, from Gauss-Radau with a node at 0 and from Gauss quadrature.
 
         The derivatives of the square root alternate in sign, so that Gauss quadrature is an upper bound, and Gauss-Radau
-        with a node at the left end a lower bound. The latter needs no further steps: it is that of B without its last
-        row.
+        with a node at the left end a lower bound. The latter needs no further steps: it is that of k rows of B and k + 1
+        columns, the last of which holds the residual.
         """
+        matrix = self._matrix()
         values, weights = self.nodes()
         upper = (values * weights).sum(-1)
-        if self.alpha.shape[-1] == 1:
-            lower = torch.zeros_like(upper)
-        else:
-            _, values, vh = torch.linalg.svd(self._matrix()[..., :-1, :])
-            lower = (values * vh[..., :, 0].square()[..., : values.shape[-1]]).sum(-1)
+        last = torch.zeros_like(self.alpha).unsqueeze(-1)
+        last[..., -1, 0] = self.residual
+        _, values, vh = torch.linalg.svd(torch.cat([matrix, last], -1), full_matrices=False)
+        lower = (values * vh[..., :, 0].square()).sum(-1)
         return torch.where(self.residual > 0, lower, upper), upper
+
+    def narrowed(self) -> tuple[Tensor, Tensor]:
+        """Return the part [B, P] of the bracket in which vᵀ (AᵀA)^½ v is expected, by how the ends have been closing in.
+
+        From k/2 to k steps the ends moved by shares p and 1 - p of what the bracket lost in width. Were they to go on like
+        that, the limit would lie at the share p of what is left of it. As p itself changes, by d since k/4 steps, the
+        limit is expected at p + d/2 of the width, give or take 1.5 |d| + 0.1 + 0.6/k, inside the bracket. Shares are
+        those of the means over a sample's probes. The bracket itself is returned for fewer than four steps.
+
+        This is no certificate, unlike `bracket`. The constants were chosen on spectra of 1,000 values of many kinds (products
+        of Gaussian and of gated layers, residual, masked, lognormal, power laws, with zeros, six networks); the tests hold it
+        for others. Outside lie some samples of values like 1/i, whose probes see the first few by chance.
+        """
+        lower, upper = self.bracket()
+        steps = self.alpha.shape[-1]
+        if steps < _NARROWED_FROM:
+            return lower, upper
+        ends = [self.first(steps // share).bracket() for share in (4, 2)] + [(lower, upper)]
+        shares = []
+        for (low, high), (next_low, next_high) in itertools.pairwise(ends):
+            rise, fall = (next_low - low).mean(1, keepdim=True), (high - next_high).mean(1, keepdim=True)
+            shares.append(torch.where(rise + fall > 0, rise / (rise + fall), 0.5).clamp(0, 1))
+        drift = shares[1] - shares[0]
+        center, reach = shares[1] + drift / 2, 1.5 * drift.abs() + 0.1 + 0.6 / steps
+        width = upper - lower
+        return lower + (center - reach).clamp(0, 1) * width, lower + (center + reach).clamp(0, 1) * width
 
     def correction(self) -> Tensor:
         """Return what to add to every probe's vᵀ (AᵀA)^½ v, [B, P], to take out of it the chance of hitting large values.
@@ -95,12 +141,10 @@ class Bidiagonal:
         Source: the low-rank part of Hutch++ (Meyer, Musco, Musco & Woodruff, SOSA 2021), taken from the runs themselves.
         """
         assert self.start is not None
-        assert self.basis is not None
         if self.alpha.shape[1] < 2:
             return torch.zeros_like(self.residual)
-        _, values, vh = torch.linalg.svd(self._matrix())
-        center = (values * vh[..., :, 0].square()).sum(-1, keepdim=True)
-        vectors = vh.to(self.basis) @ self.basis
+        values, shares, vectors = self.ritz()
+        center = (values * shares).sum(-1, keepdim=True)
         weights = torch.where(vectors.norm(dim=-1) > 0.5, values - center, 0.0)  # runs that ended early have no more
         weights, vectors = weights.roll(-1, 1), vectors.roll(-1, 1)
         overlaps = (vectors @ self.start.unsqueeze(-1)).squeeze(-1).double().square()
@@ -118,7 +162,24 @@ class Bidiagonal:
             residual=self.beta[..., steps - 1],
             products=2 * steps,
             basis=None if self.basis is None else self.basis[:, :, :steps],
+            following=None if self.basis is None else self.basis[:, :, steps],
         )
+
+    def joined(self, other: Bidiagonal) -> Bidiagonal:
+        """Return these runs and others of at most as many steps, which have ended where they have fewer: [B, P + Q, ...]."""
+        missing = self.alpha.shape[-1] - other.alpha.shape[-1]
+
+        def both(one: Tensor | None, two: Tensor | None, pad: tuple[int, ...] = ()) -> Tensor | None:
+            if one is None or two is None:
+                return None
+            return torch.cat([one, torch.nn.functional.pad(two, pad) if pad else two], 1)
+
+        joined = replace(self, start=both(self.start, other.start), following=both(self.following, other.following))
+        joined.alpha = torch.cat([self.alpha, torch.nn.functional.pad(other.alpha, (0, missing))], 1)
+        joined.beta = torch.cat([self.beta, torch.nn.functional.pad(other.beta, (0, missing))], 1)
+        joined.residual = torch.cat([self.residual, other.residual], 1)
+        joined.basis = both(self.basis, other.basis, (0, 0, 0, missing))
+        return joined
 
     def largest(self) -> tuple[Tensor, Tensor]:
         """Return the largest Ritz value [B, P], a lower bound of the largest singular value, and its residual.
@@ -152,8 +213,8 @@ def bidiagonalize(
         operator: B maps m x n.
         start: [B, P, min(m, n)], vectors of norm 1.
         steps: the largest number of steps, of two products each.
-        rtol: stop when the half-width of every sample's bracket, averaged over its probes, is at most `rtol` times its
-            middle; 0 runs all steps.
+        rtol: stop when the half-width of every sample's bracket, narrowed and averaged over its probes, is at most `rtol`
+            times its middle; 0 runs all steps.
         keep_basis: whether the result holds the starting vectors and the basis, for `Bidiagonal.correction`.
         agree: from whether these runs may stop, to whether they do: where others that run elsewhere stop with them.
 
@@ -179,7 +240,7 @@ def bidiagonalize(
             break
         if rtol and step >= look:
             look = step + max(1, step // 8)  # looking costs a decomposition of every run's matrix
-            lower, upper = (end.mean(1) for end in result.bracket())
+            lower, upper = (end.mean(1) for end in result.narrowed())
             if agree(bool((upper - lower <= rtol * (upper + lower)).all())):
                 break
         u = _orthogonalized(forward(v) - beta.to(u).unsqueeze(-1) * u, us)
@@ -191,7 +252,7 @@ def bidiagonalize(
         alphas.append(alpha)
         betas.append(beta)
     if keep_basis:
-        result.start, result.basis = start, torch.stack(vs, -2)
+        result.start, result.basis, result.following = start, torch.stack(vs, -2), v
     return result
 
 

@@ -123,3 +123,44 @@ def test_studied_samples_have_the_same_values_for_the_same_price() -> None:
     assert plain.pilot is None
     assert studied.pilot is not None
     assert torch.allclose(studied.pilot.limit, plain.spectrum.sample_means, rtol=0.15)
+
+
+def relu_net(outputs: int = 400) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(420, 450), nn.ReLU(), nn.Linear(450, outputs))
+
+
+def test_the_mean_of_one_sample_is_known_to_three_percent_for_few_products() -> None:
+    net, x = relu_net(), torch.randn(4, 420, generator=torch.Generator().manual_seed(0))
+    truth = measure(net, x, method="exact", progress=False).sample_means
+    held = 0
+    for seed in range(12):
+        sample = seed % 4
+        report = measure(net, x[sample : sample + 1], seed=seed, progress=False)
+        assert report.estimation_error <= 0.0325
+        assert report.cost.products < 0.7 * 400
+        held += abs(report.mean_jsv - float(truth[sample])) <= report.estimation_error * report.mean_jsv
+    assert held >= 11
+
+
+def test_few_samples_share_the_error_of_their_probes() -> None:
+    net, x = relu_net(), torch.randn(7, 420)
+    one, seven = (measure(net, x[:count], method="krylov", progress=False) for count in (1, 7))
+    assert seven.estimation_error <= 0.0325
+    assert seven.cost.products < 0.9 * 7 * one.cost.products
+    truth = measure(net, x, method="exact", progress=False).mean_jsv
+    assert abs(seven.mean_jsv / truth - 1) < seven.estimation_error
+
+
+def test_no_more_products_are_spent_on_few_samples_than_all_values_take() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(*(layer for _ in range(8) for layer in (nn.Linear(140, 140), nn.ReLU())))
+    report = measure(net, torch.randn(2, 140), method="krylov", progress=False)
+    assert report.cost.products <= 4 + 2 * (140 + 2)
+
+
+def test_the_error_of_one_sample_is_printed() -> None:
+    report = measure(relu_net(), torch.randn(1, 420), progress=False)
+    assert "give or take" in str(report)
+    assert "one sample: error over inputs unknown" in str(report)
+    assert measure(relu_net(20), torch.randn(1, 420), progress=False).estimation_error == 0

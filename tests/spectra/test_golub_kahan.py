@@ -139,3 +139,61 @@ def test_the_first_steps_of_a_run_are_a_shorter_run() -> None:
     cut = long.first(5)
     for one, other in zip((*cut.bracket(), cut.correction()), (*short.bracket(), short.correction()), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+def _laws(size: int) -> dict[str, torch.Tensor]:
+    """Return spectra of many kinds, [size] each."""
+    g = torch.Generator().manual_seed(0)
+    index = torch.arange(1, size + 1).double()
+
+    def gaussian() -> torch.Tensor:
+        return torch.randn(size, size, generator=g, dtype=torch.float64) / size**0.5
+
+    four = gaussian() @ gaussian() @ gaussian() @ gaussian()
+    return {
+        "Gaussian": torch.linalg.svdvals(gaussian()),
+        "four Gaussians": torch.linalg.svdvals(four),
+        "eight": torch.linalg.svdvals(four @ gaussian() @ gaussian() @ gaussian() @ gaussian()),
+        "residual": torch.linalg.svdvals(torch.eye(size).double() + 0.5 * gaussian()),
+        "gated": torch.linalg.svdvals(gaussian()[: size // 2] @ gaussian()).repeat(2) * (index <= size // 2),
+        "power": index**-0.5,
+        "steep power": 1 / index,
+        "exponential": torch.exp(-index / 30),
+        "lognormal": torch.exp(torch.randn(size, generator=g, dtype=torch.float64)),
+        "half zeros": torch.linspace(0.5, 1.5, size).double() * (index > size // 2),
+    }
+
+
+@pytest.mark.parametrize("steps", [4, 8, 16])
+def test_limits_lie_where_the_narrowed_bracket_expects_them(steps: int) -> None:
+    for name, values in _laws(300).items():
+        a = torch.diag(values).expand(12, -1, -1)
+        start = torch.randn(12, 2, 300, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        start /= start.norm(dim=-1, keepdim=True)
+        run = bidiagonalize(Matrices(a), start, steps=steps)
+        truth = (start.square() * values).sum(-1).mean(1)
+        lower, upper = (end.mean(1) for end in run.narrowed())
+        low, high = (end.mean(1) for end in run.bracket())
+        assert bool(((low <= lower) & (upper <= high)).all())
+        slack = 1e-6 * truth
+        inside = (lower - slack <= truth) & (truth <= upper + slack)
+        assert int(inside.sum()) >= (10 if name == "steep power" else 12), name
+        if steps > 4 and name != "steep power":
+            assert float((upper - lower).mean()) < 0.75 * float((high - low).mean()) + 1e-9, name
+
+
+def test_few_steps_are_not_narrowed() -> None:
+    a = torch.diag(torch.linspace(0.1, 1, 40)).double()[None]
+    run = bidiagonalize(Matrices(a), probes(1, 2, 40, torch.Generator().manual_seed(0), a), steps=3)
+    for one, other in zip(run.narrowed(), run.bracket(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_the_last_product_sharpens_the_lower_end() -> None:
+    """One step gives ||Aᵀ A v|| and ||A v||, and ||A v||² x ||A v|| / ||Aᵀ A v|| is a lower bound of vᵀ (AᵀA)^½ v, by Hölder."""
+    a = torch.diag(torch.linspace(0.1, 1, 40)).double()[None]
+    start = probes(1, 3, 40, torch.Generator().manual_seed(0), a)
+    run = bidiagonalize(Matrices(a), start, steps=1)
+    once = start @ a[0]
+    expected = once.norm(dim=-1) ** 3 / (once @ a[0]).norm(dim=-1)
+    torch.testing.assert_close(run.bracket()[0], expected)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from isometry.measurement.estimators.bottleneck import BottleneckBypassedError, ThroughBottleneck
+from isometry.measurement.estimators.controlled import ControlledKrylov
 from isometry.measurement.estimators.estimator import EstimatedBatch, Estimator
 from isometry.measurement.estimators.exact import Exact
 from isometry.measurement.estimators.krylov import Krylov
@@ -11,6 +12,7 @@ from isometry.measurement.preparation import Subject
 
 __all__ = [
     "BottleneckBypassedError",
+    "ControlledKrylov",
     "EstimatedBatch",
     "Estimator",
     "Exact",

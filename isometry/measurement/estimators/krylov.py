@@ -79,7 +79,7 @@ class Krylov(Estimator):
             keep_basis=True,
             agree=self.ranks.all_agree,
         )
-        lower, upper = run.bracket()
+        lower, upper = run.narrowed() if short is None else run.bracket()
         shared = torch.zeros_like(lower[:, 0])
         if short is not None:
             middle = short.factor * (lower + upper) / 2
