@@ -33,7 +33,7 @@ from isometry.measurement.batch import Batch
 from isometry.measurement.folding import fold_network
 from isometry.measurement.function import NetworkFunction
 from isometry.measurement.jacobian import Jacobian
-from isometry.networks.modules import state_preserved
+from isometry.networks.preservation import state_preserved
 from isometry.spectra import Spectrum, exact
 from isometry.trials import script
 from isometry.trials.script import Row

@@ -23,7 +23,8 @@ from isometry.measurement.ratios import with_reference
 from isometry.measurement.reference import Remembered, check_outputs, check_reference, of_reference
 from isometry.measurement.report import Report
 from isometry.measurement.sampling import INTERRUPTED, Manner, measure_samples
-from isometry.networks.modules import state_preserved, unwrap
+from isometry.networks.modules import unwrap
+from isometry.networks.preservation import state_preserved
 
 __all__ = ["BRACKET", "interrupts_raised", "measure", "measure_with"]
 

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
 from isometry.networks.masks import mask_of, refresh
-from isometry.networks.modules import call, clone, evaluating, feeding_layers
+from isometry.networks.modules import call, clone, feeding_layers
+from isometry.networks.preservation import evaluating
 from isometry.networks.shapes import example_inputs, placed
 
 __all__ = ["BOUNDED", "BoundedBatchNorm1d", "BoundedBatchNorm2d", "convert", "fold", "importances", "to_batchnorm"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from isometry.networks.modules import restoring
+from isometry.networks.preservation import restoring
 
 __all__ = ["full_precision"]
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from isometry.data.nests import map_tensors, tensors_in
 from isometry.networks.candidates import Candidates, InputSpec, list_candidates
-from isometry.networks.modules import CONVOLUTIONS, clone, hooked, state_preserved, unwrap
+from isometry.networks.modules import CONVOLUTIONS, clone, hooked, unwrap
+from isometry.networks.preservation import state_preserved
 
 __all__ = ["example_inputs", "find_inputs", "input_shape", "placed", "required_inputs"]
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from isometry.errors import InvalidValueError, check_module, join_names
 from isometry.networks import example_inputs, placed, size
 from isometry.networks.masks import computed_weight, mask_of, refresh, set_masks
-from isometry.networks.modules import UNIT_LAYERS, call, clone, evaluating, hooked, unwrap
+from isometry.networks.modules import UNIT_LAYERS, call, clone, hooked, unwrap
+from isometry.networks.preservation import evaluating
 from isometry.pruners.preparation import samples_of
 from isometry.pruners.pruner import Pruner, PruningContext
 from isometry.pruners.result import Pruned

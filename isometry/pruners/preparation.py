@@ -18,7 +18,8 @@ from isometry.data import Batches, read_data
 from isometry.data.nests import first_samples, tensors_in
 from isometry.errors import InvalidTypeError, InvalidValueError, check_module, join_names
 from isometry.networks import describe_inputs, example_inputs, placed, size
-from isometry.networks.modules import UNIT_LAYERS, random_preserved
+from isometry.networks.modules import UNIT_LAYERS
+from isometry.networks.preservation import random_preserved
 from isometry.pruners.pruner import Pruner, PruningContext
 from isometry.pruners.result import Pruned
 from isometry.pruners.selection import requested_ratios, select

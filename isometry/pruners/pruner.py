@@ -17,7 +17,8 @@ from isometry.data import Split, read_data
 from isometry.errors import InvalidValueError
 from isometry.files import read_records, write_records
 from isometry.networks import placed
-from isometry.networks.modules import call, evaluating, feeding_layers
+from isometry.networks.modules import call, feeding_layers
+from isometry.networks.preservation import evaluating
 from isometry.networks.units import unit_weight
 from isometry.pruners.stage import Stage
 from isometry.surgery import Member, Selection, UnitGroup

@@ -12,7 +12,8 @@ from torch import Tensor
 from isometry.data import Split, read_data
 from isometry.data.nests import count_samples
 from isometry.networks import placed
-from isometry.networks.modules import call, random_preserved
+from isometry.networks.modules import call
+from isometry.networks.preservation import random_preserved
 from isometry.pruners.masking import Masking
 from isometry.pruners.pruner import PruningContext
 from isometry.training.evaluation import like_outputs

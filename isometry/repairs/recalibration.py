@@ -13,7 +13,8 @@ from isometry.data.nests import count_samples
 from isometry.data.reading import first_inputs
 from isometry.errors import InvalidValueError, check_module, signed
 from isometry.networks import placed
-from isometry.networks.modules import BATCH_NORMS, call, clone, evaluating
+from isometry.networks.modules import BATCH_NORMS, call, clone
+from isometry.networks.preservation import evaluating
 
 __all__ = ["recalibrate"]
 

@@ -19,7 +19,8 @@ from isometry.errors import InvalidValueError, check_module, signed
 from isometry.networks import placed
 from isometry.networks.bounded import to_batchnorm
 from isometry.networks.masks import refresh, set_weight
-from isometry.networks.modules import clone, evaluating, hooked, unwrap
+from isometry.networks.modules import clone, hooked, unwrap
+from isometry.networks.preservation import evaluating
 from isometry.repairs.correspondence import match_outputs, match_weights
 from isometry.repairs.least_squares import NormalEquations, output_samples, patches
 from isometry.repairs.readers import Reader, Sums, find_readers

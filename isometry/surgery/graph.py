@@ -18,7 +18,8 @@ from torch.utils._pytree import tree_leaves
 from isometry.data.nests import describe, tensors_in
 from isometry.errors import InvalidValueError
 from isometry.networks.attention import can_lose_heads
-from isometry.networks.modules import call, evaluating, hooked, state_preserved
+from isometry.networks.modules import call, hooked
+from isometry.networks.preservation import evaluating, state_preserved
 from isometry.surgery.grouping import OUTPUT, find_groups
 from isometry.surgery.groups import UnitGroup
 from isometry.surgery.propagation import Propagation

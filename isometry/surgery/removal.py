@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from isometry.data.nests import describe, tensors_in
 from isometry.errors import InvalidValueError, join_names
 from isometry.networks import placed
-from isometry.networks.modules import call, evaluating
+from isometry.networks.modules import call
 from isometry.networks.precision import full_precision
+from isometry.networks.preservation import evaluating
 from isometry.surgery.graph import Graph, output_tensors, trace
 from isometry.surgery.groups import Selection, UnitGroup
 from isometry.surgery.plan import Plan

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from isometry.data.nests import map_tensors, tensors_in
-from isometry.networks.modules import restoring
+from isometry.networks.preservation import restoring
 
 __all__ = ["CapturedGradients", "Result", "capture_steps"]
 

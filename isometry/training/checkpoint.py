@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from isometry.errors import InvalidValueError
 from isometry.files import make_folder, read_tensors, remove_leftovers, write_tensors
-from isometry.networks.modules import restoring
+from isometry.networks.preservation import restoring
 from isometry.training.identity import fingerprint, what_is_left
 from isometry.training.layout import with_layout_of
 from isometry.training.random_state import RandomState

@@ -21,7 +21,8 @@ from isometry.data.nests import (
 )
 from isometry.errors import InvalidValueError, signed
 from isometry.networks import placed
-from isometry.networks.modules import call, evaluating
+from isometry.networks.modules import call
+from isometry.networks.preservation import evaluating
 from isometry.training.objective import Loss, Metric, Objective, Totals
 
 __all__ = ["Evaluation", "evaluate", "in_float", "like_outputs"]

@@ -17,7 +17,8 @@ from isometry.files import make_folder, write
 from isometry.measurement import measure
 from isometry.measurement.report import Report
 from isometry.networks import placed
-from isometry.networks.modules import BATCH_NORMS, evaluating, hooked
+from isometry.networks.modules import BATCH_NORMS, hooked
+from isometry.networks.preservation import evaluating
 from isometry.repairs import recalibrate, repair_by_name
 from isometry.trials.stages import DenseTraining, Pruning, plan_stages
 from isometry.trials.trial import Trial

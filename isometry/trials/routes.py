@@ -17,7 +17,7 @@ from isometry.measurement import measure
 from isometry.measurement.batch import Batch
 from isometry.measurement.folding import fold_network
 from isometry.measurement.function import NetworkFunction
-from isometry.networks.modules import state_preserved
+from isometry.networks.preservation import state_preserved
 
 __all__ = ["OURS", "ROUTES", "SINGLE_SAMPLE", "build_floor", "warm_up"]
 

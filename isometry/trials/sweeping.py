@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from isometry.errors import InvalidTypeError, InvalidValueError, signed
 from isometry.files import check_writable
 from isometry.networks import placed
-from isometry.networks.modules import evaluating
+from isometry.networks.preservation import evaluating
 from isometry.pruners import Pruner
 from isometry.repairs import REPAIRS
 from isometry.training.objective import Loss, Metric

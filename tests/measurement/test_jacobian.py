@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from isometry import measure, networks
 from isometry.measurement.jacobian import BACKWARD, FORWARD, AdjointError, Jacobian
-from isometry.networks.modules import state_preserved
+from isometry.networks.preservation import state_preserved
 from tests.models import NETS
 from tests.references import assert_spectrum, slow_jacobians, slow_singular_values
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from isometry import measure
 from isometry.measurement.function import NetworkFunction
-from isometry.networks.modules import state_preserved
+from isometry.networks.preservation import state_preserved
 from tests.models import Wired
 
 

@@ -5,7 +5,7 @@ import contextlib
 import pytest
 from torch import nn
 
-from isometry.networks.modules import restoring
+from isometry.networks.preservation import restoring
 from isometry.trials.faults import interrupts
 from isometry.trials.faults.restarts import SAME, WRONG
 
