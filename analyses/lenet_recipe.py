@@ -49,6 +49,8 @@ def recipes(epochs: int) -> dict[str, tuple[Any, Recipe]]:
     network, usual = "lenet-5-linear", Recipe(1e-2, epochs, 100)
     return {
         "as MLP-7-Linear": (network, usual),
+        "30 epochs": (network, replace(usual, epochs=30)),
+        "45 epochs": (network, replace(usual, epochs=45)),
         "lr 0.001": (network, replace(usual, lr=1e-3)),
         "lr 0.003": (network, replace(usual, lr=3e-3)),
         "weight decay 0.0005": (network, replace(usual, weight_decay=5e-4)),
@@ -113,7 +115,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
 def main() -> None:
     """Run, write, draw."""
     parser = script.build_parser(__doc__, seeds=1)
-    parser.add_argument("--epochs", type=script.positive, default=20, help="of training the dense network")
+    parser.add_argument("--epochs", type=script.positive, default=15, help="of training the dense network")
     options = script.parse(parser, quick_ignores=("seeds", "epochs"))
     output = script.Output.of("lenet_recipe", options)
     if not options.redraw:
