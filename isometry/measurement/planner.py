@@ -19,10 +19,8 @@ __all__ = ["Plan", "Planner"]
 _EXACT_UP_TO = 128
 _TOLERANCE = 0.028  # half-width of a sample's bracket
 _FEW = 8  # samples below which the errors of probes do not average out
-_FEW_TOLERANCE, _ACCURACY = (
-    0.012,
-    0.03,
-)  # of them: half-widths of a bracket, and of the interval of all of them together
+_FEW_TOLERANCE = 0.012  # of these: half-width of a sample's bracket
+_ACCURACY = 0.03  # and of the interval of the mean of all of them
 _BRACKET_SHARE = 0.08  # of a tolerance, for the half-width of brackets
 _BYTES = 2**29
 _FEWEST_EXACT = 12  # exact samples that a budget must buy for them to be a choice
