@@ -7,6 +7,8 @@
   intervals from 24 of 2,000 CIFAR-10 images for 94.3 % on the pretrained ResNet-56. Such a share has a standard error of about one
   point, so 94.3 and 95 % are not told apart. Fewer than 12 probes and other networks are not tested.
 
+The coverage of krylov measurements is of before brackets were narrowed (`Bidiagonal.narrowed`); `coverage.py` is of after.
+
 Run `python analyses/intervals.py --out figures` with $ISOMETRY_DATA naming the folder with CIFAR-10 and the pretrained weights; without
 it a random ResNet-56 on random images is measured, and the table says so. A minute of two cores.
 """
