@@ -1,6 +1,6 @@
 """Which recipe gives LeNet-5-Linear the mean JSVs that were published?
 
-FINDING
+(finding)
 
 Run `python analyses/lenet_recipe.py --out figures`, $ISOMETRY_DATA naming the folder with MNIST: some 40 minutes of one core.
 """

@@ -179,6 +179,11 @@ def tables(table: pd.DataFrame) -> str:
     return "\n\n".join(texts)
 
 
+def short(table: pd.DataFrame) -> str:
+    """Return the products for one sample."""
+    return tables(table).split("\n\n")[0]
+
+
 def draw(table: pd.DataFrame, path: Path) -> None:
     """Draw products for one sample and half-widths for 32."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained", sharey=True)
