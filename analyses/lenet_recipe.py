@@ -1,8 +1,17 @@
 """Which recipe gives LeNet-5-Linear the mean JSVs that were published?
 
-(finding)
+None of eleven gives both level and shape; the length of training sets the level (one seed each, so that small differences mean nothing).
 
-Run `python analyses/lenet_recipe.py --out figures`, $ISOMETRY_DATA naming the folder with MNIST: some 40 minutes of one core.
+- The dense mean JSV grows with the epochs of the recipe that gives MLP-7-Linear its published values: 2.16 after 15, 3.07 after 30, 3.99 after
+  45, and 6.23 after 90 (`jsv_vs_ratio.py`). The published 3.74 lies between 30 and 45 epochs, not at 90.
+- Pruned by L1, the published network keeps 0.41 of its mean JSV at ratio 0.5 and 0.030 at 0.9; none of these keeps more than 0.29 and 0.009, the
+  one of 90 epochs 0.26 and 0.007. What was pruned, or how, must differ, too: all layers but the last are pruned alike here.
+- At 15 epochs smaller rates, weight decay and larger batches lower the level (1.10 to 1.95), orthogonal weights at the start raise it (3.46);
+  average pools, with which the network is linear, lower it (1.13) and cost 6 points of accuracy.
+
+Not tried: other criteria and pruning schemes, paddings, normalizations and schedules.
+
+Run `python analyses/lenet_recipe.py --out figures`, $ISOMETRY_DATA naming the folder with MNIST: 20 minutes of one core.
 """
 
 from __future__ import annotations
@@ -93,7 +102,9 @@ def tables(table: pd.DataFrame) -> str:
     return markdown(pd.DataFrame(lines).fillna(""))
 
 
-short = tables
+def short(table: pd.DataFrame) -> str:
+    """Return the recipes that differ in the number of epochs."""
+    return tables(table[~table["recipe"].str.contains("lr|decay|batches|start|pools")])
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:
@@ -101,12 +112,13 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     figure, ax = plt.subplots(figsize=(8.4, 5), layout="constrained")
     for index, (recipe, part) in enumerate(table[table["phase"] == "pruned"].groupby("recipe", sort=False)):
         over = part.groupby("ratio")["mean_jsv"].mean()
-        ax.plot(over.index, over, "o-", color=f"C{index}", label=recipe)
+        ax.plot(over.index, over, "o-" if index < 10 else "o:", color=f"C{index}", label=recipe)
     ax.plot(RATIOS, [PUBLISHED[ratio] for ratio in RATIOS], "kx--", markersize=9, label="published")
     ax.set(xlabel="fraction of units removed (L1)", ylabel="mean JSV just after pruning", yscale="log")
     ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     ax.set_title(
-        f"{table['network'].iloc[0]} on {table['dataset'].iloc[0]}: what the recipe does to its JSVs", fontsize="medium"
+        f"{table['network'].iloc[0]} on {table['dataset'].iloc[0]}: recipes move the level of the mean JSV, none has the published slope",
+        fontsize="medium",
     )
     figure.savefig(path, dpi=150)
     plt.close(figure)

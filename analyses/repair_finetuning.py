@@ -122,8 +122,9 @@ def tables(table: pd.DataFrame) -> str:
 
 
 def short(table: pd.DataFrame) -> str:
-    """Return the largest ratio."""
-    return tables(table[table["ratio"] == table["ratio"].max()])
+    """Return the largest ratio of the first network."""
+    first = table["network"] == table["network"].iloc[0]
+    return tables(table[first & (table["ratio"] == table["ratio"].max())])
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:
