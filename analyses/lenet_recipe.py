@@ -116,9 +116,9 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     ax.plot(RATIOS, [PUBLISHED[ratio] for ratio in RATIOS], "kx--", markersize=9, label="published")
     ax.set(xlabel="fraction of units removed (L1)", ylabel="mean JSV just after pruning", yscale="log")
     ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    ax.set_title(
-        f"{table['network'].iloc[0]} on {table['dataset'].iloc[0]}: recipes move the level of the mean JSV, none has the published slope",
-        fontsize="medium",
+    setting = f"{table['network'].iloc[0]} on {table['dataset'].iloc[0]}"
+    figure.suptitle(
+        f"{setting}: recipes move the level of the mean JSV, none has the published slope", fontsize="medium"
     )
     figure.savefig(path, dpi=150)
     plt.close(figure)
