@@ -43,7 +43,7 @@ from isometry.trials.candidates import CANDIDATES, describe_starts
 from isometry.trials.outcomes import gains, name_methods, shortfall_by_jsv
 from isometry.trials.prediction import Assessment, Cells, assess, method_ranks
 from isometry.trials.protocols import predictor_methods
-from isometry.trials.record import read_record
+from isometry.trials.provenance import is_finished
 from isometry.trials.stages import plan_stages
 
 MNIST = {"dataset": "mnist", "pretrain": Recipe(1e-2, 3, 64)}
@@ -86,11 +86,6 @@ PAIRS = [
 ]
 TEXTS = {"method_rank": "its method's rank elsewhere", **CANDIDATES}
 del TEXTS["jsv_ratio"]  # ranks as the mean JSV does: the dense network is the same within a cell
-
-
-def finished(wanted: list[Trial], runs: Path) -> list[Trial]:
-    """Return the trials whose stages have all been run."""
-    return [trial for trial in wanted if all(read_record(stage, runs) for stage in plan_stages(trial))]
 
 
 def rows(network: str, done: list[Trial], runs: Path) -> pd.DataFrame:
@@ -193,7 +188,7 @@ def main() -> None:
         for seed, network in itertools.product(range(seeds), networks):
             done = trials(network, seed, options.quick)
             if options.finished:
-                done = finished(done, options.runs)
+                done = [trial for trial in done if is_finished(trial, options.runs)]
             else:
                 output.run_trials(done)
             every += done

@@ -12,7 +12,8 @@ Not within 1,600 steps on ResNet-20 at ratio 0.9 (CIFAR-10, given weights, dense
 - The published 2.9 points by which TPP is ahead at 0.9 on ResNet-56 are not at equal steps: TPP trains for about 157,000 steps, L1 for 47,000.
 
 Not run: ratio 0.7, ResNet-56, more seeds. Budgets up to 800 steps take some hours of one core, all of them most of a day. Run
-`python analyses/training_budget.py --out figures`, which takes the cheapest budgets first, or parts of it (`--budgets 200 400 --ratios 0.9 --only L1 "TPP, 2/3 before"`), and then all that is there with `--finished`.
+`python analyses/training_budget.py --out figures`, which takes the cheapest budgets first, or parts of it (`--budgets 200 400 --ratios 0.9
+--only L1 "TPP, 2/3 before"`), and then all that is there with `--finished`.
 $ISOMETRY_DATA names the folder with CIFAR-10 and the weights.
 """
 
@@ -33,9 +34,8 @@ from isometry.training.recipe import Recipe, Steps
 from isometry.trials import Trial, script
 from isometry.trials.outcomes import percent
 from isometry.trials.protocols import growing
+from isometry.trials.provenance import is_finished
 from isometry.trials.published import CIFAR_ACCURACY
-from isometry.trials.record import read_record
-from isometry.trials.stages import plan_stages
 
 PUBLISHED_STEPS = 401 * 391  # 281 epochs before removal and 120 after, of 50,000 images in batches of 128
 PASS = 351  # whole batches of a pass over the 45,000 training images, at which an epoch ends at the latest
@@ -168,9 +168,7 @@ def main() -> None:
         every = trials(options.network, budgets, ratios, options.seeds, options.quick)
         wanted = [each for each in every if not options.only or each[1] in options.only]
         if options.finished:
-            wanted = [
-                each for each in wanted if all(read_record(stage, options.runs) for stage in plan_stages(each[2]))
-            ]
+            wanted = [each for each in wanted if is_finished(each[2], options.runs)]
         labels = [{"method": name, "budget": budget} for budget, name, _ in wanted]
         output.write(*output.run_trials([trial for _, _, trial in wanted], labels))
     output.publish(draw, tables)

@@ -1,4 +1,4 @@
-"""Where the numbers of a run came from."""
+"""Where the numbers of a run came from, and which of them are there."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from isometry.trials.record import read_record
 from isometry.trials.stages import plan_stages
 from isometry.trials.trial import Trial
 
-__all__ = ["describe_origin"]
+__all__ = ["describe_origin", "is_finished"]
 
 
 def describe_origin(trials: Sequence[Trial], folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -39,3 +39,13 @@ def describe_origin(trials: Sequence[Trial], folder: str | os.PathLike[str]) -> 
         "settings": {chain[-1].folder: chain[-1].settings for chain in chains},
         **(failed if failed["failed"] else {}),
     }
+
+
+def is_finished(trial: Trial, folder: str | os.PathLike[str]) -> bool:
+    """Whether all stages of a trial have been run.
+
+    Args:
+        trial: which.
+        folder: that given to `run`.
+    """
+    return all(read_record(stage, Path(folder)) is not None for stage in plan_stages(trial))
