@@ -75,6 +75,12 @@ class NormalEquations:
         self.sums = tuple(a + b for a, b in zip(self.sums, terms, strict=True)) if self.sums else terms
         self.count += inputs.shape[1]
 
+    @property
+    def nonfinite(self) -> str | None:
+        """What holds NaN or infinite values: "inputs", "targets" or None."""
+        sums = zip(("inputs", "targets"), self.sums[:2], strict=True)
+        return next((name for name, total in sums if not bool(torch.isfinite(total).all())), None)
+
     def solve(self, start: Tensor, ridge: float, *, centered: bool) -> tuple[Tensor, Tensor]:
         """Return weights [G, rows, D] and constants [G rows] that minimize |W u + c - t|² + lambda |W - start|².
 

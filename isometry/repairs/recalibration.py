@@ -46,7 +46,7 @@ def recalibrate(
 
     Raises:
         ValueError: no BatchNorm that tracks statistics, fewer than two samples, or a `batch_size` of less than two; a loader
-            that is empty or changes.
+            that is empty or changes; activations that are not finite.
 
     Source: the adaptive batch normalization of Li et al., ECCV 2020 (EagleEye), section 3.2.
     """
@@ -83,7 +83,20 @@ def recalibrate(
         )
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
+    _check_finite(result)
     return result
+
+
+def _check_finite(model: nn.Module) -> None:
+    """Refuse statistics that are NaN or infinite, by the name of the first BatchNorm that has them."""
+    for name, module in model.named_modules():
+        if isinstance(module, BATCH_NORMS) and module.track_running_stats:
+            for statistic in (module.running_mean, module.running_var):
+                if statistic is not None and not bool(torch.isfinite(statistic).all()):
+                    raise InvalidValueError(
+                        f"found NaN or infinite values in what {name or 'the network'} ({type(module).__name__}) normalizes. Check "
+                        "the data and the weights; of finite ones e.g. recalibrate(model, torch.nan_to_num(x))."
+                    )
 
 
 def _drawn(data: Split | Batches, samples: int, batch_size: int, seed: int) -> Iterator[Any]:

@@ -85,8 +85,8 @@ def repair(
         progress: False silences the progress bar; None shows it in terminals and notebooks.
 
     Raises:
-        ValueError: a reference with other layers or narrower ones; no data; or a layer that reads removed units and
-            cannot be solved for (transposed, run more than once, with a computed weight). The message names it.
+        ValueError: a reference with other layers or narrower ones; no data; NaN or infinite values; or a layer that reads
+            removed units and cannot be solved for (transposed, run more than once, with a computed weight). The message names it.
 
     Source: He, Zhang & Sun, ICCV 2017, section 3.2 (dense targets, pruned inputs); the ridge around the present weights,
     the sums and the layers downstream are this library's.
@@ -210,6 +210,16 @@ class _Reconstruction:
                 pass
         target = self.targets[reader.layer]
         target.values.clear()
+        if found := problem.equations.nonfinite:
+            where = (
+                f"reads in {type(self.passes.model).__name__}"
+                if found == "inputs"
+                else "is to give, as in the reference"
+            )
+            raise InvalidValueError(
+                f"found NaN or infinite values in what {reader.layer} {where}. Check the data and the weights of both networks; "
+                "of finite ones e.g. repair(pruned, reference=dense, data=torch.nan_to_num(x))."
+            )
         centered = reader.norm is not None or layer.bias is not None
         ridge = self.ridge if reader.cut else _COMPLETE * self.ridge
         self._set(reader, *problem.equations.solve(_rows(layer), ridge, centered=centered))

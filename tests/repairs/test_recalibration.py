@@ -75,3 +75,12 @@ def mixed_precision() -> nn.Module:
 def test_too_few_samples_for_statistics_are_refused(options: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         isometry.recalibrate(mixed_precision(), torch.randn(9, 3, 8, 8), **options)
+
+
+def test_statistics_that_are_not_finite_are_refused_by_the_name_of_the_layer() -> None:
+    x = torch.randn(9, 3, 8, 8)
+    x[4, 0, 0, 0] = torch.nan
+    with pytest.raises(
+        ValueError, match=r"recalibrate\(\) found NaN or infinite values in what 1 \(BatchNorm2d\).*e\.g\."
+    ):
+        recalibrate(nn.Sequential(padded_conv(3, 8), nn.BatchNorm2d(8)), x)

@@ -291,3 +291,18 @@ def test_arguments_are_checked(options: dict[str, Any], message: str) -> None:
 def test_data_of_other_types_are_refused(data: Any, kind: str) -> None:
     with pytest.raises(TypeError, match=rf"repair\(\) got data of type {kind}.*e.g."):
         repair(mlp(4, 5, 2), reference=mlp(4, 6, 2), data=data)
+
+
+@pytest.mark.parametrize(
+    ("where", "message"), [("data", "what 2 reads in Sequential"), ("reference", "what 2 is to give")]
+)
+def test_values_that_are_not_finite_are_refused_by_the_name_of_the_layer(where: str, message: str) -> None:
+    net, x = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(20, 5)
+    pruned = prune(net, L1(), 0.5, inputs=x).model
+    if where == "data":
+        x[3, 2] = torch.inf
+    else:
+        with torch.no_grad():
+            net[2].bias[1] = torch.nan
+    with pytest.raises(ValueError, match=rf"repair\(\) found NaN or infinite values in {message}.*e\.g\. repair\("):
+        repair(pruned, reference=net, data=x)
