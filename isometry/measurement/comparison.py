@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from isometry.data import Data
-from isometry.errors import InvalidValueError, signed
+from isometry.errors import InvalidTypeError, InvalidValueError, signed
 from isometry.measurement import ratios
 from isometry.measurement.inputs import MOST, has_length
 from isometry.measurement.measuring import BRACKET, measure_with
@@ -76,7 +76,10 @@ def compare(
     rows: list[dict[str, Any]] = []
     reference: tuple[str, Report] | None = None
     for name, model in everything.items():
-        report = measure_with(how, model, inputs, **options)
+        try:
+            report = measure_with(how, model, inputs, **options)
+        except (InvalidValueError, InvalidTypeError) as error:
+            raise type(error)(f"cannot measure {name!r}: {error}") from error.__cause__
         reference = reference or (name, report)
         rows.append({"network": name, **_row(name, report, *reference, confidence)})
     return pd.DataFrame(rows)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from isometry.errors import InvalidTypeError, InvalidValueError, check_module, join_names
+from isometry.errors import SEED, InvalidTypeError, InvalidValueError, check_module, check_number, join_names
 
 __all__ = ["Options", "check_model"]
 
@@ -45,6 +45,7 @@ class Options:
             raise InvalidValueError(
                 f"got rtol={rtol}; it is the half-width of the interval over the mean, e.g. rtol=0.05."
             )
+        check_number("seed", self.seed, SEED, "seed=0")
         budget: Any = self.budget
         if budget is not None and (not isinstance(budget, Integral) or isinstance(budget, bool) or budget < 1):
             raise InvalidValueError(f"got budget={budget}; it is a number of products, e.g. budget=10_000.")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
+from isometry.errors import InvalidValueError, signed
 from isometry.networks.masks import mask_of, refresh
 from isometry.networks.modules import call, clone, feeding_layers
 from isometry.networks.preservation import evaluating
@@ -95,6 +96,7 @@ _KINDS: dict[type[nn.Module], type[_Bounded]] = {
 }
 
 
+@signed("importances")
 def importances(model: nn.Module) -> dict[str, Tensor]:
     """Return {layer name: sigmoid(gamma) [C] in (0, 1)} of every bounded BatchNorm.
 
@@ -103,9 +105,8 @@ def importances(model: nn.Module) -> dict[str, Tensor]:
     """
     result = {n: m.weight.detach().sigmoid() for n, m in model.named_modules() if isinstance(m, BOUNDED)}
     if not result:
-        raise ValueError(
-            "importances() found no bounded BatchNorm; convert the network first, e.g. "
-            "importances(isometry.convert(model))."
+        raise InvalidValueError(
+            "found no bounded BatchNorm; it takes a network with some, e.g. isometry.convert(model) of one with ordinary ones."
         )
     return result
 
@@ -227,6 +228,7 @@ def _copy_rest(norm: Any, result: Any) -> Any:
     return result.train(norm.training)
 
 
+@signed("fold")
 @torch.no_grad()
 def fold(model: nn.Module) -> nn.Module:
     """Return a copy whose bounded BatchNorms are ordinary ones with the same outputs; `model` is left alone.

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 
+from isometry.errors import Number
 from isometry.pruners.growing import Growing, GrowingPenalty
 from isometry.pruners.pruner import PruningContext
 from isometry.pruners.stage import Stage
@@ -45,6 +48,11 @@ class GReg2(GReg):
 
     pick_delta: float = 1e-5
     pick: float = 1e-2
+    limits: ClassVar[Mapping[str, Number]] = {
+        **Growing.limits,
+        "pick_delta": Number(0, above=True),
+        "pick": Number(0, above=True),
+    }
 
     def stage_before_selection(self, context: PruningContext) -> Stage | None:
         """Return the training with the penalty on all units."""

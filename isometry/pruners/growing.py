@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from isometry.errors import Number
 from isometry.networks.bounded import BOUNDED
 from isometry.networks.modules import UNIT_LAYERS, is_transposed
 from isometry.pruners.pruner import Pruner, PruningContext
 from isometry.pruners.stage import Stage
 from isometry.surgery import Selection, UnitGroup
 from isometry.training import Recipe
+from isometry.training.recipe import SETTINGS
 
 __all__ = ["Growing", "GrowingPenalty"]
 
@@ -56,6 +58,16 @@ class Growing(Pruner):
     momentum: float = 0.9
     weight_decay: float = 5e-4
     trains: ClassVar[bool] = True
+    limits: ClassVar[Mapping[str, Number]] = {
+        **Pruner.limits,
+        **{name: SETTINGS[name] for name in ("lr", "batch_size", "momentum", "weight_decay")},
+        "delta": Number(0, above=True),
+        "interval": Number(1, whole=True),
+        "ceiling": Number(0, above=True),
+        "stabilize": Number(0, whole=True),
+        "magnitude_ratio": Number(0, optional=True),
+        "zero_out": Number(0, whole=True, optional=True),
+    }
 
     def penalty(self, context: PruningContext, selection: Selection) -> GrowingPenalty:
         """Return the penalty that drives the selected units to zero."""

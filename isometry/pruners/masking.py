@@ -19,6 +19,7 @@ from isometry.networks.preservation import evaluating
 from isometry.pruners.preparation import samples_of
 from isometry.pruners.pruner import Pruner, PruningContext
 from isometry.pruners.result import Pruned
+from isometry.pruners.selection import check_request
 from isometry.surgery import Plan, UnitGroup
 from isometry.training.objective import Loss
 
@@ -80,6 +81,7 @@ def mask_weights(
     from pandas import DataFrame  # takes long to import
 
     check_module(model, "prune(isometry.networks.build('lenet-5-relu'), isometry.Magnitude(), 0.9)")
+    check_request(ratio=ratio, flops=flops, round_to=round_to, layers=layers, skip=skip, seed=seed, masks=True)
     if ratio is None or flops is not None or round_to != 1:
         raise InvalidValueError(
             f"got ratio={ratio}, flops={flops}, round_to={round_to} for {type(pruner).__name__}, which masks weights and "
@@ -137,12 +139,6 @@ def _requested_ratios(
     included, excluded = (
         [value] if isinstance(value, str) else list(value) for value in ("*" if layers is None else layers, skip or ())
     )
-    for value in patterns.values():
-        if not 0 <= value < 1:
-            raise InvalidValueError(
-                f"got the ratio {value}; it is the fraction of weights masked, at least 0 and below 1, e.g. "
-                "prune(model, isometry.Magnitude(), 0.9)."
-            )
     for pattern in (*patterns, *included, *excluded):
         if not any(fnmatchcase(name, pattern) for name in names):
             reasons = [f" {name} matches, but {why}." for name, why in fixed.items() if fnmatchcase(name, pattern)]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from isometry.errors import Number
 from isometry.pruners.sparsifying import Sparsifying, scales
 from isometry.training.recipe import Regularizer, Schedule, Steps
 
@@ -59,6 +62,7 @@ class Polarization(Sparsifying):
     schedule: Schedule | None = _SCHEDULE
     t: float = 1.4
     bound: float = 1.0
+    limits: ClassVar[Mapping[str, Number]] = {**Sparsifying.limits, "t": Number(0), "bound": Number(0, above=True)}
 
     def regularizer(self) -> Regularizer | None:
         """Return the polarizing penalty, with its clamp."""

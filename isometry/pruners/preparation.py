@@ -22,7 +22,7 @@ from isometry.networks.modules import UNIT_LAYERS
 from isometry.networks.preservation import random_preserved
 from isometry.pruners.pruner import Pruner, PruningContext
 from isometry.pruners.result import Pruned
-from isometry.pruners.selection import requested_ratios, select
+from isometry.pruners.selection import check_request, requested_ratios, select
 from isometry.surgery import Graph, Selection, check_supported, cut, find_inexact, remove, to_plan, trace
 from isometry.training.objective import Loss, Metric
 
@@ -169,7 +169,8 @@ def prepare(
     no data are needed, and `steps_per_epoch` is how many of the user's steps are an epoch.
     """
     check_module(model, "prune(isometry.networks.build('lenet-5-relu'), isometry.L1(), 0.5)")
-    _check_arguments(pruner, ratio, flops, round_to, inputs)
+    check_request(ratio=ratio, flops=flops, round_to=round_to, layers=layers, skip=skip, seed=seed)
+    _check_arguments(pruner, ratio, flops, inputs)
     if pruner.needs_data and data is None and not own_loop:
         name = type(pruner).__name__
         raise ValueError(
@@ -215,13 +216,13 @@ def prepare(
     return preparation
 
 
-def _check_arguments(pruner: object, ratio: object, flops: float | None, round_to: int, inputs: object) -> None:
+def _check_arguments(pruner: object, ratio: object, flops: object, inputs: object) -> None:
     if not isinstance(pruner, Pruner):
         raise InvalidTypeError(f"got {pruner!r} as pruner; it takes a Pruner, e.g. prune(model, isometry.L1(), 0.8).")
-    if (ratio is None) == (flops is None) or (flops is not None and not 0 < flops < 1) or round_to < 1:
+    if (ratio is None) == (flops is None):
         raise InvalidValueError(
-            f"got ratio={ratio}, flops={flops}, round_to={round_to}; it takes either a ratio in [0, 1) or a "
-            "fraction of FLOPs removed in (0, 1), and a positive round_to, e.g. prune(model, isometry.L1(), flops=0.5)."
+            f"got ratio={ratio}, flops={flops}; it takes either a ratio in [0, 1) or a fraction of FLOPs removed in (0, 1), "
+            "e.g. prune(model, isometry.L1(), flops=0.5)."
         )
     nested = isinstance(inputs, Tensor | tuple | Mapping)
     if inputs is not None and not (nested and tensors_in(inputs)):

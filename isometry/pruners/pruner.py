@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from isometry.data import Split, read_data
-from isometry.errors import InvalidValueError
+from isometry.errors import InvalidValueError, Number
 from isometry.files import read_records, write_records
 from isometry.networks import placed
 from isometry.networks.modules import call, feeding_layers
@@ -173,18 +173,24 @@ class Pruner:
         scope: "layer" removes the same fraction of every layer, "global" ranks the units of all layers together.
         floor: how many units are kept in every layer at least, whatever the ratio.
         trains: whether the pruner needs training data.
+        limits: {name of a hyperparameter: which numbers it takes}.
     """
 
     scope: str = field(default="layer", kw_only=True)
     floor: int = field(default=1, kw_only=True)
     trains: ClassVar[bool] = False
+    limits: ClassVar[Mapping[str, Number]] = {"floor": Number(1, whole=True)}
 
     def __post_init__(self) -> None:
-        if self.scope not in ("layer", "global") or self.floor < 1:
+        name = type(self).__name__
+        if self.scope not in ("layer", "global"):
             raise ValueError(
-                f"{type(self).__name__}() got scope={self.scope!r}, floor={self.floor}; it takes 'layer' or 'global' "
-                f"and at least 1, e.g. {type(self).__name__}(scope='global', floor=3)."
+                f"{name}() got scope={self.scope!r}; it takes 'layer' or 'global', e.g. {name}(scope='global')."
             )
+        for key, accepted in self.limits.items():
+            if not accepted.accepts(value := getattr(self, key)):
+                usual = getattr(type(self), key, 1)
+                raise ValueError(f"{name}() got {key}={value!r}; it takes {accepted}, e.g. {name}({key}={usual!r}).")
 
     def adapt(self, model: nn.Module) -> nn.Module:
         """Return `model` with the layers that this pruner needs, its outputs unchanged; by default `model` itself."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from isometry.errors import Number
 from isometry.networks.bounded import BOUNDED, convert
 from isometry.pruners.sparsifying import Sparsifying, scales
 from isometry.training.recipe import Regularizer
@@ -66,6 +68,7 @@ class RecedingBN(Sparsifying):
     shift: float = 3.0
     floor: int = 3
     kinds: ClassVar[tuple[type[nn.Module], ...]] = BOUNDED
+    limits: ClassVar[Mapping[str, Number]] = {**Sparsifying.limits, "shift": Number()}
 
     @classmethod
     def vgg(cls) -> RecedingBN:

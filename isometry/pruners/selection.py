@@ -3,16 +3,45 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from isometry.errors import InvalidValueError, join_names
+from isometry.errors import SEED, InvalidTypeError, InvalidValueError, Number, check_number, join_names
 from isometry.surgery import Graph, Selection, UnitGroup
 
-__all__ = ["requested_ratios", "select"]
+__all__ = ["check_request", "requested_ratios", "select"]
+
+_FRACTION = Number(0)
+
+
+def check_request(
+    *, ratio: Any, flops: Any, round_to: Any, layers: Any, skip: Any, seed: Any, masks: bool = False
+) -> None:
+    """Refuse what is no ratio, fraction of FLOPs, multiple, name pattern or seed, whatever the network; see `prune`."""
+    what, call = ("weights masked", "Magnitude(), 0.9") if masks else ("units removed", "L1(), 0.8")
+    for value in ratio.values() if isinstance(ratio, Mapping) else () if ratio is None else (ratio,):
+        if not (_FRACTION.accepts(value) and value < 1):
+            raise InvalidValueError(
+                f"got the ratio {value!r}; it is the fraction of {what}, at least 0 and below 1, e.g. "
+                f"prune(model, isometry.{call})."
+            )
+    if flops is not None and not (_FRACTION.accepts(flops) and 0 < flops < 1):
+        raise InvalidValueError(
+            f"got flops={flops!r}; it is the fraction of FLOPs removed, in (0, 1), e.g. prune(model, isometry.L1(), flops=0.5)."
+        )
+    check_number("round_to", round_to, Number(1, whole=True), "round_to=8")
+    check_number("seed", seed, SEED, "seed=0")
+    for name, patterns in (("ratio", ratio if isinstance(ratio, Mapping) else ()), ("layers", layers), ("skip", skip)):
+        listed = patterns if isinstance(patterns, Iterable) else () if patterns is None else (patterns,)
+        if not all(isinstance(pattern, str) for pattern in listed):
+            raise InvalidTypeError(
+                f"got {name}={patterns!r}; it takes names of layers or patterns of such, e.g. prune(model, isometry.L1(), 0.5, "
+                "skip='features.*')."
+            )
 
 
 def requested_ratios(
@@ -29,12 +58,6 @@ def requested_ratios(
             "isometry.networks.build('mlp-7-relu')."
         )
     patterns = {"*": ratio} if not isinstance(ratio, Mapping) else dict(ratio)
-    for value in patterns.values():
-        if not 0 <= value < 1:
-            raise InvalidValueError(
-                f"got the ratio {value}; it is the fraction of units removed, at least 0 and below 1, e.g. "
-                "prune(model, isometry.L1(), 0.8)."
-            )
     included, excluded = None if layers is None else _as_list(layers), _as_list(skip or ())
     _check_matches(graph, [*patterns, *(included or []), *excluded])
     ratios: dict[str, float] = {}

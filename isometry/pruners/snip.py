@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from isometry.data import Split, read_data
 from isometry.data.nests import count_samples
+from isometry.errors import Number
 from isometry.networks import placed
 from isometry.networks.modules import call
 from isometry.networks.preservation import random_preserved
@@ -39,13 +40,7 @@ class SNIP(Masking):
 
     batch_size: int = 100
     scope: str = field(default="global", kw_only=True)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.batch_size < 1:
-            raise ValueError(
-                f"SNIP() got batch_size={self.batch_size}; it takes at least 1, e.g. SNIP(batch_size=100)."
-            )
+    limits: ClassVar[Mapping[str, Number]] = {**Masking.limits, "batch_size": Number(1, whole=True)}
 
     @property
     def needs_data(self) -> bool:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from torch import Tensor, nn
 
-from isometry.errors import join_names
+from isometry.errors import Number, join_names
 from isometry.networks.bounded import BOUNDED
 from isometry.pruners.pruner import Pruner, PruningContext, average_scores
 from isometry.pruners.stage import Stage
 from isometry.surgery import UnitGroup
-from isometry.training.recipe import Recipe, Regularizer, Schedule, Steps
+from isometry.training.recipe import SETTINGS, Recipe, Regularizer, Schedule, Steps
 
 __all__ = ["Sparsifying", "scales"]
 
@@ -44,6 +44,12 @@ class Sparsifying(Pruner):
     epoch_steps: int | None = None
     scope: str = field(default="global", kw_only=True)
     trains: ClassVar[bool] = True
+    limits: ClassVar[Mapping[str, Number]] = {
+        **Pruner.limits,
+        **SETTINGS,
+        "epochs": Number(0, whole=True),
+        "strength": Number(0),
+    }
     kinds: ClassVar[tuple[type[nn.Module], ...]] = _NORMS
 
     def regularizer(self) -> Regularizer | None:

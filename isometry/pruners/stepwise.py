@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from isometry.errors import InvalidValueError, join_names, signed
+from isometry.errors import Number, check_number, join_names, signed
 from isometry.pruners.loop_checks import ParameterWatch, check_optimizers, check_stepwise
 from isometry.pruners.preparation import prepare
 from isometry.pruners.progress import Progress
@@ -73,10 +73,9 @@ class Pruning:
         seed: int = 0,
         steps_per_epoch: int | None = None,
     ) -> None:
-        if steps_per_epoch is not None and steps_per_epoch < 1:
-            raise InvalidValueError(
-                f"got steps_per_epoch={steps_per_epoch}; it takes a positive number, e.g. steps_per_epoch=len(loader)."
-            )
+        check_number(
+            "steps_per_epoch", steps_per_epoch, Number(1, whole=True, optional=True), "steps_per_epoch=len(loader)"
+        )
         self._preparation = prepare(
             model,
             pruner,

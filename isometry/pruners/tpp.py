@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from isometry.errors import Number
 from isometry.pruners.growing import Growing, GrowingPenalty
 from isometry.pruners.pruner import PruningContext
 from isometry.surgery import Selection
@@ -31,6 +34,7 @@ class TPP(Growing):
     """
 
     gram: float = 1000.0
+    limits: ClassVar[Mapping[str, Number]] = {**Growing.limits, "gram": Number(0)}
 
     def penalty(self, context: PruningContext, selection: Selection) -> GrowingPenalty:
         """Return the growing L2 penalty with the Gram term."""

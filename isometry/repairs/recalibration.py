@@ -11,7 +11,7 @@ from torch import nn
 from isometry.data import Batches, Split, read_data
 from isometry.data.nests import count_samples
 from isometry.data.reading import first_inputs
-from isometry.errors import InvalidValueError, check_module, signed
+from isometry.errors import SEED, InvalidValueError, Number, check_module, check_number, signed
 from isometry.networks import placed
 from isometry.networks.modules import BATCH_NORMS, call, clone
 from isometry.networks.preservation import evaluating
@@ -51,6 +51,9 @@ def recalibrate(
     Source: the adaptive batch normalization of Li et al., ECCV 2020 (EagleEye), section 3.2.
     """
     check_module(model, "recalibrate(isometry.networks.build('resnet-20'), torch.randn(256, 3, 32, 32))")
+    for name, value in (("samples", samples), ("batch_size", batch_size)):
+        check_number(name, value, Number(0, whole=True), f"{name}=128")
+    check_number("seed", seed, SEED, "seed=0")
     result = clone(model)
     norms = [m for m in result.modules() if isinstance(m, BATCH_NORMS) and m.track_running_stats]
     split = read_data(data, batch_size=batch_size)

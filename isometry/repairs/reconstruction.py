@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from isometry.data import Batches, Pair, read_data
 from isometry.data.nests import channels_last, concatenate, count_samples, first_samples, map_tensors
 from isometry.data.reading import first_inputs
-from isometry.errors import InvalidValueError, check_module, signed
+from isometry.errors import SEED, InvalidValueError, Number, check_module, check_number, signed
 from isometry.networks import placed
 from isometry.networks.bounded import to_batchnorm
 from isometry.networks.masks import refresh, set_weight
@@ -93,7 +93,10 @@ def repair(
     """
     for network in (model, reference):
         check_module(network, "repair(pruned.model, reference=dense, data=data)")
-    _check_options(samples=samples, positions=positions, batch_size=batch_size, ridge=ridge)
+    for name, value in (("samples", samples), ("positions", positions), ("batch_size", batch_size)):
+        check_number(name, value, Number(1, whole=True), "repair(pruned, reference=dense, data=x)")
+    check_number("ridge", ridge, Number(0), "ridge=1e-3")
+    check_number("seed", seed, SEED, "seed=0")
     repaired, original = clone(unwrap(model)), unwrap(reference)
     refresh(repaired)
     inputs = placed(_read_samples(data, samples, seed), repaired)
@@ -119,16 +122,6 @@ def _passes(model: nn.Module, inputs: Any, batch_size: int) -> Passes:
     except Exception:  # whatever a network raises that takes no zeros
         course = follow(model, next(Pair(inputs, None).split(1, torch.tensor([count_samples(inputs) - 1]))).inputs)
     return Passes(model, course, batches)
-
-
-def _check_options(*, ridge: float, **counts: int) -> None:
-    for name, value in counts.items():
-        if value < 1:
-            raise InvalidValueError(
-                f"got {name}={value}; it takes at least 1, e.g. repair(pruned, reference=dense, data=x)."
-            )
-    if not ridge >= 0:
-        raise InvalidValueError(f"got ridge={ridge}; it takes a number of at least 0, e.g. ridge=1e-3.")
 
 
 def _read_samples(data: Any, samples: int, seed: int) -> Any:

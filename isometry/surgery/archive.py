@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from isometry.errors import InvalidTypeError, InvalidValueError, join_names, signed
+from isometry.errors import InvalidTypeError, InvalidValueError, check_module, join_names, signed
 from isometry.files import read_tensors, write_tensors
 from isometry.networks import InputSpec, find_inputs
 from isometry.networks.masks import refresh, set_masks
@@ -50,7 +50,14 @@ def save(result: Applied, path: str | os.PathLike[str]) -> None:
     if not (isinstance(getattr(result, "model", None), nn.Module) and isinstance(getattr(result, "plan", None), Plan)):
         raise InvalidTypeError(
             f"got {type(result).__name__}; it takes what prune() returned, with its model and plan, e.g. "
-            "isometry.save(isometry.prune(model, isometry.L1(), 0.5), 'pruned.safetensors')."
+            "isometry.save(isometry.prune(model, isometry.L1(), 0.5), 'pruned.safetensors'). Of a network alone write the "
+            "weights: torch.save(model.state_dict(), 'weights.pt')."
+        )
+    _check_path(path, "isometry.save(result, 'pruned.safetensors')")
+    if Path(path).is_dir():
+        raise InvalidValueError(
+            f"got the path {os.fspath(path)}, which is a folder; it takes a file, e.g. "
+            f"isometry.save(result, {str(Path(path) / 'pruned.safetensors')!r})."
         )
     if Path(path).suffix in _PICKLES:
         raise InvalidValueError(
@@ -62,6 +69,13 @@ def save(result: Applied, path: str | os.PathLike[str]) -> None:
     if (stored := _to_json(_input_spec(result))) is not None:
         metadata["inputs"] = stored
     write_tensors(path, result.model.state_dict(), metadata)
+
+
+def _check_path(path: object, example: str) -> None:
+    if not isinstance(path, str | os.PathLike):
+        raise InvalidTypeError(
+            f"got a path of type {type(path).__name__}; it takes the name of a file, e.g. {example}."
+        )
 
 
 def _input_spec(result: Applied) -> Any:
@@ -141,6 +155,8 @@ def load(path: str | os.PathLike[str], model: nn.Module, *, inputs: Any = None) 
         ValueError: the file is no such archive, is damaged, holds NaN, or belongs to another architecture. Files of
             earlier versions have no digest and no kinds of modules: they are read without these two checks.
     """
+    _check_path(path, "isometry.load('pruned.safetensors', model)")
+    check_module(model, "isometry.load('pruned.safetensors', isometry.networks.build('resnet-56'))")
     tensors, plan, architecture, spec = _read(path)
     if any(plan.removed.values()):
         if inputs is None:

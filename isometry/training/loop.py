@@ -114,8 +114,10 @@ def train(
         )
     batches = read_data(data, batch_size=batch_size, shuffle=True)
     augment = data.augment if isinstance(data, Data) else None
-    steps = 1 if epoch_steps is None else epoch_steps
-    check_settings(model, batches, lr=lr, epochs=epochs, batch_size=batch_size, epoch_steps=steps)
+    check_settings(
+        model, batches, lr=lr, epochs=epochs, batch_size=batch_size, momentum=momentum, weight_decay=weight_decay,
+        epoch_steps=epoch_steps, seed=seed,
+    )  # fmt: skip
     if optimizer is not None:
         check_optimizer(model, optimizer)
     recipe = Recipe(

@@ -9,7 +9,19 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-__all__ = ["Cosine", "Penalty", "Recipe", "Regularizer", "Schedule", "Steps"]
+from isometry.errors import Number
+
+__all__ = ["SETTINGS", "Cosine", "Penalty", "Recipe", "Regularizer", "Schedule", "Steps"]
+
+SETTINGS = {
+    "lr": Number(0, above=True),
+    "epochs": Number(1, whole=True),
+    "batch_size": Number(1, whole=True),
+    "momentum": Number(0),
+    "weight_decay": Number(0),
+    "epoch_steps": Number(1, whole=True, optional=True),
+}
+"""{name: which numbers a training takes}."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +113,13 @@ class Recipe:
     regularizer: Regularizer | None = None
     loss: Callable[[Any, Any], Tensor] | None = None
     metric: Callable[[Any, Any], Any] | None = None
+
+    def __post_init__(self) -> None:
+        for name, accepted in SETTINGS.items():
+            if not accepted.accepts(value := getattr(self, name)):
+                raise ValueError(
+                    f"Recipe() got {name}={value!r}; it takes {accepted}, e.g. Recipe(lr=0.01, epochs=10)."
+                )
 
     def arguments(self) -> dict[str, Any]:
         """Return the recipe as keyword arguments of `train`."""

@@ -122,6 +122,11 @@ def test_a_comparison_of_a_list_is_refused() -> None:
         compare([nn.Linear(6, 2)], torch.randn(4, 3, 6))  # type: ignore[arg-type]
 
 
+def test_a_network_that_cannot_be_measured_is_named() -> None:
+    with pytest.raises(ValueError, match=r"^compare\(\) cannot measure 'narrow': got inputs of shape .*, e\.g\. "):
+        compare({"wide": nn.Linear(6, 2), "narrow": nn.Linear(5, 2)}, torch.randn(4, 6))
+
+
 def test_intervals_of_several_networks_hold_together() -> None:
     torch.manual_seed(0)
     x = torch.randn(12, 6)

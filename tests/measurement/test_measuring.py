@@ -62,6 +62,7 @@ REFUSED = {
     "unknown method": (lambda x: measure(nn.Linear(6, 2), x, method="svd"), ValueError, r"method='svd'; it knows"),
     "rtol of zero": (lambda x: measure(nn.Linear(6, 4), x, rtol=0.0), ValueError, r"rtol=0\.0; it is the half-width"),
     "rtol above one": (lambda x: measure(nn.Linear(6, 4), x, rtol=1.5), ValueError, r"rtol=1\.5"),
+    "seed no number": (lambda x: measure(nn.Linear(6, 2), x, seed="a"), ValueError, "seed='a'; it takes a whole number, e.g. seed=0"),  # type: ignore[arg-type]
     "rtol no number": (lambda x: measure(nn.Linear(6, 2), x, rtol="a"), ValueError, "rtol=a"),  # type: ignore[arg-type]
     "budget of zero": (lambda x: measure(nn.Linear(6, 4), x, budget=0), ValueError, "budget=0; it is a number of products"),
     "budget no number": (lambda x: measure(nn.Linear(6, 2), x, budget=True), ValueError, "budget=True"),

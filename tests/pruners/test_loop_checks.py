@@ -176,7 +176,7 @@ def test_several_optimizers_may_share_the_parameters() -> None:
 def test_a_pruner_that_counts_in_epochs_needs_their_length() -> None:
     with pytest.raises(ValueError, match=r"Pruning\(\) got no steps_per_epoch.*steps_per_epoch=len\(loader\)"):
         Pruning(net(), Slimming(), 0.5, inputs=X)
-    with pytest.raises(ValueError, match=r"Pruning\(\) got steps_per_epoch=0; it takes a positive number"):
+    with pytest.raises(ValueError, match=r"Pruning\(\) got steps_per_epoch=0; it takes a whole number of at least 1"):
         Pruning(net(), Slimming(), 0.5, inputs=X, steps_per_epoch=0)
     assert Pruning(net(), Slimming(epoch_steps=3), 0.5, inputs=X, steps_per_epoch=10).steps == 160 * 3
 

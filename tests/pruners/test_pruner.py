@@ -1,6 +1,7 @@
 """What all pruners share: scores of units, seeds, the model given."""
 
 import dataclasses
+import math
 from itertools import pairwise
 
 import pytest
@@ -64,3 +65,36 @@ def test_receding_bn_adapts_a_network_to_bounded_batchnorm_once() -> None:
     assert RecedingBN().adapt(adapted) is adapted
     assert not any(isinstance(module, BoundedBatchNorm2d) for module in plain.modules())
     assert Slimming().adapt(plain) is plain
+
+
+PRUNERS = [getattr(isometry.pruners, name) for name in isometry.pruners.__all__]
+LIMITED = [
+    (kind, name) for kind in PRUNERS if isinstance(kind, type) and hasattr(kind, "limits") for name in kind.limits
+]
+
+
+@pytest.mark.parametrize(("kind", "name"), LIMITED, ids=[f"{kind.__name__}-{name}" for kind, name in LIMITED])
+def test_hyperparameters_that_are_no_numbers_in_their_range_are_refused(kind: type[isometry.Pruner], name: str) -> None:
+    accepted, example = (
+        kind.limits[name],
+        rf"{kind.__name__}\(\) got {name}=.*it takes .*, e\.g\. {kind.__name__}\({name}=",
+    )
+    below = [accepted.least - 1] if accepted.least > -math.inf else []
+    for wrong in [
+        "1",
+        math.nan,
+        True,
+        [1],
+        *below,
+        *([accepted.least] if accepted.above else []),
+        *([1.5] if accepted.whole else []),
+    ]:
+        with pytest.raises(ValueError, match=example):
+            kind(**{name: wrong})
+    assert getattr(kind(**{name: 3}), name) == 3
+
+
+def test_every_number_among_the_hyperparameters_of_a_pruner_has_its_limits() -> None:
+    for kind in {kind for kind, _ in LIMITED}:
+        numbers = {f.name for f in dataclasses.fields(kind) if f.type in ("int", "float", "int | None", "float | None")}
+        assert numbers == set(kind.limits), kind

@@ -1,10 +1,13 @@
 """How many units of which layers are removed."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
-from isometry import L1, networks, prune
+import isometry
+from isometry import L1, Magnitude, networks, prune
 from tests.models import lenet
 
 
@@ -74,9 +77,34 @@ def test_a_target_in_flops_out_of_reach_is_refused() -> None:
 
 def test_a_ratio_and_a_target_in_flops_exclude_each_other() -> None:
     net, x = lenet(), torch.randn(2, 1, 32, 32)
-    for wrong in ({}, {"ratio": 0.5, "flops": 0.5}, {"flops": 1.5}, {"ratio": 0.5, "round_to": 0}):
+    for wrong in ({}, {"ratio": 0.5, "flops": 0.5}):
         with pytest.raises(ValueError, match="either a ratio in"):
             prune(net, L1(), inputs=x, **wrong)
+
+
+@pytest.mark.parametrize("pruner", [L1(), Magnitude()], ids=["units", "weights"])
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        pytest.param({"ratio": "0.5"}, r"the ratio '0\.5'", id="text"),
+        pytest.param({"ratio": [0.5]}, r"the ratio \[0\.5\]", id="list"),
+        pytest.param({"ratio": {"*": "a"}}, "the ratio 'a'", id="text for a pattern"),
+        pytest.param({"ratio": True}, "the ratio True", id="bool"),
+        pytest.param({"ratio": {3: 0.5}}, r"ratio=\{3: 0\.5\}", id="number for a pattern"),
+        pytest.param({"flops": "a"}, "flops='a'", id="FLOPs in words"),
+        pytest.param({"flops": 1.5}, r"flops=1\.5", id="too many FLOPs"),
+        pytest.param({"ratio": 0.5, "round_to": 0}, "round_to=0", id="round to 0"),
+        pytest.param({"ratio": 0.5, "round_to": "4"}, "round_to='4'", id="round to text"),
+        pytest.param({"ratio": 0.5, "skip": 3}, "skip=3", id="number to skip"),
+        pytest.param({"ratio": 0.5, "layers": ["a", 3]}, r"layers=\['a', 3\]", id="number among layers"),
+        pytest.param({"ratio": 0.5, "seed": "a"}, "seed='a'", id="seed"),
+    ],
+)
+def test_requests_that_are_no_numbers_or_names_are_refused(
+    pruner: isometry.Pruner, wrong: dict[str, Any], message: str
+) -> None:
+    with pytest.raises((ValueError, TypeError), match=rf"^prune\(\) got {message}; it .*, e\.g\. "):
+        prune(lenet(), pruner, inputs=torch.randn(2, 1, 32, 32), **wrong)
 
 
 def test_rounding_counts_channels() -> None:

@@ -1,6 +1,7 @@
 """Statistics of BatchNorm estimated anew."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -70,9 +71,10 @@ def mixed_precision() -> nn.Module:
     [
         pytest.param({"batch_size": 1}, "batch_size=1.*e.g.", id="batches of one sample"),
         pytest.param({"samples": 0}, "0 samples.*e.g.", id="no samples"),
+        pytest.param({"samples": 1.5}, r"samples=1\.5; it takes a whole number.*e.g.", id="samples and a half"),
     ],
 )
-def test_too_few_samples_for_statistics_are_refused(options: dict[str, int], message: str) -> None:
+def test_too_few_samples_for_statistics_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         isometry.recalibrate(mixed_precision(), torch.randn(9, 3, 8, 8), **options)
 

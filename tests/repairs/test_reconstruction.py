@@ -280,6 +280,8 @@ def test_what_cannot_be_repaired_is_refused_by_name(model: nn.Module, reference:
         pytest.param({"positions": 0}, "positions=0.*e.g.", id="positions"),
         pytest.param({"batch_size": 0}, "batch_size=0.*e.g.", id="batch size"),
         pytest.param({"ridge": -1.0}, "ridge=-1.*e.g.", id="ridge"),
+        pytest.param({"ridge": "a"}, "ridge='a'.*e.g.", id="ridge in words"),
+        pytest.param({"seed": "a"}, "seed='a'.*e.g.", id="seed"),
     ],
 )
 def test_arguments_are_checked(options: dict[str, Any], message: str) -> None:

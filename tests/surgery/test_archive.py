@@ -56,6 +56,23 @@ def test_a_suffix_that_promises_a_pickle_is_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_path_that_is_no_name_of_a_file_is_refused(tmp_path: Path) -> None:
+    result = prune(lenet(), L1(), 0.5)
+    with pytest.raises(ValueError, match=r"save\(\) got the path .*, which is a folder; .*pruned\.safetensors'"):
+        isometry.save(result, tmp_path)
+    with pytest.raises(TypeError, match=r"save\(\) got a path of type NoneType; it takes .*, e\.g\. isometry\.save\("):
+        isometry.save(result, None)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"load\(\) got a path of type LeNet.*; it takes .*, e\.g\. isometry\.load\("):
+        isometry.load(lenet(), tmp_path)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"load\(\) got a str for a model; it takes .*, e\.g\. isometry\.load\("):
+        isometry.load(tmp_path, "lenet")  # type: ignore[arg-type]
+
+
+def test_a_network_alone_is_refused_with_the_way_to_write_its_weights(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"save\(\) got LeNet.*torch\.save\(model\.state_dict\(\), 'weights\.pt'\)"):
+        isometry.save(lenet(), tmp_path / "net.safetensors")  # type: ignore[arg-type]
+
+
 def test_a_file_keeps_the_precision_of_the_whole_network(tmp_path: Path) -> None:
     net = batch_norm_net().double().train()
     x = torch.randn(3, 3, 8, 8, dtype=torch.float64)

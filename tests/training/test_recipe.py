@@ -3,6 +3,7 @@
 import json
 import pickle
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -51,3 +52,20 @@ def test_a_recipe_with_a_loss_is_a_value_that_can_be_sent_and_digested() -> None
     assert {key: value for key, value in to_json(recipe).items() if key != "loss"} == plain
     assert to_json(recipe)["loss"].startswith("tests.training.test_recipe.own(")
     assert "loss" not in plain  # so that folders of trials from before are found again
+
+
+@pytest.mark.parametrize(
+    "settings", [{"lr": "a"}, {"lr": 0}, {"epochs": 1.5}, {"weight_decay": -1}, {"epoch_steps": 0}]
+)
+def test_a_recipe_refuses_what_train_does(settings: dict[str, Any]) -> None:
+    ((name, value),) = settings.items()
+    with pytest.raises(ValueError, match=rf"Recipe\(\) got {name}={value!r}; it takes a .*number .*, e\.g\. Recipe\("):
+        Recipe(**{"lr": 0.1, "epochs": 1, **settings})
+    with pytest.raises(ValueError, match=rf"train\(\) got {name}={value!r}; it takes a .*number .*, e\.g\. lr="):
+        train(digits_mlp(), (torch.randn(4, 1, 8, 8), torch.arange(4)), **{"lr": 0.1, "epochs": 1, **settings})
+
+
+@pytest.mark.parametrize("settings", [{"momentum": "a"}, {"seed": "a"}, {"batch_size": "a"}])
+def test_text_for_numbers_is_refused_by_train(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"train\(\) got .*='a'; it takes a .*number"):
+        train(digits_mlp(), (torch.randn(4, 1, 8, 8), torch.arange(4)), **{"lr": 0.1, "epochs": 1, **settings})
