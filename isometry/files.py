@@ -56,7 +56,8 @@ def check_writable(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise OSError(
-            f"cannot write to the output folder {folder} ({error.strerror}). Name another one, e.g. --runs runs."
+            f"cannot write to the output folder {folder} ({error.strerror}). Name another one, e.g. folder='runs', or --runs runs "
+            "in a shell."
         ) from error
     remove_leftovers(folder)
 

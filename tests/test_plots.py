@@ -1,5 +1,6 @@
 """Every figure shows what its numbers say."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -216,6 +217,26 @@ def test_an_empty_table_is_refused() -> None:
 def test_a_table_without_the_columns_is_refused_with_their_names() -> None:
     with pytest.raises(ValueError, match=r"the columns a; it takes a DataFrame .* network, mean_jsv"):
         plots.comparison(pd.DataFrame({"a": [1]}))
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        pytest.param(
+            lambda: plots.sweep(None), r"plots\.sweep\(\) got a NoneType; it takes a DataFrame", id="no table"
+        ),
+        pytest.param(lambda: plots.spectrum("x"), r"plots\.spectrum\(\) got a str of no spectra; .*e\.g\.", id="text"),
+        pytest.param(
+            lambda: plots.spectrum({"a": wide_net(200)}),
+            r"got a dict of Sequential; it takes a report .*e\.g\.",
+            id="network",
+        ),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(draw: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        draw()  # before a figure is opened
+    assert not plt.get_fignums()
 
 
 def test_outcomes_are_one_point_per_fine_tuned_trial() -> None:

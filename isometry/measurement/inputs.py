@@ -89,6 +89,11 @@ class _Reader:
                 f"got inputs of shape {tuple(inputs.shape)}; it takes a non-empty batch [B, ...], e.g. "
                 "measure(model, torch.randn(64, 784))."
             )
+        if inputs.is_meta or inputs.layout != torch.strided:
+            kind = "on the meta device" if inputs.is_meta else f"of layout {inputs.layout}"
+            raise InvalidTypeError(
+                f"got inputs {kind}; it takes a dense tensor with values, e.g. measure(model, {'x' if inputs.is_meta else 'x.to_dense()'})."
+            )
         if not inputs.is_floating_point() and not self.integers:
             raise InvalidTypeError(
                 f"got inputs of dtype {inputs.dtype}, which have no derivative. Pass floating point inputs, e.g. "

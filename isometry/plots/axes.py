@@ -41,9 +41,11 @@ def require_columns(table: Any, verb: str, *columns: str) -> None:
     """Raise an error that names the columns unless a table has them, and rows."""
     missing = [column for column in columns if column not in getattr(table, "columns", [])]
     if missing or not len(table):
-        found = ", ".join(map(str, getattr(table, "columns", []))) or type(table).__name__
+        found = f"a {type(table).__name__}"
+        if isinstance(table, pd.DataFrame):
+            found = f"a table with {len(table)} rows and the columns {', '.join(map(str, table.columns)) or 'none'}"
         raise ValueError(
-            f"plots.{verb}() got a table with {len(table)} rows and the columns {found}; it takes a DataFrame with rows "
-            f"and the columns {', '.join(columns)}, e.g. the one that "
+            f"plots.{verb}() got {found}; it takes a DataFrame with rows and "
+            f"the columns {', '.join(columns)}, e.g. the one that "
             f"{'isometry.compare' if verb == 'comparison' else 'isometry.sweep'} returns."
         )

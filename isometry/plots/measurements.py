@@ -44,12 +44,16 @@ def spectrum(
         bins: number of bins.
         law: a closed-form law drawn over it, with its Kolmogorov-Smirnov distance to the first spectrum.
     """
-    ax = new_axes(ax)
-    named = _with_dense({"network": x} if isinstance(x, Report | Spectrum) else dict(x))
-    if not named:
+    named: dict[str, Any] = (
+        {"network": x} if isinstance(x, Report | Spectrum) else dict(x) if isinstance(x, Mapping) else {}
+    )
+    if not named or not all(isinstance(entry, Report | Spectrum) for entry in named.values()):
+        kinds = ", ".join(type(entry).__name__ for entry in named.values()) or "no spectra"
         raise ValueError(
-            "plots.spectrum() got no spectra; it takes at least one, e.g. spectrum(isometry.measure(model))."
+            f"plots.spectrum() got a {type(x).__name__} of {kinds}; it takes a report or {{name: report}}, e.g. "
+            "spectrum(isometry.measure(model))."
         )
+    ax, named = new_axes(ax), _with_dense(named)
     reports = {name: r.spectrum if isinstance(r, Report) else r for name, r in named.items()}
     values = np.concatenate([r.values[r.weights > 0].numpy() for r in reports.values()])
     top = max(float(values.max()), 1.0) * 1.05
@@ -120,8 +124,8 @@ def comparison(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
         table: columns `network`, `mean_jsv`, `interval_low`, `interval_high`.
         ax: where to draw; a new figure when None.
     """
-    ax = new_axes(ax)
     require_columns(table, "comparison", "network", "mean_jsv", "interval_low", "interval_high")
+    ax = new_axes(ax)
     means = table["mean_jsv"].to_numpy()
     reach = np.nan_to_num(np.stack([means - table["interval_low"], table["interval_high"] - means]).clip(0))
     colors = distinct_colors(table["network"])
@@ -187,8 +191,8 @@ def importances(
         logarithmic: whether the axis of importances is; the group near 0 is visible only then.
         bins: number of bins.
     """
-    ax = new_axes(ax)
     by_layer = networks.importances(x) if isinstance(x, nn.Module) else dict(x)
+    ax = new_axes(ax)
     every = np.concatenate([layer.detach().double().cpu().numpy() for layer in by_layer.values()])
     low = max(float(every.min()), 1e-12)
     edges = np.geomspace(low * 0.9, 1, bins + 1) if logarithmic else np.linspace(0, 1, bins + 1)
@@ -211,8 +215,8 @@ def importance_history(rows: pd.DataFrame, ax: Axes | None = None) -> Axes:
         rows: columns `method`, `epoch`, `low` and `high` (log10, the edges of a bin) and `units`.
         ax: where to draw; a new figure when None.
     """
-    ax = new_axes(ax)
     require_columns(rows, "importance_history", "method", "epoch", "low", "high", "units")
+    ax = new_axes(ax)
     epochs = sorted(rows["epoch"].unique())
     for shade, epoch in zip(plt.get_cmap("viridis")(np.linspace(0.9, 0.0, len(epochs))), epochs, strict=True):
         part = rows[rows["epoch"] == epoch]

@@ -31,8 +31,8 @@ def trajectory(table: pd.DataFrame, ax: Axes | None = None, *, y: str = "mean_js
         y: the column drawn; mean JSVs get a logarithmic axis with the isometry line at 1.
         by: the column that names the method; names that contain "+" are drawn dashed.
     """
-    ax = new_axes(ax)
     require_columns(table, "trajectory", "epoch", by, y)
+    ax = new_axes(ax)
     rows = _after_pruning(table, by).dropna(subset=[y])
     names = rows[by].astype(str)
     if "ratio" in rows and by != "ratio" and rows["ratio"].nunique() > 1:
@@ -109,8 +109,8 @@ def sweep(
         y: the column drawn; mean JSVs get a logarithmic axis with the isometry line at 1.
         by: the column that names the method.
     """
-    ax = new_axes(ax)
     require_columns(table, "sweep", x, y, by)
+    ax = new_axes(ax)
     rows, moment = _after_pruning(table, by).dropna(subset=[y]), ""
     if x == "ratio" and "epoch" in rows and "trial" in rows and rows.duplicated([by, "trial"]).any():
         last = y in _OUTCOMES
@@ -154,8 +154,8 @@ def outcome(table: pd.DataFrame, ax: Axes | None = None, *, by: str = "method") 
         ax: where to draw; a new figure when None.
         by: the column that names the method; names that contain "+" get open markers, every learning rate its own shape.
     """
-    ax = new_axes(ax)
     require_columns(table, "outcome", "trial", "phase", "epoch", "lr", "mean_jsv", "accuracy", by)
+    ax = new_axes(ax)
     keys = ["trial", by, "lr"]
     start = table[table["epoch"] == 0].groupby(keys, sort=False)["mean_jsv"].first()
     final = table[table["phase"] == "finetune"].sort_values("epoch").groupby(keys)["accuracy"].last()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from isometry.errors import InvalidValueError, signed
+from isometry.errors import InvalidTypeError, InvalidValueError, check_module, signed
 from isometry.surgery.widths import resize
 
 __all__ = ["adopt", "fill"]
@@ -25,8 +25,15 @@ def adopt(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
         state: {name: tensor}, as `state_dict()` of the pruned network returned it; BatchNorm counters may be missing.
 
     Raises:
+        TypeError: a state that is no mapping of tensors.
         ValueError: names that the model does not have or that are missing, or a tensor of another number of dimensions.
     """
+    check_module(model, "adopt(isometry.networks.build('resnet-56'), state)")
+    if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise InvalidTypeError(
+            f"got a state of type {type(state).__name__}; it takes {{name: tensor}}, as state_dict() returns it, e.g. "
+            "adopt(isometry.networks.build('resnet-56'), torch.load('pruned.pt', weights_only=True))."
+        )
     result = copy.deepcopy(model)
     expected = dict(result.state_dict())
     _check_names(expected, state)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from isometry.errors import InvalidValueError, signed
+from isometry.errors import InvalidTypeError, InvalidValueError, signed
 from isometry.networks import example_inputs, placed
 from isometry.surgery.graph import trace
 from isometry.surgery.plan import Applied, Plan
@@ -36,6 +36,11 @@ def transfer_optimizer_state(
     Raises:
         ValueError: the optimizer holds parameters that are not the model's, or state of other shapes than theirs.
     """
+    if not (isinstance(getattr(result, "model", None), nn.Module) and isinstance(getattr(result, "plan", None), Plan)):
+        raise InvalidTypeError(
+            f"got {type(result).__name__} as result; it takes what prune() returned, with its model and plan, e.g. "
+            "transfer_optimizer_state(optimizer, model, isometry.prune(model, isometry.L1(), 0.5))."
+        )
     names = {id(p): name for name, p in model.named_parameters()}
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     _check_transferable(optimizer, parameters, names)

@@ -52,6 +52,8 @@ REFUSED = {
     "empty batch": (lambda: measure(MLP, torch.randn(0, 1, 32, 32)), ValueError, "non-empty batch"),
     "no batch": (lambda: measure(MLP, torch.randn(1024)), ValueError, r"non-empty batch \[B, \.\.\.\]"),
     "integers": (lambda: measure(MLP, torch.zeros(2, 1, 32, 32, dtype=torch.int64)), TypeError, r"dtype torch\.int64, which have no derivative"),
+    "no values": (lambda: measure(MLP, torch.randn(2, 1, 32, 32, device="meta")), TypeError, r"inputs on the meta device; it takes .*e\.g\."),
+    "sparse": (lambda: measure(MLP, torch.eye(2, 1024).to_sparse()), TypeError, r"inputs of layout torch\.sparse_coo; it takes .*to_dense"),
     "nan": (lambda: measure(MLP, torch.full((2, 1, 32, 32), math.nan)), ValueError, "2048 NaN or infinite entries"),
     "nan in a tuple": (lambda: measure(nn.Linear(6, 2), (torch.randn(4, 3, 6) * torch.nan,), wrt=0), ValueError, "NaN or infinite"),
     "empty iterable": (lambda: measure(MLP, []), ValueError, "the iterable is empty"),

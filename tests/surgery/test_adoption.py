@@ -1,5 +1,7 @@
 """Networks pruned elsewhere, by their plain states."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -92,3 +94,11 @@ def test_adopted_networks_convert_what_no_file_holds() -> None:
     shifted.register_buffer("shift", torch.ones(6), persistent=False)
     half = {name: tensor.bfloat16() for name, tensor in shifted.state_dict().items()}
     assert surgery.adopt(shifted, half)(torch.ones(2, 6).bfloat16()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("state", [{"0.weight": 1}, nn.Linear(6, 3)], ids=["numbers", "network"])
+def test_a_state_without_tensors_is_refused(state: Any) -> None:
+    with pytest.raises(
+        TypeError, match=r"adopt\(\) got a state of type (dict|Linear); it takes \{name: tensor\}.*e\.g\. adopt"
+    ):
+        surgery.adopt(nn.Sequential(nn.Linear(6, 3)), state)

@@ -182,3 +182,11 @@ def test_state_keeps_its_numbers_in_half_precision() -> None:
     state = transfer_optimizer_state(optimizer, net, result, inputs=x).state[result.model.conv2.weight]
     expected = optimizer.state[net.conv2.weight]["momentum_buffer"][list(result.plan.kept("conv2"))]
     assert torch.equal(state["momentum_buffer"], expected)
+
+
+def test_a_network_without_its_plan_is_refused() -> None:
+    net = lenet()
+    with pytest.raises(
+        TypeError, match=r"transfer_optimizer_state\(\) got LeNet.* as result; it takes .* e\.g\. transfer"
+    ):
+        transfer_optimizer_state(torch.optim.SGD(net.parameters(), lr=0.1), net, prune(net, L1(), 0.5).model)  # type: ignore[arg-type]

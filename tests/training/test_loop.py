@@ -107,3 +107,19 @@ def test_augmentation_changes_the_training() -> None:
     plain = conv()
     list(train(plain, split, **options))
     assert not torch.equal(flat_weights(whole), flat_weights(plain))
+
+
+@pytest.mark.parametrize(("part", "value"), [("inputs", torch.nan), ("inputs", -torch.inf), ("targets", torch.nan)])
+def test_data_that_are_not_finite_are_refused(part: str, value: float) -> None:
+    data = {"inputs": torch.randn(4, 1, 8, 8), "targets": torch.randn(4, 10)}
+    data[part][1, 0] = value
+    with pytest.raises(ValueError, match=rf"train\(\) got {part} that hold NaN or infinite values.*e\.g\. data="):
+        train(digits_mlp(), (data["inputs"], data["targets"]), lr=0.1, epochs=1, loss=nn.functional.mse_loss)
+
+
+def test_infinite_values_of_a_mask_among_several_inputs_are_taken() -> None:
+    net = Wired(lambda m, x, mask: m.a((x + mask).softmax(1)), a=nn.Linear(6, 3))
+    mask = torch.zeros(4, 6)
+    mask[:, 4:] = -torch.inf
+    (epoch,) = train(net, ((torch.randn(4, 6), mask), torch.arange(4) % 3), lr=0.1, epochs=1)
+    assert not epoch.diverged

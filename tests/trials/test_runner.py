@@ -71,7 +71,9 @@ def test_a_trial_whose_weights_are_finite_but_too_large_has_diverged(tmp_path: P
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("")
-    with pytest.raises(OSError, match=r"cannot write to the output folder .*file.* Name another one"):
+    with pytest.raises(
+        OSError, match=r"cannot write to the output folder .*file.* Name another one, e\.g\. folder='runs'"
+    ):
         run([trial()], file / "below")
     if os.geteuid():
         tmp_path.chmod(0o500)
