@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -34,7 +35,7 @@ __all__ = [
     "read_weights",
 ]
 
-_DRAWN = 1024  # random inputs at most
+_DRAWN = 1024  # random inputs at most, where as many are measured as it takes
 _WRAPPED = ("state_dict", "model_state_dict", "model", "net", "weights")  # where training scripts put the weights
 _PREFIXES = ("module.", "_orig_mod.", "model.")  # of DistributedDataParallel, torch.compile and Lightning
 
@@ -94,6 +95,8 @@ def read_weights(path: str) -> tuple[dict[str, Tensor], dict[str, str]]:
         FileNotFoundError: there is no such file.
         ValueError: it is neither, or it holds pickled objects.
     """
+    if Path(path).is_dir():
+        raise IsADirectoryError(f"{path}: that is a folder; it takes a file, e.g. {Path(path) / 'pruned.safetensors'}")
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: there is no such file")
     with open(path, "rb") as file:
@@ -172,7 +175,8 @@ def draw_inputs(options: Namespace, data: Data | Folder | None, device: torch.de
             return torch.stack([_images(data)[int(index)][0] for index in order]).to(device)
         return data.test.inputs[order].to(device)
     if options.input_shape:
-        return torch.randn(min(options.samples, _DRAWN), *options.input_shape, generator=generator).to(device)
+        count = _DRAWN if options.samples == sys.maxsize else options.samples
+        return torch.randn(count, *options.input_shape, generator=generator).to(device)
     return None
 
 

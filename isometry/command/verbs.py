@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import isometry
+from isometry import networks
 from isometry.command.sources import (
     build_network,
     check_network,
@@ -108,7 +109,10 @@ def compare(options: Namespace) -> None:
         models[name] = model.to(device)
     table = isometry.compare(models, inputs, method=options.method, seed=options.seed)
     shown = [column for column in _SHOWN if column in table]
-    print(f"{'network':<18} {options.network}\n{_describe_data(options, data)}")
+    drawn = ""
+    if inputs is None:
+        drawn = f"{'inputs':<18} 64 {networks.find_inputs(next(iter(models.values())))}, as none were given\n"
+    print(f"{'network':<18} {options.network}\n{_describe_data(options, data)}{drawn}")
     print(table[shown].to_string(index=False, float_format="{:.4g}".format))
     print("\n".join(f"{name:<18} {verdict}" for name, verdict in zip(table["network"], table["verdict"], strict=True)))
     _write_json(options, {"networks": json.loads(table.to_json(orient="records"))})
@@ -152,6 +156,11 @@ def _check(options: Namespace) -> torch.device:
     """Refuse what cannot be written, and a device that is not there."""
     check_output("--json", options.json)
     check_output("--plot", options.plot, suffixes=_SUFFIXES)
+    if options.samples is not None and options.data is None and not options.input_shape:
+        raise ValueError(
+            f"got --samples {options.samples} without --data or --input-shape, of which they are taken; e.g. --samples "
+            f"{options.samples} --input-shape 3 32 32"
+        )
     if options.samples is None:
         options.samples = _SAMPLES if getattr(options, "rtol", None) is None else sys.maxsize
     return find_device(options.device)

@@ -129,6 +129,15 @@ def test_compare_takes_files_with_a_plan_narrower_weights_and_wrapped_ones(folde
     assert "the reference" in out
 
 
+def test_drawn_inputs_are_as_many_as_requested_and_said_to_be_drawn(folder: Path, capsys: Any) -> None:
+    status, out, _ = ends("measure mine:build --input-shape 1 8 8 --samples 1100", capsys)
+    assert status == 0
+    assert "1100 inputs of shape (1, 8, 8)" in out
+    status, out, _ = ends("compare dense=dense.safetensors l1=l1.safetensors --network mine:build", capsys)
+    assert status == 0
+    assert "inputs             64 standard normal inputs of shape (1, 8, 8), as none were given" in out
+
+
 def test_a_folder_of_images_is_measured_and_pruned_on(folder: Path, capsys: Any) -> None:
     image = pytest.importorskip("PIL.Image")
     for part, name, index in itertools.product(("train", "val"), ("cat", "dog"), range(3)):
@@ -217,6 +226,8 @@ def test_a_pickle_is_never_executed(folder: Path, capsys: Any) -> None:
         ("frobnicate", "invalid choice: 'frobnicate'"),
         ("measure", "the following arguments are required: NETWORK"),
         ("measure conv-4 --samples 0", "--samples: got 0; it takes a whole number of at least 1"),
+        ("measure conv-4 --samples 3", "got --samples 3 without --data or --input-shape, of which they are taken; e.g. --samples 3"),
+        ("info .", ".: that is a folder; it takes a file, e.g. pruned.safetensors"),
         ("measure conv-4 --seed -1", "--seed: "),
         ("measure conv-4 --method fast", "invalid choice: 'fast'"),
         ("measure conv-4 --device tpu7", "--device tpu7: torch has no such device here"),
