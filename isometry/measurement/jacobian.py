@@ -154,6 +154,19 @@ class Jacobian(Operator):
                 raise NonFiniteError("gradient")
             return out
 
+    def dense(self) -> Tensor:
+        """Return J or Jᵀ as in `Operator`; where there are more outputs than inputs and no J is the transpose of Jᵀ, by Jᵀ.
+
+        Cancellation can leave nothing but rounding errors of a sample's Jacobian, where groups of two are normalized for
+        instance, and then no two routes agree.
+        """
+        try:
+            return super().dense()
+        except AdjointError:
+            self.routes.add("Jᵀ alone")
+            eye = torch.eye(self.rows, dtype=self.dtype, device=self.device)
+            return self.rmatvec(eye.expand(self.batch, -1, -1)).mT
+
     def _checked(self, push: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         """Return `push` if <u, J v> = <Jᵀu, v> for random signs u and v: a route can be wrong without an error.
 

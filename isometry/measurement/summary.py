@@ -23,6 +23,7 @@ _ROUTES = {
     "linearize": "forward mode, traced once",
     "double vjp": "a backward pass, differentiated",
     "jvp": "forward mode",
+    "Jᵀ alone": "J differs from it, by rounding errors or a wrong derivative",
 }
 
 

@@ -184,3 +184,14 @@ def test_a_backward_that_does_not_exist_is_replaced_by_differences() -> None:
     assert any("differences" in note for note in report.notes)
     a = copy.deepcopy(net.a).double()
     assert_spectrum(report, slow_singular_values(lambda s: a(s).sin(), x), rtol=1e-6)
+
+
+def test_rounding_errors_in_place_of_a_derivative_are_not_taken_for_a_wrong_one() -> None:
+    torch.manual_seed(0)
+    pairs = nn.Sequential(nn.Linear(6, 8), nn.GroupNorm(4, 8), nn.Linear(8, 10))  # as after pruning: groups of two
+    x = torch.randn(40, 6)
+    report = measure(pairs, x)
+    values = slow_singular_values(pairs.double(), x)
+    torch.testing.assert_close(report.spectrum.values, values, rtol=1e-4, atol=1e-5 * float(values.max()))
+    assert any("Jᵀ alone" in note for note in report.notes)
+    assert "by rounding errors" in str(report)
