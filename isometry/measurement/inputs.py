@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from isometry.data import Batches, Data, Folder, Split
+from isometry.data.nests import tensors_in
 from isometry.errors import InvalidTypeError, InvalidValueError
 from isometry.measurement.batch import Batch, map_entries
 from isometry.networks import find_inputs, required_inputs
@@ -79,6 +80,12 @@ class _Reader:
 
     def checked(self, inputs: Any) -> Tensor:
         """Return one input tensor on the network's device, detached."""
+        if isinstance(inputs, Mapping | tuple | list) and tensors_in(inputs):
+            key = next(iter(inputs)) if isinstance(inputs, Mapping) else 0
+            raise InvalidTypeError(
+                f"got a batch whose inputs are a {type(inputs).__name__} of several; say which one is differentiated, e.g. "
+                f"measure(model, isometry.data.Batches(loader), wrt={key!r})."
+            )
         if not isinstance(inputs, Tensor):
             raise InvalidTypeError(
                 f"got a batch of type {type(inputs).__name__}; batches are tensors x or pairs (x, y), e.g. "

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from isometry.errors import InvalidValueError, Number, check_number, signed
 from isometry.files import read_tensors
 from isometry.networks.bounded import BoundedBatchNorm2d
 from isometry.networks.convnet import ConvNet
@@ -123,6 +124,16 @@ def build(
             f"networks.build({name!r}) got the unknown option {', '.join(unknown)}; it takes "
             f"{', '.join(sorted(defaults))}, e.g. networks.build({name!r}, input_shape={defaults['input_shape']})."
         )
+    example = f"networks.build({name!r}, classes=10, seed=0)"
+    with signed("networks.build"):
+        check_number("classes", classes, Number(1, whole=True), example)
+        check_number("seed", seed, Number(whole=True, optional=True), example)
+        shape = options.get("input_shape", ())
+        sizes = shape if isinstance(shape, Sequence) else [shape]
+        if not all(Number(1, whole=True).accepts(size) for size in sizes):
+            raise InvalidValueError(
+                f"got input_shape={shape!r}; it takes whole numbers of at least 1, e.g. input_shape={defaults['input_shape']}."
+            )
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.default_generator.manual_seed(seed)  # not CUDA's, which is not forked

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from isometry.data import Batches, Pair, read_data
-from isometry.data.nests import channels_last, concatenate, count_samples, first_samples, map_tensors
+from isometry.data.nests import channels_last, concatenate, count_samples, describe, first_samples, map_tensors, outline
 from isometry.data.reading import first_inputs
 from isometry.errors import SEED, InvalidValueError, Number, check_module, check_number, signed
 from isometry.networks import placed
@@ -127,7 +127,7 @@ def _passes(model: nn.Module, inputs: Any, batch_size: int) -> Passes:
 def _read_samples(data: Any, samples: int, seed: int) -> Any:
     """Return at most `samples` inputs [N, ...] of what a user calls data."""
     split = read_data(torch.empty(0) if data is None else data)
-    inputs = concatenate(list(first_inputs(split, samples))) if isinstance(split, Batches) else split.inputs
+    inputs = _joined(list(first_inputs(split, samples))) if isinstance(split, Batches) else split.inputs
     count = count_samples(inputs)
     if not count:
         raise InvalidValueError(
@@ -136,6 +136,18 @@ def _read_samples(data: Any, samples: int, seed: int) -> Any:
         )
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:samples]
     return channels_last(map_tensors(inputs, lambda tensor: tensor[order.to(tensor.device)]))
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    """Return the inputs of batches as those of one batch."""
+    first = outline(parts[0])
+    for part in parts:
+        if outline(part).shapes != first.shapes:
+            raise InvalidValueError(
+                f"got batches whose shapes change: the first one has {first.text}, a later one {describe(part)}. Crop or pad the "
+                "samples to one shape, e.g. in the loader's collate_fn."
+            )
+    return concatenate(parts)
 
 
 @dataclass(frozen=True)

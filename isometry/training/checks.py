@@ -10,12 +10,14 @@ from torch import Tensor, nn
 from isometry.data import Batches, Split
 from isometry.data.nests import count_samples, tensors_in
 from isometry.errors import SEED, InvalidValueError, check_number
-from isometry.training.recipe import SETTINGS
+from isometry.training.recipe import SETTINGS, check_terms
 
 __all__ = ["check_settings"]
 
 
-def check_settings(model: nn.Module, data: Split | Batches, *, epochs: int, seed: int, **settings: Any) -> None:
+def check_settings(
+    model: nn.Module, data: Split | Batches, *, epochs: int, seed: int, schedule: Any, regularizer: Any, **settings: Any
+) -> None:
     """Raise an error unless there are data, as often as they are read, numbers in their range and parameters to train."""
     if isinstance(data, Split) and not count_samples(data.inputs):
         raise InvalidValueError(
@@ -30,6 +32,7 @@ def check_settings(model: nn.Module, data: Split | Batches, *, epochs: int, seed
     for name, value in {**settings, "epochs": epochs}.items():
         check_number(name, value, SETTINGS[name], "lr=0.01, epochs=10")
     check_number("seed", seed, SEED, "seed=0")
+    check_terms(schedule, regularizer)
     if isinstance(data, Batches) and data.is_read_once and epochs > 1:
         raise InvalidValueError(
             f"got an iterator ({type(data.source).__name__}), which can be read once, for {epochs} epochs. Pass a loader, or a "

@@ -116,7 +116,7 @@ def train(
     augment = data.augment if isinstance(data, Data) else None
     check_settings(
         model, batches, lr=lr, epochs=epochs, batch_size=batch_size, momentum=momentum, weight_decay=weight_decay,
-        epoch_steps=epoch_steps, seed=seed,
+        epoch_steps=epoch_steps, seed=seed, schedule=schedule, regularizer=regularizer,
     )  # fmt: skip
     if optimizer is not None:
         check_optimizer(model, optimizer)

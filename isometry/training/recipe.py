@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from isometry.errors import Number
+from isometry.errors import InvalidTypeError, Number, signed
 
 __all__ = ["SETTINGS", "Cosine", "Penalty", "Recipe", "Regularizer", "Schedule", "Steps"]
 
@@ -120,10 +120,24 @@ class Recipe:
                 raise ValueError(
                     f"Recipe() got {name}={value!r}; it takes {accepted}, e.g. Recipe(lr=0.01, epochs=10)."
                 )
+        with signed("Recipe"):
+            check_terms(self.schedule, self.regularizer)
 
     def arguments(self) -> dict[str, Any]:
         """Return the recipe as keyword arguments of `train`."""
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+
+def check_terms(schedule: Any, regularizer: Any) -> None:
+    """Refuse what is no schedule and no regularizer."""
+    if schedule is not None and not callable(schedule):
+        raise InvalidTypeError(
+            f"got schedule={schedule!r}; it takes Steps, Cosine or None, e.g. schedule=isometry.Cosine()."
+        )
+    if regularizer is not None and not callable(getattr(regularizer, "loss", None)):
+        raise InvalidTypeError(
+            f"got regularizer={regularizer!r}; it takes a Regularizer, e.g. regularizer=isometry.KernOrth()."
+        )
 
 
 class Penalty(Protocol):

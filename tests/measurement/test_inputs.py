@@ -54,6 +54,11 @@ REFUSED = {
     "integers": (lambda: measure(MLP, torch.zeros(2, 1, 32, 32, dtype=torch.int64)), TypeError, r"dtype torch\.int64, which have no derivative"),
     "no values": (lambda: measure(MLP, torch.randn(2, 1, 32, 32, device="meta")), TypeError, r"inputs on the meta device; it takes .*e\.g\."),
     "sparse": (lambda: measure(MLP, torch.eye(2, 1024).to_sparse()), TypeError, r"inputs of layout torch\.sparse_coo; it takes .*to_dense"),
+    "several inputs": (
+        lambda: measure(MLP, [({"x": torch.randn(2, 1, 32, 32)}, torch.zeros(2))]),
+        TypeError,
+        r"inputs are a dict of several; .*e\.g\. measure\(model, isometry\.data\.Batches\(loader\), wrt='x'\)",
+    ),
     "nan": (lambda: measure(MLP, torch.full((2, 1, 32, 32), math.nan)), ValueError, "2048 NaN or infinite entries"),
     "nan in a tuple": (lambda: measure(nn.Linear(6, 2), (torch.randn(4, 3, 6) * torch.nan,), wrt=0), ValueError, "NaN or infinite"),
     "empty iterable": (lambda: measure(MLP, []), ValueError, "the iterable is empty"),

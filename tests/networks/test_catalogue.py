@@ -1,5 +1,7 @@
 """Networks by name: their published sizes, seeds, options."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -64,3 +66,13 @@ def test_layers_start_alike_with_either_norm() -> None:
 def test_unknown_norms_are_refused_with_those_known() -> None:
     with pytest.raises(ValueError, match="norm='group'; it knows 'batch', 'bounded', 'none'"):
         networks.build("conv-4", norm="group")
+
+
+@pytest.mark.parametrize(
+    "options", [{"classes": 0}, {"classes": "a"}, {"seed": "a"}, {"input_shape": (-1, 8, 8)}, {"input_shape": 8.5}]
+)
+def test_sizes_that_are_no_positive_whole_numbers_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(
+        ValueError, match=rf"^networks\.build\(\) got {next(iter(options))}=.*; it takes .*whole number.*, e\.g\. "
+    ):
+        networks.build("mlp-7-relu", **options)

@@ -308,3 +308,8 @@ def test_values_that_are_not_finite_are_refused_by_the_name_of_the_layer(where: 
             net[2].bias[1] = torch.nan
     with pytest.raises(ValueError, match=rf"repair\(\) found NaN or infinite values in {message}.*e\.g\. repair\("):
         repair(pruned, reference=net, data=x)
+
+
+def test_batches_of_several_shapes_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"repair\(\) got batches whose shapes change: .*\(9, 4\).*\(9, 5\).*e\.g\."):
+        repair(mlp(4, 5, 2), reference=mlp(4, 6, 2), data=[torch.randn(9, 4), torch.randn(9, 5)])

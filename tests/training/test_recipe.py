@@ -69,3 +69,12 @@ def test_a_recipe_refuses_what_train_does(settings: dict[str, Any]) -> None:
 def test_text_for_numbers_is_refused_by_train(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"train\(\) got .*='a'; it takes a .*number"):
         train(digits_mlp(), (torch.randn(4, 1, 8, 8), torch.arange(4)), **{"lr": 0.1, "epochs": 1, **settings})
+
+
+@pytest.mark.parametrize("settings", [{"schedule": "cosine"}, {"regularizer": "l1"}])
+def test_what_is_no_schedule_or_regularizer_is_refused(settings: dict[str, Any]) -> None:
+    ((name, value),) = settings.items()
+    with pytest.raises(TypeError, match=rf"^Recipe\(\) got {name}='{value}'; it takes .*, e\.g\. {name}=isometry"):
+        Recipe(0.1, 1, **settings)
+    with pytest.raises(TypeError, match=rf"^train\(\) got {name}='{value}'; it takes .*, e\.g\. {name}=isometry"):
+        train(digits_mlp(), (torch.randn(4, 1, 8, 8), torch.arange(4)), lr=0.1, epochs=1, **settings)
