@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import nn
 
@@ -27,7 +30,8 @@ class ParameterWatch:
 
     def restart(self) -> None:
         """Watch for updates from the next step on, after weights were loaded for instance."""
-        self._steps, self._sums = 0, [float("nan")]
+        self._steps = 0
+        self._sums: list[float] | None = None  # none once they have changed
 
     def check_structure(self) -> None:
         """Raise a RuntimeError unless the parameters are the same objects, of the same shapes, as at the start."""
@@ -47,16 +51,27 @@ class ParameterWatch:
     def check_updates(self) -> None:
         """Count a step; raise a RuntimeError where the parameters are after 20 steps what they were after the first."""
         self._steps += 1
-        if self._steps not in (1, 1 + _WATCHED_STEPS):
-            return
-        sums = [float(p.detach().double().sum()) for p in self.model.parameters() if p.requires_grad]
-        if self._steps > 1 and sums == self._sums:
+        if self._steps == 1:
+            self._sums = self._total()
+        if self._steps == 1 + _WATCHED_STEPS and self._sums is not None and self._total() == self._sums:
             raise RuntimeError(
                 f"Pruning.step() found that no parameter of pruning.model has changed in {_WATCHED_STEPS} steps: the "
                 "optimizer was built on another network. Build it on the copy that is pruned: "
                 "torch.optim.SGD(pruning.model.parameters(), lr=0.01)."
             )
-        self._sums = sums
+
+    @contextlib.contextmanager
+    def own_changes(self) -> Iterator[None]:
+        """Let the pruner change parameters, by zeroing units for instance, which is no update by an optimizer."""
+        if self._sums is None or self._steps > _WATCHED_STEPS:
+            yield
+            return
+        unchanged = self._total() == self._sums
+        yield
+        self._sums = self._total() if unchanged else None
+
+    def _total(self) -> list[float]:
+        return [float(p.detach().double().sum()) for p in self.model.parameters() if p.requires_grad]
 
 
 def check_optimizers(model: nn.Module, optimizers: tuple[torch.optim.Optimizer, ...]) -> None:

@@ -188,7 +188,8 @@ class Pruning:
                 "loss = criterion(pruning.model(x), y) + pruning.loss(); loss.backward()."
             )
         self._watch.check_updates()
-        stage.project(self.model, self._progress.stage_steps)
+        with self._watch.own_changes():
+            stage.project(self.model, self._progress.stage_steps)
         self._regularized = self._penalized = False
         self._progress.advance(stage)
         return self._progress.receded

@@ -163,6 +163,13 @@ def test_an_optimizer_of_the_network_passed_is_found(digits: isometry.data.Data)
     assert pruning.steps_done == 20
 
 
+def test_zeroed_units_are_not_taken_for_updates_of_an_optimizer(digits: isometry.data.Data) -> None:
+    model = net()
+    pruning = Pruning(model, TPP(**(SHORT | {"delta": 0.5, "zero_out": 2})), 0.5, inputs=X)
+    with pytest.raises(RuntimeError, match=r"no parameter .* changed in 20 steps"):
+        run(pruning, batches(digits.train), torch.optim.SGD(model.parameters(), lr=1e-3))
+
+
 def test_several_optimizers_may_share_the_parameters() -> None:
     pruning = tpp()
     first, *others = pruning.model.parameters()
