@@ -16,8 +16,7 @@ from isometry.networks.modules import UNIT_LAYERS, is_transposed
 from isometry.pruners.pruner import Pruner, PruningContext
 from isometry.pruners.stage import Stage
 from isometry.surgery import Selection, UnitGroup
-from isometry.training import Recipe
-from isometry.training.recipe import SETTINGS
+from isometry.training.recipe import SETTINGS, Recipe
 
 __all__ = ["Growing", "GrowingPenalty"]
 
@@ -61,9 +60,8 @@ class Growing(Pruner):
     limits: ClassVar[Mapping[str, Number]] = {
         **Pruner.limits,
         **{name: SETTINGS[name] for name in ("lr", "batch_size", "momentum", "weight_decay")},
-        "delta": Number(0, above=True),
+        **dict.fromkeys(("delta", "ceiling"), Number(0, above=True)),
         "interval": Number(1, whole=True),
-        "ceiling": Number(0, above=True),
         "stabilize": Number(0, whole=True),
         "magnitude_ratio": Number(0, optional=True),
         "zero_out": Number(0, whole=True, optional=True),
@@ -109,10 +107,9 @@ class GrowingPenalty:
             if units
         ]
         self.layers.sort(key=lambda layer: layer.index)
-        count = len(self.layers)
-        self.strengths = [0.0] * count
-        self.averages = [math.nan] * count
-        self.done = [False] * count
+        self.strengths = [0.0] * len(self.layers)
+        self.averages = [math.nan] * len(self.layers)
+        self.done = [False] * len(self.layers)
         self.growth_end: int | None = None
         last = max((layer.index for layer in self.layers), default=0)
         if pruner.zero_out is not None and pruner.stabilize < (needed := (last + 1) * pruner.zero_out):
