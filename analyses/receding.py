@@ -31,7 +31,7 @@ from isometry import plots
 from isometry.files import markdown
 from isometry.pruners.sparsifying import Sparsifying
 from isometry.training.recipe import Recipe, Steps
-from isometry.trials import Trial, run, script
+from isometry.trials import Trial, script
 from isometry.trials.outcomes import last_epoch, percent
 
 SHOWN = (0.3, 0.5, 0.7, 0.9)
@@ -141,10 +141,9 @@ def main() -> None:
     if not options.redraw:
         images = len(isometry.data.load(options.dataset, validation=0).train.targets)
         pruners = methods(epochs, epochs * -(-images // 64))
-        by_method = {m: trials(options.dataset, options.network, p, ratios, seeds) for m, p in pruners.items()}
-        _, origin = output.run_trials([trial for each in by_method.values() for trial in each])
-        parts = [run(each, options.runs, jobs=1, progress=False).assign(method=m) for m, each in by_method.items()]
-        parts.append(histograms(options.dataset, options.network, epochs, pruners, options.device))
+        every = [(m, t) for m, p in pruners.items() for t in trials(options.dataset, options.network, p, ratios, seeds)]
+        table, origin = output.run_trials([trial for _, trial in every], [{"method": method} for method, _ in every])
+        parts = [table, histograms(options.dataset, options.network, epochs, pruners, options.device)]
         output.write(pd.concat(parts, ignore_index=True), origin)
     output.publish(draw, tables)
 
