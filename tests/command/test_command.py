@@ -129,6 +129,22 @@ def test_compare_takes_files_with_a_plan_narrower_weights_and_wrapped_ones(folde
     assert "the reference" in out
 
 
+def test_compare_tells_where_the_jsvs_of_weights_part(folder: Path, capsys: Any) -> None:
+    words = "compare dense=dense.safetensors l1=l1.safetensors --network mine:build --data x.safetensors --layers --json c.json"
+    status, out, _ = ends(words, capsys)
+    assert status == 0
+    found = out.split("ratio to dense from each layer on\n")[1]
+    _, l1 = json.loads((folder / "c.json").read_text())["networks"]
+    told = {name.removeprefix("ratio at "): value for name, value in l1.items() if name.startswith("ratio at ")}
+    assert told
+    for layer, value in told.items():
+        assert next(line.split() for line in found.splitlines() if line.startswith(f"{layer} ")) == [
+            layer,
+            "1",
+            f"{value:.4g}",
+        ]
+
+
 def test_a_folder_of_images_is_measured_and_pruned_on(folder: Path, capsys: Any) -> None:
     image = pytest.importorskip("PIL.Image")
     for part, name, index in itertools.product(("train", "val"), ("cat", "dog"), range(3)):
@@ -243,7 +259,7 @@ def test_a_pickle_is_never_executed(folder: Path, capsys: Any) -> None:
         ("prune mine:build --pruner l1 --ratio .5 --flops .5 --out o.safetensors", "not allowed with argument"),
         ("prune mine:build --pruner l1 --ratio .5 --out o.pt", "--out o.pt: its name has to end in .safetensors"),
         ("prune mine:build --pruner l1 --ratio .5 --out .", "no file can be written there"),
-        ("compare a=l1.safetensors b=ddp.pt --network mine:build --layers", "isometry compare: unrecognized arguments: --layers. See isometry compare --help"),
+        ("compare a=l1.safetensors b=ddp.pt --network mine:build --reference", "isometry compare: unrecognized arguments: --reference. See isometry compare --help"),
         ("prune mine:build --pruner masking --ratio .5 --out o.safetensors", "--pruner masking: it takes greg, greg2, l1, magnitude, polarization"),
         ("prune mine:build --pruner magic --ratio .5 --out o.safetensors", "--pruner magic: it takes greg, greg2, l1"),
         ("prune mine:build --pruner mine:build --ratio .5 --out o.safetensors", "it is no class derived from isometry.Pruner"),
