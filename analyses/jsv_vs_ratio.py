@@ -1,7 +1,8 @@
 """How does the mean JSV of a just-pruned network fall with the ratio, and does it follow the published curves?
 
 The two MLPs follow them within 30 % up to ratio 0.7, LeNet-5-Linear does not. MNIST at the recipe of the papers for MLP-7-Linear;
-mean ± standard deviation over three seeds of the MLPs, one seed of LeNet-5-Linear; L1, just pruned, at ratios 0, 0.5 and 0.9:
+mean ± standard deviation over three seeds of the MLPs, one seed of LeNet-5-Linear; L1 (presumably the published criterion, too, which is
+not named), just pruned, at ratios 0, 0.5 and 0.9:
 
 - MLP-7-Linear 2.503 ± 0.004, 0.152 ± 0.003 and 0.0002 (published 2.499, 0.118, 0.0004): 0.97 to 1.29 of the published values up to 0.7,
   0.43 at 0.9. MLP-7-ReLU 1.301 ± 0.017, 0.507 ± 0.017 and 0.0034 ± 0.0004 (1.828, 0.628, 0.0056): 0.6 to 0.9 of the published values at
@@ -84,7 +85,7 @@ def tables(table: pd.DataFrame) -> str:
             details += [heading | detail(row) for _, row in group[group["seed"] == 0].sort_values("ratio").iterrows()]
         if network in JSV_BY_RATIO:
             published = {f"{ratio:g}": f"{value:.4f}" for ratio, value in JSV_BY_RATIO[str(network)].items()}
-            lines.append({"network": network, "method": "L1, published", "data": "mnist", **published})
+            lines.append({"network": network, "method": "published, presumably L1", "data": "mnist", **published})
     text = markdown(pd.DataFrame(lines).fillna(""))
     return f"{text}\n\nSeed 0, 64 images:\n\n{markdown(pd.DataFrame(details))}"
 
@@ -119,7 +120,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
         part = rows[rows["network"] == network]
         plots.sweep(part, ax)
         if network in JSV_BY_RATIO:
-            ax.plot(RATIOS, JSV_BY_RATIO[network].values(), "kx", label="L1 on MNIST, published")
+            ax.plot(RATIOS, JSV_BY_RATIO[network].values(), "kx", label="published (MNIST; presumably L1)")
         ax.legend(frameon=False, fontsize="small")
         seeds = part["seed"].nunique()
         title = f"{network} on {part['dataset'].iloc[0]}, {seeds} seed{'s' * (seeds > 1)}"

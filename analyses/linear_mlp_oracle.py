@@ -167,7 +167,7 @@ def draw_details(table: pd.DataFrame, rows: pd.DataFrame) -> Figure:
     right = plots.sweep(pruned.assign(method="L1, here"), figure.add_subplot(grid[len(rates), len(ratios) :]))
     right.set_title("mean JSV just after L1 pruning (error bars: std over seeds)", fontsize="medium")
     if table["dataset"].iloc[0] == "mnist":
-        right.plot(*zip(*PUBLISHED.items(), strict=True), "kx", label="L1, published (one run)")
+        right.plot(*zip(*PUBLISHED.items(), strict=True), "kx", label="published (one run; presumably L1)")
         right.legend(frameon=False)
     handles = figure.axes[0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=len(handles[1]), frameon=False)
