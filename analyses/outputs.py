@@ -202,7 +202,8 @@ def tables(table: pd.DataFrame) -> str:
     parts = [str(part) for part in found if str(part).startswith(("own ", "others' "))]
     rows = [{"network": line["case"], **{f"{part} directions, %": f"{100 * line[part]:.0f}" for part in parts},
              "mean over norm, spread, %": f"{100 * line['spread']:.2f}"} for _, line in found.iterrows()]  # fmt: skip
-    texts.append(script.format_columns(pd.DataFrame(rows), {key: key for key in rows[0]}))
+    if rows:
+        texts.append(script.format_columns(pd.DataFrame(rows), {key: key for key in rows[0]}))
     return "\n\n".join(texts)
 
 
