@@ -214,14 +214,16 @@ def short(table: pd.DataFrame) -> str:
 
 def draw(table: pd.DataFrame, path: Path) -> None:
     """Draw products for one sample and half-widths for 32."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained", sharey=True)
+    height = 1.6 + 0.4 * table["case"].nunique()
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, height), layout="constrained", sharey=True)
     for ax, count, column, factor in ((left, 1, "products", 1), (right, 32, "half_width", 100)):
         for method, found in table[table["samples"] == count].groupby("method", sort=False):
             ax.plot(factor * found[column], found["case"], "o", alpha=0.6, label=method)
         ax.legend(frameon=False, fontsize="small")
     left.set(xscale="log", xlabel="products", title="One sample, to 3 %")
     right.set(xlabel="half-width of the interval, % of the mean", title="32 samples, 800 products")
-    right.axvline(100 * WANTED, color="black", linewidth=0.8, linestyle=":")
+    right.axvline(100 * WANTED, color="black", linewidth=0.8, linestyle=":", label="3 %")
+    right.legend(frameon=False, fontsize="small")
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
