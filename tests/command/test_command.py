@@ -294,7 +294,8 @@ def test_help_shows_defaults_and_warnings_are_one_line(folder: Path, capsys: Any
 
 def test_the_analysis_is_the_command(folder: Path) -> None:
     root = Path(isometry.__file__).parents[1]
-    words = [sys.executable, str(root / "analyses" / "score.py"), "a=l1.safetensors", "--network", "mine:build"]
+    analysis = Path(__file__).parents[2] / "analyses" / "score.py"
+    words = [sys.executable, str(analysis), "a=l1.safetensors", "--network", "mine:build"]
     done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(root)})
     assert done.returncode == 2
     assert done.stderr.startswith("isometry compare: got a alone")
