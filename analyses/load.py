@@ -209,11 +209,14 @@ def short(table: pd.DataFrame) -> str:
 
 def draw(table: pd.DataFrame, path: Path) -> None:
     """Draw seconds and peak memory against the size, relative to the smallest."""
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained", sharex=True)
-    for index, (name, rows) in enumerate(table.groupby("part", sort=False)):
-        style: dict[str, Any] = {"color": plt.get_cmap("tab20")(index), "marker": "o", "label": name}
+    figure, axes = plt.subplots(1, 2, figsize=(13, 5), layout="constrained", sharex=True)
+    for index, (_, rows) in enumerate(table.groupby("part", sort=False)):
+        last = rows.iloc[-1]
+        style: dict[str, Any] = {"color": plt.get_cmap("tab20")(index), "marker": "o"}
+        name = str(last["case"]).replace("so many", f"up to {last['size']:,}")
+        name = name if "up to" in name else f"{name}, up to {last['size']:,} {last['unit']}"
         for ax, column in zip(axes, ("seconds", "peak_mib"), strict=True):
-            ax.loglog(rows["size"] / rows["size"].iloc[0], rows[column].clip(lower=1e-3), **style)
+            ax.loglog(rows["size"] / rows["size"].iloc[0], rows[column].clip(lower=1e-3), label=name, **style)
     reach = (table["size"] / table.groupby("part")["size"].transform("first")).max()
     start = table.groupby("part")["seconds"].first().median()
     axes[0].loglog([1, reach], [start, start * reach], "k:", label="linear growth")
@@ -222,8 +225,13 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     for ax in axes:
         ax.set_xlabel("size over the smallest one")
     handles = axes[0].get_legend_handles_labels()
-    axes[1].legend(*handles, frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.suptitle("Time and memory of large measurements (one run each)", fontsize="large")
+    figure.legend(*handles, frameon=False, fontsize="small", loc="outside lower center", ncols=2)
+    first = table.groupby("part").first()
+    growth = table.groupby("part").last()[["seconds", "size"]] / first[["seconds", "size"]]
+    per_unit = growth["seconds"] / growth["size"]
+    figure.suptitle(
+        f"Per unit the largest size takes {per_unit.min():.2f} to {per_unit.max():.2f} times as long as the smallest (one run each)"
+    )
     figure.savefig(path, dpi=150)
     plt.close(figure)
 

@@ -102,10 +102,15 @@ def network(name: str, quick: bool) -> tuple[nn.Module, Tensor]:
     return net.eval(), x
 
 
+def dense(net: nn.Module, inputs: Tensor) -> Tensor:
+    """Return the Jacobian [outputs, inputs] of one sample in float64."""
+    return torch.autograd.functional.jacobian(lambda one: net(one)[0], inputs).flatten(1).double()
+
+
 def runs_alone(jacobian: Tensor) -> tuple[int, int]:
     """Return the products that runs alone, with certified brackets, take to 3 % of one sample's mean, and the steps of each."""
     jacobian = jacobian if len(jacobian) < jacobian.shape[1] else jacobian.mT
-    matrix = torch.linalg.qr(jacobian.double().mT, mode="r").R.mT  # square, of the same values
+    matrix = torch.linalg.qr(jacobian.mT, mode="r").R.mT  # square, of the same values
     start = probes(1, 32, len(matrix), torch.Generator().manual_seed(0), matrix)
     run = bidiagonalize(Matrices(matrix), start, steps=100)
     steps = 1
@@ -123,8 +128,8 @@ def one(name: str, net: nn.Module, x: Tensor, quick: bool) -> list[Row]:
     rows: list[Row] = []
     for sample in range(1 if quick else 2):
         inputs = x[sample : sample + 1]
-        jacobian = torch.autograd.functional.jacobian(lambda one: net(one)[0], inputs).flatten(1)
-        truth = float(torch.linalg.svdvals(jacobian.double()).mean())
+        jacobian = dense(net, inputs)
+        truth = float(torch.linalg.svdvals(jacobian).mean())
         products, steps = runs_alone(jacobian)
         row: Row = {"case": name, "samples": 1, "sample": sample}
         rows.append(row | {"method": "runs alone, certified", "products": products, "steps": steps})
@@ -151,12 +156,27 @@ def many(name: str, net: nn.Module, x: Tensor, quick: bool) -> list[Row]:
     return rows
 
 
+def shared(name: str, net: nn.Module, x: Tensor, quick: bool) -> list[Row]:
+    """Return which share of the sum of a sample's singular values its own leading directions hold, and those of eight others."""
+    count = 3 if quick else 9
+    jacobians = [dense(net, x[i : i + 1]) for i in range(count)]
+    last, others = jacobians[-1], jacobians[:-1]
+    own, values, _ = torch.linalg.svd(last, full_matrices=False)
+    theirs = torch.linalg.eigh(sum(each @ each.mT / each.square().sum() for each in others))[1].flip(1)
+    ratios = torch.stack([torch.linalg.svdvals(each).mean() / each.norm() for each in jacobians])
+    row: Row = {"case": name, "samples": count, "method": "shared", "spread": float(ratios.std() / ratios.mean())}
+    for directions in (12, 24):
+        kept = [float(torch.linalg.svdvals(q[:, :directions].mT @ last).sum() / values.sum()) for q in (own, theirs)]
+        row |= {f"own {directions}": kept[0], f"others' {directions}": kept[1]}
+    return [row]
+
+
 def rows_of(name: str, quick: bool) -> list[Row]:
     """Return all rows of a network; none of a large one where it should be quick."""
     if quick and name in (VGG, RESNET, ATTENTION):
         return []
     net, x = network(name, quick)
-    return one(name, net, x, quick) + many(name, net, x, quick)
+    return one(name, net, x, quick) + many(name, net, x, quick) + shared(name, net, x, quick)
 
 
 def tables(table: pd.DataFrame) -> str:
@@ -178,6 +198,12 @@ def tables(table: pd.DataFrame) -> str:
                      "half-width, %": spread(100 * found["half_width"]),
                      **{f"{part}, %": f"{100 * found[part].mean():.1f}" for part in parts}})  # fmt: skip
     texts.append(script.format_columns(pd.DataFrame(rows), {key: key for key in rows[0]}))
+    found = table[table["method"] == "shared"]
+    parts = [str(part) for part in found if str(part).startswith(("own ", "others' "))]
+    rows = [{"network": line["case"], **{f"{part} directions, %": f"{100 * line[part]:.0f}" for part in parts},
+             "mean over norm, spread, %": f"{100 * line['spread']:.2f}"} for _, line in found.iterrows()]  # fmt: skip
+    if rows:
+        texts.append(script.format_columns(pd.DataFrame(rows), {key: key for key in rows[0]}))
     return "\n\n".join(texts)
 
 
@@ -188,14 +214,16 @@ def short(table: pd.DataFrame) -> str:
 
 def draw(table: pd.DataFrame, path: Path) -> None:
     """Draw products for one sample and half-widths for 32."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained", sharey=True)
+    height = 1.6 + 0.4 * table["case"].nunique()
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, height), layout="constrained", sharey=True)
     for ax, count, column, factor in ((left, 1, "products", 1), (right, 32, "half_width", 100)):
         for method, found in table[table["samples"] == count].groupby("method", sort=False):
             ax.plot(factor * found[column], found["case"], "o", alpha=0.6, label=method)
         ax.legend(frameon=False, fontsize="small")
     left.set(xscale="log", xlabel="products", title="One sample, to 3 %")
     right.set(xlabel="half-width of the interval, % of the mean", title="32 samples, 800 products")
-    right.axvline(100 * WANTED, color="black", linewidth=0.8, linestyle=":")
+    right.axvline(100 * WANTED, color="black", linewidth=0.8, linestyle=":", label="3 %")
+    right.legend(frameon=False, fontsize="small")
     figure.savefig(path, dpi=150)
     plt.close(figure)
 

@@ -101,10 +101,11 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     colors = ["#2ca02c" if step == "TPP" else "#bbbbbb" for step in table["step"]]
     bars = ax.barh(names, table["seconds"], color=colors)
     ax.bar_label(bars, [f" {ratio:.2f} x plain" for ratio in table["ratio_to_plain"]])
-    ax.margins(x=0.2)
+    ax.margins(x=0.25)
     ax.invert_yaxis()
     ax.set_xlabel("seconds per training step, median")
-    ax.set_title("A step of TPP costs what a plain one does (ResNet-56, batch 128)", fontsize="medium")
+    ratios = " and ".join(f"{ratio:.2f}" for ratio in table.loc[table["step"] == "TPP", "ratio_to_plain"])
+    ax.set_title(f"A step of TPP takes {ratios} times a plain one (ResNet-56)", fontsize="medium")
     figure.savefig(path, dpi=150)
     plt.close(figure)
 

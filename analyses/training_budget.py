@@ -3,9 +3,9 @@
 Not within 1,600 steps on ResNet-20 at ratio 0.9 (CIFAR-10, given weights, dense 91.76 %); longer budgets have not been run.
 
 - TPP, with two thirds of the steps before removal, ends behind L1 with 200 steps in all (28.52 ± 0.68 against 38.55 ± 2.55 %), with 400
-  (40.47 ± 0.45, 44.44 ± 2.44), with 800 (47.55 ± 1.46, 50.87 ± 1.47; two seeds, mean ± standard deviation) and with 1,600 (53.27, 56.96; one
-  seed). What it lacks falls from 10 to 3 or 4 points and then no further: these budgets do not show where the curves cross.
-- L1 reconstructed is ahead of both at every budget, of L1 by 8.9, 8.5, 8.5 and 7.2 points: with 400 steps it is where L1 is with more than 800.
+  (40.47 ± 0.45, 44.44 ± 2.44), with 800 (47.55 ± 1.46, 50.87 ± 1.47) and with 1,600 (53.59 ± 0.46, 57.63 ± 0.95; two seeds, mean ± standard
+  deviation). What it lacks falls from 10 points to 3 or 4 and then no further: these budgets do not show where the curves cross.
+- L1 reconstructed is ahead of both at every budget, of L1 by 8.9, 8.5, 8.5 and 7.4 points: with 400 steps it is where L1 is with more than 800.
 - With 400 steps and one seed (L1 42.71 %): TPP with half of the steps before removal 41.77 %, Slimming 41.16, GReg 39.32, RNI 29.58.
 - With 400 steps and half of them before removal TPP ends behind L1, too: 83.65 ± 0.13 against 85.90 ± 0.08 % at 0.5, 74.32 ± 0.07 against
   76.60 ± 0.11 % at 0.7, 41.46 ± 0.61 against 44.03 ± 3.70 % at 0.9 (`cifar_pruners.py`, 2 seeds).
@@ -120,32 +120,43 @@ def short(table: pd.DataFrame) -> str:
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:
-    """Draw accuracy against the budget, one panel per ratio, and what each method is ahead of L1 at the largest ratio."""
+    """Draw accuracy against the budget, a row per network and a panel per ratio, and what each method is ahead of L1 at the largest ratio."""
     ends = finals(table)
-    ratios, names = sorted(ends["ratio"].unique()), list(ends["method"].unique())
-    figure, axes = plt.subplots(1, len(ratios) + 1, figsize=(5.4 * len(ratios) + 5.4, 5), layout="constrained")
-    for ax, ratio in zip(axes, [*ratios, ratios[-1]], strict=True):
-        part = ends[ends["ratio"] == ratio].set_index(["budget", "seed"])
-        l1 = part.loc[part["method"] == "L1", "accuracy"]
-        for index, name in enumerate(names):
-            accuracy = part.loc[part["method"] == name, "accuracy"]
-            shown = (accuracy - l1 if ax is axes[-1] else accuracy).dropna()  # the same seed's L1
-            over = 100 * shown.groupby(level="budget").agg(["mean", "std"]).fillna(0)
-            ax.errorbar(over.index, over["mean"], over["std"], color=f"C{index}", marker="o", capsize=3, label=name)
-        ax.set(xscale="log", xlabel="training steps in all", ylabel="accuracy, %", title=f"ratio {ratio:g}")
-    tpp, one = (float(CIFAR_ACCURACY[name][1][ratios[-1]].split()[0]) for name in ("TPP", "L1"))
-    axes[-1].plot(PUBLISHED_STEPS, tpp - one, "kx", label="TPP, published, ResNet-56 (TPP's steps)")
-    axes[-1].axhline(0, color="black", linewidth=0.8)
-    axes[-1].set(ylabel="points ahead of L1")
-    figure.legend(*axes[-1].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
-    seeds = ends.groupby(["ratio", "method", "budget"])["seed"].nunique()
+    networks, names = list(ends["network"].value_counts().index), list(ends["method"].unique())
+    ratios = sorted(ends["ratio"].unique())
+    columns = len(ratios) + 1
+    size = (5.4 * columns, 1.2 + 3.8 * len(networks))
+    figure, axes = plt.subplots(len(networks), columns, figsize=size, layout="constrained", squeeze=False)
+    for line, network in zip(axes, networks, strict=True):
+        own = ends[ends["network"] == network]
+        for ax, ratio in zip(line, [*ratios, own["ratio"].max()], strict=True):
+            part, ahead = own[own["ratio"] == ratio].set_index(["budget", "seed"]), ax is line[-1]
+            ax.set_visible(len(part) > 0)
+            l1 = part.loc[part["method"] == "L1", "accuracy"]
+            for index, name in enumerate(names):
+                accuracy = part.loc[part["method"] == name, "accuracy"]
+                shown = (accuracy - l1 if ahead else accuracy).dropna()  # the same seed's L1
+                over = 100 * shown.groupby(level="budget").agg(["mean", "std"]).fillna(0)
+                ax.errorbar(over.index, over["mean"], over["std"], color=f"C{index}", marker="o", capsize=3, label=name)
+            marks = [*sorted(own["budget"].unique()), *([PUBLISHED_STEPS] if ahead else [])]
+            ax.set(xscale="log", xlabel="training steps in all", title=f"{network}, ratio {ratio:g}")
+            ax.set_xticks(marks, [f"{mark:,}" for mark in marks])
+            ax.minorticks_off()
+            ax.set_ylabel("points ahead of L1" if ahead else "accuracy, %")
+        tpp, one = (float(CIFAR_ACCURACY[name][1][ratios[-1]].split()[0]) for name in ("TPP", "L1"))
+        line[-1].plot(PUBLISHED_STEPS, tpp - one, "kx", label="TPP, published, ResNet-56 (TPP's steps)")
+        line[-1].axhline(0, color="black", linewidth=0.8)
+    drawn, labels = axes[0, -1].get_legend_handles_labels()
+    figure.legend(drawn, labels, loc="outside lower center", ncols=4, frameon=False)
+    seeds = ends.groupby(["network", "ratio", "method", "budget"])["seed"].nunique()
     low, high = seeds.min(), seeds.max()
     spread = "one seed" if high == 1 else f"bars: std over {low if low == high else f'{low} to {high}'} seeds"
-    last = ends[(ends["ratio"] == ratios[-1]) & (ends["budget"] == ends["budget"].max())]
+    first = ends[(ends["network"] == networks[0]) & (ends["ratio"] == ratios[-1])]
+    last = first[first["budget"] == first["budget"].max()]
     means = 100 * last.groupby("method")["accuracy"].mean()
     told = ", ".join(f"{name} {means[name]:.1f} %" for name in names if name in means)
     figure.suptitle(
-        f"{ends['network'].iloc[0]} on {ends['dataset'].iloc[0]}, ratio {ratios[-1]:g}: with {last['budget'].iloc[0]} training steps in all {told}\n"
+        f"{networks[0]} on {ends['dataset'].iloc[0]}, ratio {ratios[-1]:g}: with {last['budget'].iloc[0]} training steps in all {told}\n"
         f"({spread}; L1 of the same seed is subtracted on the right)"
     )
     figure.savefig(path, dpi=150)
@@ -170,7 +181,7 @@ def main() -> None:
         if options.finished:
             wanted = [each for each in wanted if is_finished(each[2], options.runs)]
         labels = [{"method": name, "budget": budget} for budget, name, _ in wanted]
-        output.write(*output.run_trials([trial for _, _, trial in wanted], labels))
+        output.write_network(*output.run_trials([trial for _, _, trial in wanted], labels))
     output.publish(draw, tables)
 
 

@@ -245,7 +245,7 @@ def software() -> dict[str, str]:
     tracked = git("ls-files", "--", Path(__file__).name)  # not the repository of a user who installed the package in it
     commit = (git("rev-parse", "--short=12", "HEAD") if tracked else "") or "unknown"
     changed = "+" if tracked and git("status", "--porcelain", "--untracked-files=no", "--", str(here)) else ""
-    versions = {name: _version(name) for name in ("torch", "numpy", "isometry")}
+    versions = {"torch": str(torch.__version__), "numpy": _version("numpy"), "isometry": _version("isometry")}
     return {"commit": commit + changed, "python": platform.python_version(), **versions}
 
 

@@ -108,6 +108,12 @@ def _add_measuring(parser: argparse.ArgumentParser) -> None:
         type=positive,
         help="how many inputs of the test part, drawn at random (default: 64; with --rtol as many as it takes)",
     )
+    parser.add_argument(
+        "--layers",
+        nargs="*",
+        metavar="PATTERN",
+        help="where the JSVs are lost: the network's blocks, those of a depth, or layers by name",
+    )
     parser.add_argument("--method", choices=["auto", "exact", "krylov"], default="auto", help="see isometry.measure")
     parser.add_argument("--json", metavar="FILE", help="write all numbers")
 
@@ -121,12 +127,6 @@ def _add_measure(parser: argparse.ArgumentParser) -> None:
         "--rtol", type=float, help="sample until the 95 %% interval is this narrow, relative to the mean"
     )
     parser.add_argument("--reference", metavar="FILE|NAME", help="weights of the dense network, as the yardstick")
-    parser.add_argument(
-        "--layers",
-        nargs="*",
-        metavar="PATTERN",
-        help="where the JSVs are lost: the network's blocks, those of a depth, or layers by name",
-    )
     parser.add_argument(
         "--plot", nargs="?", const="measure.png", metavar="FILE", help="draw the spectrum, and the layers; measure.png"
     )

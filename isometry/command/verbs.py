@@ -107,7 +107,8 @@ def compare(options: Namespace) -> None:
     for name, weights in named.items():
         model, inputs = _prepare(options, weights, data, device)
         models[name] = model.to(device)
-    table = isometry.compare(models, inputs, method=options.method, seed=options.seed)
+    layers = _read_layers(options.layers)
+    table = isometry.compare(models, inputs, method=options.method, layers=layers, seed=options.seed)
     shown = [column for column in _SHOWN if column in table]
     drawn = ""
     if inputs is None:
@@ -115,6 +116,15 @@ def compare(options: Namespace) -> None:
     print(f"{'network':<18} {options.network}\n{_describe_data(options, data)}{drawn}")
     print(table[shown].to_string(index=False, float_format="{:.4g}".format))
     print("\n".join(f"{name:<18} {verdict}" for name, verdict in zip(table["network"], table["verdict"], strict=True)))
+    ratios = (
+        table.set_index("network")
+        .filter(regex=f"^{_RATIO_AT}")
+        .rename(columns=lambda name: name.removeprefix(_RATIO_AT))
+    )
+    if len(ratios.columns):
+        print(
+            f"\nratio to {table['network'][0]} from each layer on\n{ratios.T.to_string(float_format='{:.4g}'.format)}"
+        )
     _write_json(options, {"networks": json.loads(table.to_json(orient="records"))})
     if options.plot is not None:
         from isometry import plots
@@ -124,6 +134,7 @@ def compare(options: Namespace) -> None:
         _save(figure, options.plot)
 
 
+_RATIO_AT = "ratio at "  # columns of `isometry.compare`, before the layer's name
 _SHOWN = ("network", "mean_jsv", "interval_low", "interval_high", "ratio", "ratio_low", "ratio_high", "max_jsv",
           "condition_number_median", "isometry_gap")  # fmt: skip
 

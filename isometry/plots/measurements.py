@@ -224,5 +224,5 @@ def importance_history(rows: pd.DataFrame, ax: Axes | None = None) -> Axes:
         ax.stairs(part["units"], edges, color=shade, label=f"epoch {epoch:.0f}", linewidth=1.6)
     ax.set(xlabel="log10 importance", ylabel="units (seed 0)", yscale="symlog")
     ax.set_title(str(rows["method"].iloc[0]), fontsize="medium")
-    ax.legend(frameon=False, fontsize="small", loc="upper center")
+    ax.legend(frameon=False, fontsize="small", loc="best")
     return ax

@@ -19,6 +19,7 @@ __all__ = ["Objective", "Totals", "describe_callable"]
 Loss = Callable[[Any, Any], Tensor]
 Metric = Callable[[Any, Any], Any]
 
+_ALIKE = (F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss, nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
 _IGNORED = -100  # the class that F.cross_entropy leaves out
 _LISTED = 10_000  # entries of a loss's weights of classes that its description lists
 _OWN_LOSS = (
@@ -58,6 +59,7 @@ class Objective:
         if self.loss is None:
             logits, classes = _classification(outputs, targets)
             return F.cross_entropy(logits, classes, reduction=reduction)
+        _check_alike(self.loss, outputs, targets)
         value = _called("loss", self.loss, outputs, targets)
         if not isinstance(value, Tensor) or value.numel() != 1:
             found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"type {type(value).__name__}"
@@ -141,6 +143,22 @@ def _called(name: str, function: Callable[[Any, Any], Any], outputs: Any, target
             f"{describe(targets)}. It is called with what the network returns and the targets of the batch, e.g. "
             f"{name}=lambda outputs, targets: torch.nn.functional.mse_loss(outputs, targets)."
         ) from error
+
+
+def _check_alike(loss: Loss, outputs: Any, targets: Any) -> None:
+    """Refuse shapes that a loss of torch would broadcast: of [B, 1] and [B] it compares every output with every target."""
+    if not (isinstance(outputs, Tensor) and isinstance(targets, Tensor)) or outputs.shape == targets.shape:
+        return
+    try:
+        torch.broadcast_shapes(outputs.shape, targets.shape)
+    except RuntimeError:
+        return  # which the loss refuses itself
+    plain = loss.func if isinstance(loss, functools.partial) else loss
+    if plain in _ALIKE or type(plain) in _ALIKE:
+        raise InvalidValueError(
+            f"got outputs of {describe(outputs)} and targets of {describe(targets)}, which this loss would broadcast; it takes "
+            "targets of the outputs' shape, e.g. targets.unsqueeze(1) for one output per sample."
+        )
 
 
 def _logits(outputs: Any) -> Any:

@@ -194,7 +194,8 @@ class _Desk:
         again = "-alone" if job.stage.folder in self._suspected else ""
         key = f"isometry-{job.stage.phase}-{job.stage.folder}-{self._run}{again}"
         own = read_files(job.folder)
-        future = self._submit(execute_parcel, content, own, inputs, used, key=key, priority=job.stage.duration)
+        priority = job.stage.duration - 2 * job.rank  # durations are at most 1: of a lower rank first
+        future = self._submit(execute_parcel, content, own, inputs, used, key=key, priority=priority)
         self.sent[key] = future, job, lock
         future.add_done_callback(self._ended.put)
 

@@ -204,16 +204,16 @@ def run_measurement(
 @interrupts_raised()
 def _measure_parts(parts: Mapping[str, Callable[[bool], list[Row]]], output: Output) -> None:
     only, start = output.options.only or list(parts), time.perf_counter()
-    kept, used = pd.DataFrame(columns=["part"]), []
+    kept, used, before = pd.DataFrame(columns=["part"]), [], 0.0
     if output.options.only and output.path("csv").exists():
         kept, origin = output.read()
-        kept, used = kept[~kept["part"].isin(only)], origin["software"]
+        kept, used, before = kept[~kept["part"].isin(only)], origin["software"], origin["computing_seconds"]
     rows: list[Row] = []
     for name in tqdm(only, desc="parts", unit="part"):
         rows += [{"part": name, **row} for row in parts[name](output.options.quick)]
         origin = {
             "software": [entry for entry in used if entry != software()] + [software()],
-            "computing_seconds": round(time.perf_counter() - start, 1),
+            "computing_seconds": round(before + time.perf_counter() - start, 1),
             "threads": torch.get_num_threads(),
         }
         if tables := [table for table in (kept, pd.DataFrame(rows)) if len(table)]:

@@ -138,6 +138,22 @@ def test_drawn_inputs_are_as_many_as_requested_and_said_to_be_drawn(folder: Path
     assert "inputs             64 standard normal inputs of shape (1, 8, 8), as none were given" in out
 
 
+def test_compare_tells_where_the_jsvs_of_weights_part(folder: Path, capsys: Any) -> None:
+    words = "compare dense=dense.safetensors l1=l1.safetensors --network mine:build --data x.safetensors --layers --json c.json"
+    status, out, _ = ends(words, capsys)
+    assert status == 0
+    found = out.split("ratio to dense from each layer on\n")[1]
+    _, l1 = json.loads((folder / "c.json").read_text())["networks"]
+    told = {name.removeprefix("ratio at "): value for name, value in l1.items() if name.startswith("ratio at ")}
+    assert told
+    for layer, value in told.items():
+        assert next(line.split() for line in found.splitlines() if line.startswith(f"{layer} ")) == [
+            layer,
+            "1",
+            f"{value:.4g}",
+        ]
+
+
 def test_a_folder_of_images_is_measured_and_pruned_on(folder: Path, capsys: Any) -> None:
     image = pytest.importorskip("PIL.Image")
     for part, name, index in itertools.product(("train", "val"), ("cat", "dog"), range(3)):
@@ -254,7 +270,7 @@ def test_a_pickle_is_never_executed(folder: Path, capsys: Any) -> None:
         ("prune mine:build --pruner l1 --ratio .5 --flops .5 --out o.safetensors", "not allowed with argument"),
         ("prune mine:build --pruner l1 --ratio .5 --out o.pt", "--out o.pt: its name has to end in .safetensors"),
         ("prune mine:build --pruner l1 --ratio .5 --out .", "no file can be written there"),
-        ("compare a=l1.safetensors b=ddp.pt --network mine:build --layers", "isometry compare: unrecognized arguments: --layers. See isometry compare --help"),
+        ("compare a=l1.safetensors b=ddp.pt --network mine:build --reference", "isometry compare: unrecognized arguments: --reference. See isometry compare --help"),
         ("prune mine:build --pruner masking --ratio .5 --out o.safetensors", "--pruner masking: it takes greg, greg2, l1, magnitude, polarization"),
         ("prune mine:build --pruner magic --ratio .5 --out o.safetensors", "--pruner magic: it takes greg, greg2, l1"),
         ("prune mine:build --pruner mine:build --ratio .5 --out o.safetensors", "it is no class derived from isometry.Pruner"),
@@ -289,7 +305,8 @@ def test_help_shows_defaults_and_warnings_are_one_line(folder: Path, capsys: Any
 
 def test_the_analysis_is_the_command(folder: Path) -> None:
     root = Path(isometry.__file__).parents[1]
-    words = [sys.executable, str(root / "analyses" / "score.py"), "a=l1.safetensors", "--network", "mine:build"]
+    analysis = Path(__file__).parents[2] / "analyses" / "score.py"
+    words = [sys.executable, str(analysis), "a=l1.safetensors", "--network", "mine:build"]
     done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(root)})
     assert done.returncode == 2
     assert done.stderr.startswith("isometry compare: got a alone")

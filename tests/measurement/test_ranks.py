@@ -48,6 +48,12 @@ def negative_at_the_end() -> torch.Tensor:
     return x
 
 
+def few(samples: int) -> isometry.measurement.Report:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(200, 250), nn.ReLU(), nn.Linear(250, 250), nn.ReLU(), nn.Linear(250, 200))
+    return isometry.measure(model, torch.randn(samples, 200), method="krylov")
+
+
 def sharded() -> nn.Module:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -63,6 +69,8 @@ MEASUREMENTS: dict[str, Callable[[], isometry.measurement.Report]] = {
     "loader": lambda: isometry.measure(network(), DataLoader(TensorDataset(inputs()), batch_size=5)),
     "one sample": lambda: isometry.measure(network(), inputs(1)),
     "krylov": lambda: isometry.measure(network(60), inputs(), method="krylov"),
+    "krylov, three samples": lambda: few(3),
+    "krylov, one sample": lambda: few(1),
     "rtol": lambda: isometry.measure(network(), inputs(2000), rtol=0.02),
     "krylov to rtol": lambda: isometry.measure(network(200), inputs(500), method="krylov", rtol=0.02),
     "budget": lambda: isometry.measure(network(200), inputs(500), budget=2000),
@@ -144,6 +152,7 @@ def test_every_rank_returns_the_same_report_and_that_of_one_process(ranks: list[
         assert len(shared.spectrum) == len(single.spectrum), name
         torch.testing.assert_close(shared.sample_means, single.sample_means, rtol=1e-5, atol=0)
         assert shared.interval == pytest.approx(single.interval, rel=1e-5, nan_ok=True), name
+        assert shared.estimation_error == pytest.approx(single.estimation_error, rel=1e-5, abs=1e-9), name
         assert shared.cost.products == single.cost.products, name
         assert "samples split over 2 ranks" in shared.notes
         assert not any("ranks" in note for note in single.notes)

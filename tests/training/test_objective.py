@@ -81,6 +81,8 @@ REFUSED: dict[str, tuple[nn.Module, Any, Any, str]] = {
     "an optimizer": (linear(), (X, Y), torch.optim.SGD(linear().parameters(), 0.1), r"loss=SGD\(\.\.\.\), which cannot be called"),
     "absent targets": (linear(), X, F.mse_loss, r"data without targets, with which the loss failed \(.*\). Pass pairs"),
     "wrong dtype": (linear(), (X, CLASSES[:, None].expand(-1, 4)), F.binary_cross_entropy_with_logits, r"a loss that failed .* targets of shape \(\d+, 4\), torch\.int64"),
+    "flat targets": (linear(1), (X, rand(24)), F.mse_loss, r"outputs of shape \(\d+, 1\).*targets of shape \(\d+,\).*would broadcast.*targets\.unsqueeze\(1\)"),
+    "flat targets of a module": (linear(1), (X, rand(24)), torch.nn.SmoothL1Loss(), r"would broadcast"),
     "wrong shape": (linear(), (X, rand(24, 3)), F.mse_loss, r"a loss that failed .* outputs of shape \(\d+, 4\).*targets of shape \(\d+, 3\)"),
 }  # fmt: skip
 

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor, nn
 
 import isometry
-from isometry import L1, Recipe
+from isometry import L1, TPP, Recipe
 from isometry.trials import arguments, connection, run, script
 from isometry.trials.execution import acquire_lock
+from isometry.trials.runner import Manner, run_tables
 from isometry.trials.stages import plan_stages
 from tests.trials import interrupted
 from tests.trials.examples import four_trials, trial
@@ -145,6 +146,18 @@ def test_a_stage_whose_worker_was_killed_runs_on_another(tmp_path: Path, cluster
     pd.testing.assert_frame_equal(table, run(wanted, tmp_path / "local", jobs=1, progress=False), check_exact=True)
 
 
+def test_trials_of_a_lower_rank_come_first_on_a_cluster_too(tmp_path: Path, cluster: Cluster) -> None:
+    for worker in [worker for worker in cluster.workers if worker.poll() is None][1:]:
+        worker.kill()
+    wait_until(lambda: len(cluster.client.scheduler_info()["workers"]) == 1)
+    grown = TPP(delta=0.1, interval=1, stabilize=30, zero_out=5)
+    wanted = [trial(pruner=grown, finetune=None), *(trial(ratio=each / 10, finetune=None) for each in range(1, 7))]
+    manner = Manner(tmp_path, progress=False, client=cluster.client, ranks=[1, 0, 0, 0, 0, 0, 0])
+    run_tables(wanted, manner, "run")
+    last = max(tmp_path.rglob("done.json"), key=lambda path: path.stat().st_mtime_ns)
+    assert "tpp" in str(last)
+
+
 def test_a_sweep_of_ones_own_network_and_tensors_gives_the_same_table(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -188,6 +201,7 @@ def test_a_killed_client_loses_nothing_that_was_finished(tmp_path: Path, cluster
 def test_an_interrupt_cancels_what_is_under_way_and_keeps_what_is_finished(tmp_path: Path, cluster: Cluster) -> None:
     def interrupt() -> None:
         wait_until(lambda: list(tmp_path.rglob("dense/*/done.json")))
+        time.sleep(0.3)  # until nothing is released any more: what is raised in a destructor is lost
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
     wanted = [trial(pruner=Slow(marker=str(tmp_path / "marker"), always=True))]

@@ -128,9 +128,14 @@ def test_measurements_can_be_repeated_in_part(monkeypatch: pytest.MonkeyPatch, t
     for arguments in ([], ["--only", "two"]):
         monkeypatch.setattr(sys, "argv", ["analysis", "--out", str(tmp_path), *arguments])
         script.run_measurement("name", "Is it so?", parts, write_picture, tables)
+        origin = json.loads((tmp_path / "name.json").read_text())
+        (tmp_path / "name.json").write_text(
+            json.dumps(origin | {"computing_seconds": origin["computing_seconds"] + 100})
+        )
     table = script.read_table(tmp_path / "name.csv")
     assert dict(zip(table["part"], table["a"], strict=True)) == {"one": 0.0, "two": 2.0}
-    assert json.loads((tmp_path / "name.json").read_text())["software"]
+    assert origin["software"]
+    assert origin["computing_seconds"] >= 100  # those of the first time are kept
 
 
 def test_numbers_are_shown_with_their_spread() -> None:
