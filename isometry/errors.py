@@ -25,6 +25,7 @@ __all__ = [
     "Number",
     "check_module",
     "check_number",
+    "interrupt_explained",
     "is_out_of_memory",
     "join_names",
     "signed",
@@ -135,6 +136,17 @@ def check_number(name: str, value: Any, accepted: Number, example: str) -> None:
     """
     if not accepted.accepts(value):
         raise InvalidValueError(f"got {name}={value!r}; it takes {accepted}, e.g. {example}.")
+
+
+@contextlib.contextmanager
+def interrupt_explained(text: str) -> Iterator[None]:
+    """Let an interrupt say what was kept: Python shows it below the traceback, from 3.11 on."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        if hasattr(interrupt, "add_note"):
+            interrupt.add_note(text)
+        raise
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -17,7 +17,8 @@ from isometry.data import CropFlip, Data
 from isometry.pruners import Pruner
 from isometry.training.capture import capture_steps
 from isometry.trials import Trial, describe_origin, run
-from isometry.trials.runner import Manner, run_tables
+from isometry.trials.manner import Manner
+from isometry.trials.runner import run_tables
 from tests.fake_cuda import fake_cuda
 from tests.models import WORKS
 

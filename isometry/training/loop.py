@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from isometry.data import Batches, Data, Split, read_data
 from isometry.data.nests import channels_last, count_samples
-from isometry.errors import InvalidTypeError, signed
+from isometry.errors import InvalidTypeError, interrupt_explained, signed
 from isometry.networks.masks import refresh
 from isometry.training.capture import CapturedGradients, Result
 from isometry.training.checkpoint import Checkpoint, TrainingState, locked
@@ -171,6 +171,9 @@ class _Loop:
                 with signed("train"):
                     held.enter_context(locked(path))
                     checkpoint = self.resumed(path)
+                held.enter_context(
+                    interrupt_explained(f"{path} keeps the finished epochs: call train() again to go on.")
+                )
             try:
                 while state.epochs < self.recipe.epochs and not diverged and not self.finished():
                     with signed("train"):

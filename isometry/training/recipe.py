@@ -32,7 +32,8 @@ class Steps:
     after 60.
 
     Attributes:
-        milestones: fractions of the epochs, in [0, 1].
+        milestones: fractions of the epochs, in [0, 1], rounded to whole ones, at least 1: of two epochs, the second comes after both of
+            the default.
         factor: multiplier at each of them.
     """
 

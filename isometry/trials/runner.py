@@ -11,24 +11,25 @@ from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import joblib
 import pandas as pd
 from tqdm.auto import tqdm
 
-from isometry.errors import signed
+from isometry.errors import interrupt_explained, signed
 from isometry.files import check_writable
 from isometry.trials.cluster import execute_on_workers
 from isometry.trials.connection import check_client, check_workers
 from isometry.trials.execution import Job, Outcome, execute, record_failure, was_started
+from isometry.trials.manner import Manner
 from isometry.trials.record import find, warn_of_damage, warn_of_versions
 from isometry.trials.resumption import remove_checkpoints
 from isometry.trials.stage import ROWS_FILE, Stage
 from isometry.trials.stages import plan_stages
 from isometry.trials.trial import Trial
 
-__all__ = ["Manner", "run", "run_tables"]
+__all__ = ["run", "run_tables"]
 
 _START_ATTEMPTS = 3  # how often workers may die before they start anything
 
@@ -92,28 +93,6 @@ def run(
     return pd.concat(run_tables(trials, how, "run"), ignore_index=True)
 
 
-class Manner(NamedTuple):
-    """How trials are run; see `run`. Errors name no file in a folder that is temporary.
-
-    Attributes:
-        capture: whether steps of training are captured as CUDA graphs, see `isometry.training.capture`.
-        deadline: when to end, in seconds as `time.time` counts them: no stage begins then, and a training ends with its epoch,
-            to go on from there in the next run. None for no limit; only where the stages are executed by processes of this machine.
-        ranks: of the trials: what those of a lower rank need is executed first. None: all at once.
-    """
-
-    folder: Path
-    jobs: int | None = None
-    device: str = "cpu"
-    progress: bool | None = None
-    weights: bool = False
-    temporary: bool = False
-    client: Any = None
-    capture: bool = False
-    deadline: float | None = None
-    ranks: Sequence[int] | None = None
-
-
 def run_tables(trials: Sequence[Trial], manner: Manner, verb: str) -> list[pd.DataFrame]:
     """Run trials, each of their stages once, and return the rows of every trial: none of those that time did not suffice for.
 
@@ -145,13 +124,18 @@ def run_tables(trials: Sequence[Trial], manner: Manner, verb: str) -> list[pd.Da
     ranks = _rank_stages(chains, manner.ranks)
     common = (folder, device, weights, os.getpid(), shown, manner.capture, manner.deadline)
     work = {name: Job(stage, *common, ranks[name]) for name, stage in waiting.items()}
-    errors: dict[str, str] = {}
-    postponed: set[str] = set()
+    errors, postponed = dict[str, str](), set[str]()
     if manner.client is None:
         outcomes = _execute_all(work, jobs, errors, postponed)
     else:
         outcomes = execute_on_workers(manner.client, work, errors)
-    _show_stages(outcomes, manner.progress, done=len(records), number=len(stages))
+    kept = (
+        "nothing is kept without folder='runs'"
+        if manner.temporary
+        else f"{folder} keeps what is finished: call it again to go on"
+    )
+    with interrupt_explained(f"{verb}() was interrupted; {kept}."):
+        _show_stages(outcomes, manner.progress, done=len(records), number=len(stages))
     if manner.temporary:
         errors = {name: re.sub(r" \(see [^()]*\)$", "", text) for name, text in errors.items()}
     names = Counter(trial.key for trial in {chain[-1].folder: chain[-1].trial for chain in chains}.values())

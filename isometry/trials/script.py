@@ -32,8 +32,9 @@ from isometry.files import check_writable, markdown, software, write, write_tabl
 from isometry.measurement.measuring import interrupts_raised
 from isometry.trials.arguments import build_parser, parse, positive, ratio
 from isometry.trials.connection import connect
+from isometry.trials.manner import Manner
 from isometry.trials.provenance import describe_origin
-from isometry.trials.runner import Manner, run_tables
+from isometry.trials.runner import run_tables
 from isometry.trials.trial import Trial
 
 __all__ = [

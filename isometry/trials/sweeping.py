@@ -28,7 +28,8 @@ from isometry.training.recipe import Recipe
 from isometry.trials.architecture import Given, read_architecture
 from isometry.trials.connection import check_client
 from isometry.trials.dataset import Own, read_data
-from isometry.trials.runner import Manner, run_tables
+from isometry.trials.manner import Manner
+from isometry.trials.runner import run_tables
 from isometry.trials.trial import Trial
 
 __all__ = ["sweep"]

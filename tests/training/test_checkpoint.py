@@ -1,6 +1,7 @@
 """Trainings that were interrupted go on bit for bit, and only their own."""
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -202,8 +203,10 @@ def _interrupted(digits: Data, model: nn.Module, path: Path, *, epoch: int) -> d
         if steps == 7 * (epoch - 1) + 3:
             raise KeyboardInterrupt
 
-    with model.register_forward_pre_hook(interrupt), pytest.raises(KeyboardInterrupt):
+    with model.register_forward_pre_hook(interrupt), pytest.raises(KeyboardInterrupt) as interrupted:
         list(train(model, digits, **options))
+    if sys.version_info >= (3, 11):
+        assert interrupted.value.__notes__ == [f"{path} keeps the finished epochs: call train() again to go on."]
     return options
 
 

@@ -23,7 +23,8 @@ import isometry
 from isometry import L1, TPP, Recipe
 from isometry.trials import arguments, connection, run, script
 from isometry.trials.execution import acquire_lock
-from isometry.trials.runner import Manner, run_tables
+from isometry.trials.manner import Manner
+from isometry.trials.runner import run_tables
 from isometry.trials.stages import plan_stages
 from tests.trials import interrupted
 from tests.trials.examples import four_trials, trial

@@ -12,7 +12,8 @@ import isometry
 from isometry import Recipe
 from isometry.training import loop
 from isometry.trials import describe_origin, run, runner, script
-from isometry.trials.runner import Manner, run_tables
+from isometry.trials.manner import Manner
+from isometry.trials.runner import run_tables
 from tests.trials.examples import trial
 
 
