@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -120,7 +121,8 @@ class PruningContext:
             seed=self.seed,
             checkpoint=self.checkpoint_path(stage.name),
         )
-        self.run_training(training, stage.name, stage.steps, stage.log)
+        with contextlib.closing(training):  # whose lock a traceback would hold
+            self.run_training(training, stage.name, stage.steps, stage.log)
 
     def checkpoint_path(self, stage: str) -> Path | None:
         """Return the checkpoint file of one of a pruner's trainings, None where none was requested."""

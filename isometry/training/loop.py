@@ -6,7 +6,7 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ def train(
     optimizer: torch.optim.Optimizer | None = None,
     seed: int = 0,
     checkpoint: str | os.PathLike[str] | None = None,
-) -> Iterator[Epoch]:
+) -> Generator[Epoch, None, None]:
     """Train `model` in place by SGD on cross-entropy, or another loss, yielding an `Epoch` after each epoch.
 
     Tensors stay in memory and are moved to the model's device and dtype once; if a `Data` has an `augment`, it is applied to
@@ -162,7 +162,7 @@ class _Loop:
         self.lent: dict[Tensor, Tensor] = {}
         self.captured = CapturedGradients(self.gradients, model, first.device, autocast=recipe.autocast)
 
-    def run(self, path: Path | None) -> Iterator[Epoch]:
+    def run(self, path: Path | None) -> Generator[Epoch, None, None]:
         """Yield the epochs not yet done; keep a checkpoint at `path`."""
         state, diverged = self.state, False
         with contextlib.ExitStack() as held:

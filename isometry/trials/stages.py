@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -240,11 +241,12 @@ def _finetune(trial: Trial, model: nn.Module, dataset: Data, folder: Path, progr
     kept = read_records(log)
     recipe = trial.completed(trial.finetune)
     epochs = train(model, dataset, **recipe.arguments(), seed=trial.seed + 1, checkpoint=folder / CHECKPOINT)
-    for epoch in _show(epochs, model, dataset, recipe, "fine-tuning", progress):
-        kept = [row for row in kept if row["epoch"] < epoch.number]
-        row = measure_row(trial, model, dataset, "finetune", epoch.number, epoch.diverged)
-        kept.append(row | {"steps": epoch.steps})
-        write_records(log, kept)
+    with contextlib.closing(epochs):  # whose lock a traceback would hold
+        for epoch in _show(epochs, model, dataset, recipe, "fine-tuning", progress):
+            kept = [row for row in kept if row["epoch"] < epoch.number]
+            row = measure_row(trial, model, dataset, "finetune", epoch.number, epoch.diverged)
+            kept.append(row | {"steps": epoch.steps})
+            write_records(log, kept)
     return kept
 
 
@@ -255,8 +257,9 @@ def _train(
     last = None
     check_resumable(folder / CHECKPOINT, None, "number")
     epochs = train(model, dataset, **recipe.arguments(), seed=seed, checkpoint=folder / CHECKPOINT)
-    for epoch in _show(epochs, model, dataset, recipe, description, progress):
-        last = epoch
+    with contextlib.closing(epochs):
+        for epoch in _show(epochs, model, dataset, recipe, description, progress):
+            last = epoch
     return last is not None and last.diverged
 
 
