@@ -104,7 +104,7 @@ def network(name: str, quick: bool) -> tuple[nn.Module, Tensor]:
 
 def dense(net: nn.Module, inputs: Tensor) -> Tensor:
     """Return the Jacobian [outputs, inputs] of one sample in float64."""
-    return torch.autograd.functional.jacobian(lambda one: net(one)[0], inputs).flatten(1).double()
+    return torch.func.jacrev(lambda one: net(one)[0], chunk_size=100)(inputs).detach().flatten(1).double()
 
 
 def runs_alone(jacobian: Tensor) -> tuple[int, int]:
