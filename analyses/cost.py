@@ -1,6 +1,6 @@
 """What does the Jacobian spectrum of a network cost, next to other routes and to what cannot be saved?
 
-Two cores of one machine, one network each, medians of five interleaved repetitions; other machines give other ratios.
+Two cores of one machine, one network each, medians of nine interleaved repetitions; other machines give other ratios.
 
 - ResNet-56, 64 CIFAR-10 inputs, all ten singular values each: `measure` takes 1.08 times the floor (0.96 to 1.16 over the
   repetitions; the floor is one forward pass and one input-gradient pass per class of the network with folded BatchNorms). Of the routes that give the same numbers,
@@ -56,7 +56,7 @@ def usable(device: str) -> list[str]:
 def routes(quick: bool, device: str) -> list[Row]:
     """Return seconds of every route, interleaved in one run, and the difference of its numbers from ours."""
     net, images, description = subject(quick, device)
-    count, repeats = (8, 2) if quick else (64, 5)
+    count, repeats = (8, 2) if quick else (64, 9)
     x = images[:count]
     reference = ROUTES[OURS](net, x)
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
