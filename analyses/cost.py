@@ -2,12 +2,12 @@
 
 Two cores of one machine, one network each, medians of nine interleaved repetitions; other machines give other ratios.
 
-- ResNet-56, 64 CIFAR-10 inputs, all ten singular values each: `measure` takes 1.08 times the floor (0.96 to 1.16 over the
-  repetitions; the floor is one forward pass and one input-gradient pass per class of the network with folded BatchNorms). Of the routes that give the same numbers,
-  `.backward()` per class with an SVD takes 2.2 times as long as `measure`, curvlinops' operator made dense 3.5 times,
-  `vmap(jacrev)` 14 times. With a table of every block `measure` itself takes 1.5 times as long.
-- Peak memory grows by 226 MiB for 64 inputs and 245 MiB for 256. `.backward()` per class needs 483 MiB; the routes that take one
-  sample at a time need less than `measure` (26 to 128 MiB). One measurement each, no repetition.
+- ResNet-56, 64 CIFAR-10 inputs, all ten singular values each: `measure` takes 1.15 times the floor (0.96 to 1.55 over the repetitions; the
+  floor is one forward pass and one input-gradient pass per class of the network with folded BatchNorms). Of the routes that give the same
+  numbers, `.backward()` per class with an SVD takes 2.1 times as long as `measure`, curvlinops' operator made dense 5.8 times,
+  `vmap(jacrev)` 15 times. With a table of every block `measure` itself takes 1.6 times as long (1.5 to 2.7).
+- Peak memory grows by 234 MiB for 64 inputs and 241 MiB for 256. `.backward()` per class needs 541 MiB; the routes that take one
+  sample at a time need less than `measure` (27 to 133 MiB). One measurement each, no repetition.
 
 Run `python analyses/cost.py --out figures` with $ISOMETRY_DATA naming the folder with CIFAR-10 and the pretrained weights (see the
 README); without it a random ResNet-56 on random images is measured, and the table says so. Minutes of two cores. With `--device cuda` the
@@ -132,10 +132,10 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     reach = np.stack([rows["ratio"] - rows["ratio_low"], rows["ratio_high"] - rows["ratio"]]).clip(0)
     colors = ["#bbbbbb" if m == FLOOR else "#2ca02c" if m.startswith(OURS) else "#1f77b4" for m in rows["method"]]
     bars = ax.barh(rows["method"], rows["ratio"], xerr=reach, color=colors, capsize=3)
-    ax.bar_label(bars, [f" {ratio:.2g}" for ratio in rows["ratio"]], padding=8)
+    ax.bar_label(bars, [f" {ratio:.2g}" if ratio < 10 else f" {ratio:.0f}" for ratio in rows["ratio"]], padding=8)
     ax.axvline(1, color="black", linewidth=0.8)
     ax.set_xscale("log")
-    ax.set_xlim(right=2 * rows["ratio"].max())
+    ax.set_xlim(right=2.5 * rows["ratio"].max())
     ax.invert_yaxis()
     ax.set_xlabel("seconds over those of isometry.measure\n(median of paired repetitions, bars: their range)")
     floor = rows.loc[rows["method"] == FLOOR, "ratio"].iloc[0]
