@@ -95,7 +95,8 @@ class Known:
             within = float(left.var(1).mean())
             between = max(float(left.mean(1).var()) - within / 8, 0.0)
             noise = float((middle + run.correction()).var(1).mean()) / mean**2
-            runs[steps] = (noise, float((upper - lower).mean()) / 2 / mean, between, within)
+            low, high = run.narrowed()  # as runs that no other corrects are reported
+            runs[steps] = (noise, float((high - low).mean()) / 2 / mean, between, within)
         return cls(values.shape[1], mean, float(report.sample_means.var()) / mean**2, runs)
 
     def near(self, steps: int) -> tuple[float, float, float, float]:
