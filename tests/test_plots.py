@@ -225,6 +225,7 @@ def test_a_table_without_the_columns_is_refused_with_their_names() -> None:
         pytest.param(
             lambda: plots.sweep(None), r"plots\.sweep\(\) got a NoneType; it takes a DataFrame", id="no table"
         ),
+        pytest.param(lambda: plots.layers("x"), r"plots\.layers\(\) got a str; it takes", id="no layers"),
         pytest.param(lambda: plots.spectrum("x"), r"plots\.spectrum\(\) got a str of no spectra; .*e\.g\.", id="text"),
         pytest.param(
             lambda: plots.spectrum({"a": wide_net(200)}),

@@ -150,15 +150,18 @@ def layers(table: Report | pd.DataFrame | Mapping[str, Report], ax: Axes | None 
             "dense", at the layers that it shares with the others.
         ax: where to draw; a new figure when None.
     """
-    ax = new_axes(ax)
     named = _with_dense(dict(table) if isinstance(table, Mapping) else {"network": table})
-    places: dict[str, int] = {}
-    colors = distinct_colors(named)
+    tables: dict[str, pd.DataFrame] = {}
     for name, entry in named.items():
         rows = entry.layers if isinstance(entry, Report) else entry
         if rows is None:
             raise ValueError("plots.layers() got a report without layers; measure it with layers=True.")
+        tables[name] = rows
         require_columns(rows, "layers", "layer", "mean_jsv", "interval_low", "interval_high")
+    ax = new_axes(ax)
+    places: dict[str, int] = {}
+    colors = distinct_colors(named)
+    for name, rows in tables.items():
         x = [places.setdefault(layer, len(places)) for layer in rows["layer"]]
         reach = [rows["mean_jsv"] - rows["interval_low"], rows["interval_high"] - rows["mean_jsv"]]
         ax.errorbar(

@@ -191,7 +191,7 @@ def _read_method(label: str, pruner: Pruner) -> Method:
     repair = _VERBS.get(name.strip().lower(), name.strip().lower())
     if repair not in REPAIRS:
         raise InvalidValueError(
-            f"got the label {label!r}, whose end names no repair; it takes {', '.join(map(repr, [*_VERBS, *REPAIRS]))} after the "
+            f"got the label {label!r}, whose end names no repair; it takes {', '.join(map(repr, dict.fromkeys([*_VERBS, *REPAIRS])))} after the "
             f"plus sign, e.g. {{'{label.split(' + ')[0]} + repair': isometry.L1()}}, or a label without one."
         )
     return Method(label, pruner, repair)
