@@ -141,7 +141,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
                 shown = (accuracy - l1 if ahead else accuracy).dropna()  # the same seed's L1
                 over = 100 * shown.groupby(level="budget").agg(["mean", "std"]).fillna(0)
                 ax.errorbar(over.index, over["mean"], over["std"], color=f"C{index}", marker="o", capsize=3, label=name)
-            marks = [*sorted(own["budget"].unique()), *([PUBLISHED_STEPS] if ahead else [])]
+            marks = [*part.index.unique("budget").sort_values(), *([PUBLISHED_STEPS] if ahead else [])]
             ax.set(xscale="log", xlabel="training steps in all", title=f"{network}, ratio {ratio:g}")
             ax.set_xticks(marks, [f"{mark:,}" for mark in marks])
             ax.minorticks_off()

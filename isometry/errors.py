@@ -7,24 +7,18 @@ the user's call turns that into `ValueError("measure() got inputs of shape ...")
 from __future__ import annotations
 
 import contextlib
-import math
-import operator
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 __all__ = [
-    "SEED",
     "AdjointError",
     "InvalidTypeError",
     "InvalidValueError",
     "NonFiniteError",
-    "Number",
     "check_module",
-    "check_number",
     "interrupt_explained",
     "is_out_of_memory",
     "join_names",
@@ -81,61 +75,6 @@ def check_module(model: Any, example: str) -> None:
     if isinstance(getattr(model, "model", None), torch.nn.Module):
         example = "its attribute model: pruned.model instead of pruned"
     raise InvalidTypeError(f"got {what} for a model; it takes a torch.nn.Module, e.g. {example}.")
-
-
-@dataclass(frozen=True)
-class Number:
-    """Which numbers an argument takes; its text says so in a message.
-
-    Attributes:
-        least: the smallest one.
-        above: whether they have to be larger than that.
-        whole: whether they have to be integers.
-        optional: whether None is accepted too.
-    """
-
-    least: float = -math.inf
-    above: bool = False
-    whole: bool = False
-    optional: bool = False
-
-    def accepts(self, value: Any) -> bool:
-        """Whether a value, of whatever type, is such a number: no text, no bool, finite."""
-        if value is None or isinstance(value, bool | str | bytes):
-            return value is None and self.optional
-        try:
-            number = operator.index(value) if self.whole else float(value)
-        except (TypeError, ValueError, RuntimeError):  # the last of a tensor of several entries
-            return False
-        return math.isfinite(number) and (number > self.least if self.above else number >= self.least)
-
-    def __str__(self) -> str:
-        kind = "a whole number" if self.whole else "a number"
-        bound = (
-            ""
-            if self.least == -math.inf
-            else f" above {self.least:g}"
-            if self.above
-            else f" of at least {self.least:g}"
-        )
-        return f"{kind}{bound}{' or None' if self.optional else ''}"
-
-
-SEED = Number(whole=True)
-"""Of everything random."""
-
-
-def check_number(name: str, value: Any, accepted: Number, example: str) -> None:
-    """Refuse what is not one of the accepted numbers.
-
-    Args:
-        name: of the argument.
-        value: what was given for it.
-        accepted: what it takes.
-        example: a call that works.
-    """
-    if not accepted.accepts(value):
-        raise InvalidValueError(f"got {name}={value!r}; it takes {accepted}, e.g. {example}.")
 
 
 @contextlib.contextmanager

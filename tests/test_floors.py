@@ -12,7 +12,7 @@ FLOORS = {
     "repairs": 2, "surgery": 2, "training": 2,
     "networks": 1,
     "data": 0, "spectra": 0, "files": 0,
-    "errors": -1,
+    "limits": -1, "errors": -2,
 }  # fmt: skip
 
 

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 import isometry
-from isometry import networks
 from isometry.command.sources import (
     build_network,
     check_network,
@@ -26,7 +25,8 @@ from isometry.command.sources import (
 )
 from isometry.data import Data, Folder
 from isometry.files import software, write
-from isometry.networks import placed
+from isometry.measurement.comparison import RATIO_AT
+from isometry.networks import find_inputs, placed
 
 __all__ = ["compare", "measure", "prune"]
 
@@ -112,15 +112,12 @@ def compare(options: Namespace) -> None:
     shown = [column for column in _SHOWN if column in table]
     drawn = ""
     if inputs is None:
-        drawn = f"{'inputs':<18} 64 {networks.find_inputs(next(iter(models.values())))}, as none were given\n"
+        drawn = f"{'inputs':<18} 64 {find_inputs(next(iter(models.values())))}, as none were given\n"
     print(f"{'network':<18} {options.network}\n{_describe_data(options, data)}{drawn}")
     print(table[shown].to_string(index=False, float_format="{:.4g}".format))
     print("\n".join(f"{name:<18} {verdict}" for name, verdict in zip(table["network"], table["verdict"], strict=True)))
-    ratios = (
-        table.set_index("network")
-        .filter(regex=f"^{_RATIO_AT}")
-        .rename(columns=lambda name: name.removeprefix(_RATIO_AT))
-    )
+    ratios = table.set_index("network").filter(regex=f"^{RATIO_AT}")
+    ratios.columns = ratios.columns.str.removeprefix(RATIO_AT)
     if len(ratios.columns):
         print(
             f"\nratio to {table['network'][0]} from each layer on\n{ratios.T.to_string(float_format='{:.4g}'.format)}"
@@ -134,7 +131,6 @@ def compare(options: Namespace) -> None:
         _save(figure, options.plot)
 
 
-_RATIO_AT = "ratio at "  # columns of `isometry.compare`, before the layer's name
 _SHOWN = ("network", "mean_jsv", "interval_low", "interval_high", "ratio", "ratio_low", "ratio_high", "max_jsv",
           "condition_number_median", "isometry_gap")  # fmt: skip
 

@@ -25,7 +25,10 @@ from isometry.spectra import Estimate, mean_with_error
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["compare"]
+__all__ = ["RATIO_AT", "compare"]
+
+RATIO_AT = "ratio at "
+"""Begins the columns of ratios of layers, before the layer's name."""
 
 
 @signed("compare")
@@ -111,7 +114,7 @@ def _row(name: str, report: Report, first_name: str, first: Report, confidence: 
         row["verdict"] = "the reference"
     if related.layers is not None:
         row |= {
-            f"ratio at {layer}": ratio
+            f"{RATIO_AT}{layer}": ratio
             for layer, ratio in zip(related.layers["layer"], related.layers["ratio"], strict=True)
         }
     return row

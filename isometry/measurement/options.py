@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from isometry.errors import SEED, InvalidTypeError, InvalidValueError, check_module, check_number, join_names
+from isometry.errors import InvalidTypeError, InvalidValueError, check_module, join_names
+from isometry.limits import SEED, check_number
 
 __all__ = ["Options", "check_model"]
 

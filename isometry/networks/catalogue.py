@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from isometry.errors import InvalidValueError, Number, check_number, signed
+from isometry.errors import InvalidValueError, signed
 from isometry.files import read_tensors
+from isometry.limits import Number, check_number
 from isometry.networks.bounded import BoundedBatchNorm2d
 from isometry.networks.convnet import ConvNet
 from isometry.networks.lenet import LeNet5

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import torch
 
-from isometry.errors import Number
+from isometry.limits import Number
 from isometry.pruners.growing import Growing, GrowingPenalty
 from isometry.pruners.pruner import PruningContext
 from isometry.pruners.stage import Stage

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from isometry.errors import Number
+from isometry.limits import Number
 from isometry.networks.bounded import BOUNDED
 from isometry.networks.modules import UNIT_LAYERS, is_transposed
 from isometry.pruners.pruner import Pruner, PruningContext

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from isometry.errors import Number
+from isometry.limits import Number
 from isometry.pruners.sparsifying import Sparsifying, scales
 from isometry.training.recipe import Regularizer, Schedule, Steps
 

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from isometry.data import Split, read_data
-from isometry.errors import InvalidValueError, Number
+from isometry.errors import InvalidValueError, signed
 from isometry.files import read_records, write_records
+from isometry.limits import Number, check_number
 from isometry.networks import placed
 from isometry.networks.modules import call, feeding_layers
 from isometry.networks.preservation import evaluating
@@ -189,10 +190,9 @@ class Pruner:
             raise ValueError(
                 f"{name}() got scope={self.scope!r}; it takes 'layer' or 'global', e.g. {name}(scope='global')."
             )
-        for key, accepted in self.limits.items():
-            if not accepted.accepts(value := getattr(self, key)):
-                usual = getattr(type(self), key, 1)
-                raise ValueError(f"{name}() got {key}={value!r}; it takes {accepted}, e.g. {name}({key}={usual!r}).")
+        with signed(name):
+            for key, accepted in self.limits.items():
+                check_number(key, getattr(self, key), accepted, f"{name}({key}={getattr(type(self), key, 1)!r})")
 
     def adapt(self, model: nn.Module) -> nn.Module:
         """Return `model` with the layers that this pruner needs, its outputs unchanged; by default `model` itself."""

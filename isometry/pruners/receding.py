@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from isometry.errors import Number
+from isometry.limits import Number
 from isometry.networks.bounded import BOUNDED, convert
 from isometry.pruners.sparsifying import Sparsifying, scales
 from isometry.training.recipe import Regularizer

@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isometry.errors import SEED, InvalidTypeError, InvalidValueError, Number, check_number, join_names
+from isometry.errors import InvalidTypeError, InvalidValueError, join_names
+from isometry.limits import SEED, Number, check_number
 from isometry.surgery import Graph, Selection, UnitGroup
 
 __all__ = ["check_request", "requested_ratios", "select"]
 
-_FRACTION = Number(0)
+_RATIO = Number(0, below=1)
+_FLOPS = Number(0, above=True, below=1)
 
 
 def check_request(
@@ -24,12 +26,12 @@ def check_request(
     """Refuse what is no ratio, fraction of FLOPs, multiple, name pattern or seed, whatever the network; see `prune`."""
     what, call = ("weights masked", "Magnitude(), 0.9") if masks else ("units removed", "L1(), 0.8")
     for value in ratio.values() if isinstance(ratio, Mapping) else () if ratio is None else (ratio,):
-        if not (_FRACTION.accepts(value) and value < 1):
+        if not _RATIO.accepts(value):
             raise InvalidValueError(
                 f"got the ratio {value!r}; it is the fraction of {what}, at least 0 and below 1, e.g. "
                 f"prune(model, isometry.{call})."
             )
-    if flops is not None and not (_FRACTION.accepts(flops) and 0 < flops < 1):
+    if flops is not None and not _FLOPS.accepts(flops):
         raise InvalidValueError(
             f"got flops={flops!r}; it is the fraction of FLOPs removed, in (0, 1), e.g. prune(model, isometry.L1(), flops=0.5)."
         )

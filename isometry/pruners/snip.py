@@ -11,7 +11,7 @@ from torch import Tensor
 
 from isometry.data import Split, read_data
 from isometry.data.nests import count_samples
-from isometry.errors import Number
+from isometry.limits import Number
 from isometry.networks import placed
 from isometry.networks.modules import call
 from isometry.networks.preservation import random_preserved

@@ -8,7 +8,8 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from isometry.errors import Number, join_names
+from isometry.errors import join_names
+from isometry.limits import Number
 from isometry.networks.bounded import BOUNDED
 from isometry.pruners.pruner import Pruner, PruningContext, average_scores
 from isometry.pruners.stage import Stage

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from isometry.errors import Number, check_number, join_names, signed
+from isometry.errors import join_names, signed
+from isometry.limits import Number, check_number
 from isometry.pruners.loop_checks import ParameterWatch, check_optimizers, check_stepwise
 from isometry.pruners.preparation import prepare
 from isometry.pruners.progress import Progress

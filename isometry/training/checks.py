@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from isometry.data import Batches, Split
 from isometry.data.nests import count_samples, tensors_in
-from isometry.errors import SEED, InvalidValueError, check_number
+from isometry.errors import InvalidValueError
+from isometry.limits import SEED, check_number
 from isometry.training.recipe import SETTINGS, check_terms
 
 __all__ = ["check_settings"]

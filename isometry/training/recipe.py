@@ -9,7 +9,8 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from isometry.errors import InvalidTypeError, Number, signed
+from isometry.errors import InvalidTypeError, signed
+from isometry.limits import Number, check_number
 
 __all__ = ["SETTINGS", "Cosine", "Penalty", "Recipe", "Regularizer", "Schedule", "Steps"]
 
@@ -116,12 +117,9 @@ class Recipe:
     metric: Callable[[Any, Any], Any] | None = None
 
     def __post_init__(self) -> None:
-        for name, accepted in SETTINGS.items():
-            if not accepted.accepts(value := getattr(self, name)):
-                raise ValueError(
-                    f"Recipe() got {name}={value!r}; it takes {accepted}, e.g. Recipe(lr=0.01, epochs=10)."
-                )
         with signed("Recipe"):
+            for name, accepted in SETTINGS.items():
+                check_number(name, getattr(self, name), accepted, "Recipe(lr=0.01, epochs=10)")
             check_terms(self.schedule, self.regularizer)
 
     def arguments(self) -> dict[str, Any]:

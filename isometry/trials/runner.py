@@ -124,7 +124,8 @@ def run_tables(trials: Sequence[Trial], manner: Manner, verb: str) -> list[pd.Da
     ranks = _rank_stages(chains, manner.ranks)
     common = (folder, device, weights, os.getpid(), shown, manner.capture, manner.deadline)
     work = {name: Job(stage, *common, ranks[name]) for name, stage in waiting.items()}
-    errors, postponed = dict[str, str](), set[str]()
+    errors: dict[str, str] = {}
+    postponed: set[str] = set()
     if manner.client is None:
         outcomes = _execute_all(work, jobs, errors, postponed)
     else:

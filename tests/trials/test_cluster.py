@@ -200,18 +200,16 @@ def test_a_killed_client_loses_nothing_that_was_finished(tmp_path: Path, cluster
 
 
 def test_an_interrupt_cancels_what_is_under_way_and_keeps_what_is_finished(tmp_path: Path, cluster: Cluster) -> None:
-    ended = threading.Event()
-
     def interrupt() -> None:
         wait_until(lambda: list(tmp_path.rglob("dense/*/done.json")))
-        while not ended.wait(1):  # again, as what is raised in a destructor is lost
-            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
     wanted = [trial(pruner=Slow(marker=str(tmp_path / "marker"), always=True))]
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let jobs in the background ignore it
     threading.Thread(target=interrupt).start()
     with pytest.raises(KeyboardInterrupt):
         run(wanted, tmp_path, client=cluster.client, progress=False)
-    ended.set()
+    signal.signal(signal.SIGINT, handler)
     wait_until(lambda: not cluster.client.run_on_scheduler(lambda dask_scheduler: list(dask_scheduler.tasks)))
     assert len(list(tmp_path.rglob("done.json"))) == 1
     for stage in plan_stages(wanted[0]):
