@@ -23,7 +23,7 @@ from __future__ import annotations
 import itertools
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 from matplotlib import pyplot as plt
@@ -36,27 +36,55 @@ from isometry.trials.outcomes import percent
 from isometry.trials.protocols import growing
 
 RATES = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4)
-EPOCHS, STEPS = 5, 100  # of the first stage, at a constant rate
+EPOCHS = 5  # of the first stage, at a constant rate
+
+
+class Setting(NamedTuple):
+    """What the trials of a network have in common, the steps that TPP trains before removal, and what is fine-tuned with.
+
+    Attributes:
+        trial: arguments of `Trial`.
+        before: steps of TPP before removal.
+        steps: of an epoch of fine-tuning.
+        batch: samples a step.
+        decay: weight decay.
+    """
+
+    trial: dict[str, Any]
+    before: int
+    steps: int
+    batch: int
+    decay: float
+
+
+RESIDUAL = {"dataset": "cifar10", "pretrain": "cifar10", "layers": "layer*.conv1", "autocast": True, "validation": 5000}
+NETWORKS = {
+    "mlp-7-linear": Setting({"dataset": "mnist", "pretrain": Recipe(1e-2, 3, 64)}, 600, 100, 64, 1e-4),
+    "lenet-5-relu": Setting({"dataset": "mnist", "pretrain": Recipe(1e-2, 2, 64)}, 600, 100, 64, 1e-4),
+    "resnet-20": Setting(RESIDUAL, 200, 40, 128, 5e-4),
+}
+DIGITS = {"dataset": "digits", "pretrain": Recipe(1e-2, 1, 64), "options": {"input_shape": (1, 8, 8)}}
 
 
 def trials(network: str, seed: int, ratio: float, quick: bool) -> dict[tuple[str, float], Trial]:
-    """Return {(method, rate): trial} of a network and seed; the oracle repairs the linear network, least squares the other."""
-    linear = network == "mlp-7-linear"
-    base: dict[str, Any] = {"dataset": "mnist", "network": network, "pretrain": Recipe(1e-2, 3 if linear else 2, 64)}
-    before, epochs, steps = 600, EPOCHS, STEPS
+    """Return {(method, rate): trial} of a network and seed; the oracle repairs the linear network, least squares the others."""
+    setting, epochs = NETWORKS[network], EPOCHS
     if quick:
-        base |= {"dataset": "digits", "pretrain": Recipe(1e-2, 1, 64), "options": {"input_shape": (1, 8, 8)}}
-        before, epochs, steps = 60, 2, 5
-    repair = "oracle" if linear else "reconstruct"
+        setting, epochs = setting._replace(trial=DIGITS, before=60, steps=5), 2
+    before, batch, decay = setting.before, setting.batch, setting.decay
+    repair = "oracle" if network == "mlp-7-linear" else "reconstruct"
+    autocast = bool(setting.trial.get("autocast"))
     methods: dict[str, tuple[isometry.Pruner, str | None]] = {
         "L1": (isometry.L1(), None),
         f"L1 + {repair}": (isometry.L1(), repair),
-        "TPP": (isometry.TPP(**growing(before, before // 6, batch_size=64, weight_decay=1e-4), zero_out=1), None),
+        "TPP": (isometry.TPP(**growing(before, before // 6, batch_size=batch, weight_decay=decay), zero_out=1), None),
     }
     return {
         (name, lr): Trial(
-            **base, pruner=pruner, ratio=ratio, repair=repair, seed=seed,
-            finetune=Recipe(lr, epochs, 64, schedule=None, epoch_steps=steps),
+            network=network, **setting.trial, pruner=pruner, ratio=ratio, repair=repair, seed=seed,
+            finetune=Recipe(
+                lr, epochs, batch, weight_decay=decay, schedule=None, epoch_steps=setting.steps, autocast=autocast
+            ),
         )
         for (name, (pruner, repair)), lr in itertools.product(methods.items(), RATES)
     }  # fmt: skip
@@ -129,7 +157,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     )
     figure.suptitle(
         f"Points of accuracy between the best and the worst rate, {100 * table['ratio'].max():g} % of the units removed:\n{told}\n"
-        f"{EPOCHS} x {STEPS} steps at a constant rate; {spread}; no point: diverged"
+        f"{EPOCHS} epochs at a constant rate; {spread}; no point: diverged"
     )
     figure.savefig(path, dpi=150)
     plt.close(figure)
@@ -139,18 +167,17 @@ def main() -> None:
     """Run, write, draw."""
     parser = script.build_parser(__doc__, seeds=3)
     parser.add_argument("--ratio", type=script.ratio, default=0.8, help="fraction of units removed")
-    parser.add_argument(
-        "--networks", nargs="+", choices=["mlp-7-linear", "lenet-5-relu"], default=["mlp-7-linear", "lenet-5-relu"]
-    )
+    parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=["mlp-7-linear", "lenet-5-relu"])
     options = script.parse(parser, quick_ignores=("networks", "seeds"))
     output = script.Output.of("learning_rate", options)
     if not options.redraw:
         networks, seeds = (["mlp-7-linear"], 1) if options.quick else (options.networks, options.seeds)
-        pairs = itertools.product(range(seeds), networks)
-        named = [each for seed, net in pairs for each in trials(net, seed, options.ratio, options.quick).items()]
-        output.write(
-            *output.run_trials([trial for _, trial in named], [{"method": method} for (method, _), _ in named])
-        )
+        for network in networks:
+            named = [
+                each for seed in range(seeds) for each in trials(network, seed, options.ratio, options.quick).items()
+            ]
+            labels = [{"method": method} for (method, _), _ in named]
+            output.write_network(*output.run_trials([trial for _, trial in named], labels))
     output.publish(draw, tables)
 
 
