@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
-from typing import Any
 
 import torch
 
@@ -18,7 +17,6 @@ __all__ = [
     "InvalidTypeError",
     "InvalidValueError",
     "NonFiniteError",
-    "check_module",
     "interrupt_explained",
     "is_out_of_memory",
     "join_names",
@@ -60,21 +58,6 @@ def signed(verb: str) -> Iterator[None]:
         raise TypeError(f"{verb}() {error}") from error.__cause__
     finally:
         _inside.reset(token)
-
-
-def check_module(model: Any, example: str) -> None:
-    """Refuse what is no network; where it has one, as `Pruned` does, the message says how to pass that.
-
-    Args:
-        model: what was given for a network.
-        example: a call that works.
-    """
-    if isinstance(model, torch.nn.Module):
-        return
-    what = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
-    if isinstance(getattr(model, "model", None), torch.nn.Module):
-        example = "its attribute model: pruned.model instead of pruned"
-    raise InvalidTypeError(f"got {what} for a model; it takes a torch.nn.Module, e.g. {example}.")
 
 
 @contextlib.contextmanager

@@ -55,3 +55,26 @@ def test_a_pruning_result_for_a_model_is_refused_with_its_model(verb: str) -> No
         VERBS[verb](pruned)
     with pytest.raises(TypeError, match=rf"^{verb}\(\) got the class Linear for a model; .*, e\.g\. .*\(.*\)\.$"):
         VERBS[verb](torch.nn.Linear)
+
+
+CLASSIFIED = torch.randn(4, 3), torch.tensor([0, 1, 1, 0])
+TRAINING: dict[str, Any] = {
+    "train": lambda model: list(isometry.train(model, CLASSIFIED, lr=0.1, epochs=1)),
+    "evaluate": lambda model: isometry.evaluate(model, CLASSIFIED),
+}
+
+
+@pytest.mark.parametrize("verb", [*VERBS, *TRAINING])
+def test_a_model_without_values_is_refused_by_their_names(verb: str) -> None:
+    net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2).to("meta"))
+    with pytest.raises(ValueError, match=rf"^{verb}\(\) got a model whose 1\.weight, 1\.bias hold no values \(meta"):
+        {**VERBS, **TRAINING}[verb](net)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_lazy_modules_and_torchscript_are_refused(verb: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{verb}\(\) got a model whose 0 are not initialized yet"):
+        VERBS[verb](torch.nn.Sequential(torch.nn.LazyLinear(2)))
+    with pytest.raises(TypeError, match=rf"^{verb}\(\) got a TorchScript module"):
+        VERBS[verb](torch.jit.script(torch.nn.Linear(3, 2)))

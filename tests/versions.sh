@@ -37,7 +37,7 @@ failed=()
 for kind in "$@"; do
     version=${kind#*-}
     case $kind in
-        lowest-*) resolution=lowest-direct ignored=(-W ignore::{Deprecation,PendingDeprecation,Future}Warning) ;;
+        lowest-*) resolution=lowest-direct ignored=(-Wignore::{Deprecation,PendingDeprecation,Future}Warning) ;;
         newest-*) resolution=highest ignored=() ;;
         *) echo "got $kind; it takes lowest-3.10 or newest-3.14, for instance" >&2; exit 2 ;;
     esac

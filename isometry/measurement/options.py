@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from isometry.errors import InvalidTypeError, InvalidValueError, check_module, join_names
+from isometry.errors import InvalidValueError, join_names
 from isometry.limits import SEED, check_number
+from isometry.networks.checks import check_module
 
 __all__ = ["Options", "check_model"]
 
@@ -73,34 +74,13 @@ class Options:
 def check_model(model: Any, at: str | None = None) -> None:
     """Refuse what is no network, cannot be differentiated, or has no module `at`."""
     check_module(model, "measure(isometry.networks.build('lenet-5-relu'))")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise InvalidTypeError(
-            "got a TorchScript module, whose parts cannot be looked into. Pass the module it was scripted or traced from, "
-            "e.g. measure(model, inputs)."
-        )
     for name, module in model.named_modules():
-        if getattr(module, "has_uninitialized_params", bool)():
-            raise InvalidValueError(
-                f"got a model whose {name or 'parameters'} are not initialized yet; run it once first: model(inputs)."
-            )
         kind = type(module)
         if kind.__module__.startswith("torch.") and "quantized" in kind.__module__:
             raise InvalidValueError(
                 f"cannot differentiate {name or 'the model'} ({kind.__name__}), which is quantized. Measure the floating "
                 "point model it was made from."
             )
-    if empty := [name for name, parameter in model.named_parameters() if parameter.is_meta]:
-        raise InvalidValueError(
-            f"got a model whose {join_names(empty)} hold no values (meta device): they are offloaded, as by Accelerate, or not "
-            "loaded yet. Load it whole, e.g. model.load_state_dict(state, assign=True)."
-        )
-    sharded = [name for name, parameter in model.named_parameters() if type(parameter.data).__name__ == "DTensor"]
-    if sharded or type(model).__name__ == "FullyShardedDataParallel":
-        raise InvalidValueError(
-            f"cannot differentiate a model whose parameters are sharded over processes "
-            f"({join_names(sharded) or 'FullyShardedDataParallel'}). Gather them into an ordinary model, e.g. by "
-            "torch.distributed.checkpoint.state_dict.get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))."
-        )
     names = [name for name, _ in model.named_modules()]
     if at is not None and at not in names:
         known = [name for name in names if name]

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from isometry.data.nests import map_tensors, tensors_in
+from isometry.errors import signed
 from isometry.networks.candidates import Candidates, InputSpec, list_candidates
+from isometry.networks.checks import check_initialized
 from isometry.networks.modules import CONVOLUTIONS, clone, hooked, unwrap
 from isometry.networks.preservation import state_preserved
 
@@ -46,7 +48,8 @@ def find_inputs(model: nn.Module, call: str = "measure(model, inputs)") -> Input
     known = getattr(model, "input_shape", None)
     if isinstance(known, tuple | list) and all(isinstance(size, int) for size in known):
         return InputSpec(tuple(known))
-    _refuse_uninitialized(model, call)
+    with signed(call.split("(")[0]):
+        check_initialized(model)  # a try would do that
     every = list(list_candidates(model))
     narrow: list[InputSpec] = []
     refusals: list[tuple[InputSpec, Exception]] = []
@@ -221,16 +224,6 @@ def _described(spec: InputSpec, response: _Response, candidates: Candidates) -> 
         return replace(spec, embedding=response.embedding if spec.vocabulary is not None else None)
     least = "x".join(["2"] * (len(spec.shape) - 1))
     return replace(spec, reason=f"{spec.reason}: the first size accepted that leaves at least {least} before the head")
-
-
-def _refuse_uninitialized(model: nn.Module, call: str) -> None:
-    """Raise an error for lazy modules, which a try would initialize."""
-    for name, module in model.named_modules():
-        if getattr(module, "has_uninitialized_params", bool)():
-            raise ValueError(
-                f"{call.split('(')[0]}() got a model whose {name or 'parameters'} are not initialized yet; run it once first: "
-                "model(inputs)."
-            )
 
 
 def _refusal(model: nn.Module, every: list[Candidates], refusals: list[tuple[InputSpec, Exception]], call: str) -> str:

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from isometry.errors import InvalidValueError, check_module, join_names
+from isometry.errors import InvalidValueError, join_names
 from isometry.networks import example_inputs, placed, size
+from isometry.networks.checks import check_module
 from isometry.networks.masks import computed_weight, mask_of, refresh, set_masks
 from isometry.networks.modules import UNIT_LAYERS, call, clone, hooked, unwrap
 from isometry.networks.preservation import evaluating

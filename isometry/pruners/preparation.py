@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from isometry.data import Batches, read_data
 from isometry.data.nests import first_samples, tensors_in
-from isometry.errors import InvalidTypeError, InvalidValueError, check_module, join_names
+from isometry.errors import InvalidTypeError, InvalidValueError, join_names
 from isometry.networks import describe_inputs, example_inputs, placed, size
+from isometry.networks.checks import check_module
 from isometry.networks.modules import UNIT_LAYERS
 from isometry.networks.preservation import random_preserved
 from isometry.pruners.pruner import Pruner, PruningContext

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from isometry.errors import InvalidValueError, check_module, signed
+from isometry.errors import InvalidValueError, signed
+from isometry.networks.checks import check_module
 from isometry.networks.masks import computed_weight, refresh, set_weight, support
 from isometry.networks.modules import UNIT_LAYERS, clone
 from isometry.repairs.approximation import fit_orthogonal

@@ -11,9 +11,10 @@ from torch import nn
 from isometry.data import Batches, Split, read_data
 from isometry.data.nests import count_samples
 from isometry.data.reading import first_inputs
-from isometry.errors import InvalidValueError, check_module, signed
+from isometry.errors import InvalidValueError, signed
 from isometry.limits import SEED, Number, check_number
 from isometry.networks import placed
+from isometry.networks.checks import check_module
 from isometry.networks.modules import BATCH_NORMS, call, clone
 from isometry.networks.preservation import evaluating
 

@@ -15,10 +15,11 @@ from tqdm.auto import tqdm
 from isometry.data import Batches, Pair, read_data
 from isometry.data.nests import channels_last, concatenate, count_samples, describe, first_samples, map_tensors, outline
 from isometry.data.reading import first_inputs
-from isometry.errors import InvalidValueError, check_module, signed
+from isometry.errors import InvalidValueError, signed
 from isometry.limits import SEED, Number, check_number
 from isometry.networks import placed
 from isometry.networks.bounded import to_batchnorm
+from isometry.networks.checks import check_module
 from isometry.networks.masks import refresh, set_weight
 from isometry.networks.modules import clone, hooked, unwrap
 from isometry.networks.preservation import evaluating

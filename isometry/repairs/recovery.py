@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx, nn
 
-from isometry.errors import InvalidValueError, check_module, join_names, signed
+from isometry.errors import InvalidValueError, join_names, signed
+from isometry.networks.checks import check_module
 from isometry.networks.masks import refresh, set_weight, support
 from isometry.networks.modules import clone
 from isometry.repairs.approximation import fit_product

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from isometry.errors import InvalidTypeError, InvalidValueError, check_module, signed
+from isometry.errors import InvalidTypeError, InvalidValueError, signed
+from isometry.networks.checks import check_module
 from isometry.surgery.widths import resize
 
 __all__ = ["adopt", "fill"]

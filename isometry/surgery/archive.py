@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from isometry.errors import InvalidTypeError, InvalidValueError, check_module, join_names, signed
+from isometry.errors import InvalidTypeError, InvalidValueError, join_names, signed
 from isometry.files import read_tensors, write_tensors
 from isometry.networks import InputSpec, find_inputs
+from isometry.networks.checks import check_module
 from isometry.networks.masks import refresh, set_masks
 from isometry.networks.modules import clone, is_transposed
 from isometry.networks.units import unit_weight

@@ -21,6 +21,7 @@ from isometry.data.nests import (
 )
 from isometry.errors import InvalidValueError, signed
 from isometry.networks import placed
+from isometry.networks.checks import check_values
 from isometry.networks.modules import call
 from isometry.networks.preservation import evaluating
 from isometry.training.objective import Loss, Metric, Objective, Totals
@@ -73,6 +74,7 @@ def evaluate(
             classes that the network does not have); a loss that fails or is no scalar; a loader that is empty, ends early
             or changes its entries.
     """
+    check_values(model)
     split, objective = read_data(data, part="test", batch_size=batch_size), Objective(loss, metric)
     if isinstance(split, Split) and not count_samples(split.inputs):
         raise InvalidValueError("got an empty split; it takes one with samples, e.g. evaluate(model, data.test).")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from isometry.data import Batches, Data, Split, read_data
 from isometry.data.nests import channels_last, count_samples
 from isometry.errors import InvalidTypeError, interrupt_explained, signed
+from isometry.networks.checks import check_values
 from isometry.networks.masks import refresh
 from isometry.training.capture import CapturedGradients, Result
 from isometry.training.checkpoint import Checkpoint, TrainingState, locked
@@ -112,6 +113,7 @@ def train(
         raise InvalidTypeError(
             f"got {type(model).__name__} as model; it takes a torch.nn.Module, e.g. train(model, data, lr=0.01, epochs=10)."
         )
+    check_values(model)
     batches = read_data(data, batch_size=batch_size, shuffle=True)
     augment = data.augment if isinstance(data, Data) else None
     check_settings(

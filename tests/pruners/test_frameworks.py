@@ -1,5 +1,7 @@
-"""Pruning in the training loops of Lightning and Accelerate, where these are installed: the same as in a plain loop."""
+"""Pruning in the training loops of Lightning and Accelerate, where these are installed: the same as in a plain loop. Device maps."""
 
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -100,3 +102,20 @@ def test_accelerate_prunes_like_a_plain_loop(name: str, parts: int, digits: Data
     assert result.ratio > 0.3
     if parts == 1:
         assert_equal(result.model, plain(*prepared(name, digits)).model)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_models_dispatched_by_a_device_map_are_measured_and_pruned_and_offloaded_ones_refused(tmp_path: Path) -> None:
+    accelerate = pytest.importorskip("accelerate")
+    dense, devices = net(), {name: "cpu" for name, _ in net().named_children()}
+    mapped = accelerate.dispatch_model(net(), devices, main_device="cpu", force_hooks=True)
+    torch.testing.assert_close(isometry.measure(mapped, X).mean_jsv, isometry.measure(dense, X).mean_jsv)
+    pruned = [isometry.prune(model, isometry.L1(), 0.5, inputs=X).model for model in (dense, mapped)]
+    assert_equal(*pruned)
+    repaired = [
+        isometry.repair(model, reference=whole, data=X) for model, whole in zip(pruned, (dense, mapped), strict=True)
+    ]
+    assert_equal(*repaired)
+    for offload in (accelerate.cpu_offload, partial(accelerate.disk_offload, offload_dir=tmp_path)):
+        with pytest.raises(ValueError, match="hold no values"):
+            isometry.measure(offload(net(), execution_device="cpu"), X)
