@@ -74,7 +74,7 @@ def trials(network: str, seed: int, quick: bool = False) -> list[Trial]:
     rates: tuple[float, ...] = (3e-2, 1e-2, 1e-3)
     tune = Recipe(1e-2, 2, 64, schedule=Steps((0.5,)), epoch_steps=100)
     if network == "resnet-20":
-        ratios, rates = (0.7, 0.9), (1e-2,)
+        ratios = (0.7, 0.9)
         tune = Recipe(1e-2, 1, 128, 0.9, 5e-4, None, epoch_steps=60, autocast=True)
     if quick:
         ratios, rates, tune = (0.5, 0.9), (1e-2,), replace(tune, epoch_steps=5)
