@@ -36,6 +36,7 @@ and the weights.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from dataclasses import replace
 from pathlib import Path
@@ -45,10 +46,13 @@ import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 
+import isometry
+from isometry.data import Data, Split
 from isometry.files import markdown
 from isometry.training.recipe import Recipe, Steps
 from isometry.trials import Trial, describe_origin, run, script
 from isometry.trials.candidates import CANDIDATES, describe_starts
+from isometry.trials.dataset import Own
 from isometry.trials.outcomes import gains, name_methods, shortfall_by_jsv
 from isometry.trials.prediction import Assessment, Cells, assess, method_ranks
 from isometry.trials.protocols import predictor_methods
@@ -56,6 +60,7 @@ from isometry.trials.provenance import is_finished
 from isometry.trials.stages import plan_stages
 
 MNIST = {"dataset": "mnist", "pretrain": Recipe(1e-2, 3, 64)}
+CLOTHES = {"dataset": "fashion-mnist", "pretrain": Recipe(1e-2, 30, 64)}
 DIGITS = {"dataset": "digits", "pretrain": Recipe(2e-2, 30, 64)}
 NARROW = {"input_shape": (1, 8, 8), "widths": (16, 16, 32, 32)}
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -64,12 +69,28 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "lenet-5-relu": {**MNIST, "network": "lenet-5-relu"},
     "conv-4": {**DIGITS, "network": "conv-4", "options": NARROW},
     "conv-4, no BatchNorm": {**DIGITS, "network": "conv-4", "options": {**NARROW, "norm": "none"}},
+    "mlp-7-relu, Fashion-MNIST": {**CLOTHES, "network": "mlp-7-relu"},
+    "lenet-5-relu, Fashion-MNIST": {**CLOTHES, "network": "lenet-5-relu"},
     "resnet-20": {"dataset": "cifar10", "pretrain": "cifar10", "network": "resnet-20", "layers": "layer*.conv1", "autocast": True},
 }  # fmt: skip
 
 
+@functools.cache
+def clothes() -> Own:
+    """Return the first 3,000 training images of Fashion-MNIST to train on, and the next 615 to test on."""
+    whole = isometry.data.load("fashion-mnist", validation=0)
+    first, none, rest = (
+        Split(whole.train.inputs[part], whole.train.targets[part])
+        for part in (slice(3000), slice(0), slice(3000, 3615))
+    )
+    return Own(Data("fashion-mnist-3000", first, none, rest, whole.classes, whole.input_shape))
+
+
 def trials(network: str, seed: int, quick: bool = False) -> list[Trial]:
     """Return every method, ratio and rate on one network: the same fine-tuning for all methods."""
+    base = NETWORKS[network]
+    if base["dataset"] == "fashion-mnist":
+        base = {**base, "dataset": clothes()}
     ratios: tuple[float, ...] = (0.3, 0.5, 0.7, 0.8, 0.9)
     rates: tuple[float, ...] = (3e-2, 1e-2, 1e-3)
     tune = Recipe(1e-2, 2, 64, schedule=Steps((0.5,)), epoch_steps=100)
@@ -79,7 +100,7 @@ def trials(network: str, seed: int, quick: bool = False) -> list[Trial]:
     if quick:
         ratios, rates, tune = (0.5, 0.9), (1e-2,), replace(tune, epoch_steps=5)
     return [
-        Trial(**NETWORKS[network], finetune=replace(tune, lr=lr), pruner=pruner, ratio=ratio, repair=repair, seed=seed)
+        Trial(**base, finetune=replace(tune, lr=lr), pruner=pruner, ratio=ratio, repair=repair, seed=seed)
         for ratio, (pruner, repair), lr in itertools.product(ratios, predictor_methods(network, quick=quick), rates)
     ]
 
