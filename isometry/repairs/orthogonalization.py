@@ -57,6 +57,6 @@ def check_own_weight(name: str, layer: nn.Module) -> None:
     """Raise an InvalidValueError where the weight of a layer is computed from other parameters, but for a mask."""
     if computed_weight(layer):
         raise InvalidValueError(
-            f"cannot set the weight of {name} ({type(layer).__name__}), which is computed from other parameters. "
-            f"Fold it first: torch.nn.utils.parametrize.remove_parametrizations(model.{name}, 'weight')."
+            f"cannot set the weight of {name or 'the model'} ({type(layer).__name__}), which is computed from other parameters. "
+            f"Fold it first: torch.nn.utils.parametrize.remove_parametrizations(model{name and '.' + name}, 'weight')."
         )

@@ -86,6 +86,9 @@ def _describe_shortfall(weights: Sequence[Tensor]) -> str | None:
 
 def _chain(model: nn.Module) -> list[str]:
     """Return the names of the linear layers, in the order of the forward pass, which must be a chain of them."""
+    if isinstance(model, nn.Linear):
+        check_own_weight("", model)
+        return [""]
 
     class Tracer(fx.Tracer):
         def is_leaf_module(self, module: nn.Module, name: str) -> bool:

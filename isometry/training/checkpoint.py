@@ -182,7 +182,12 @@ def locked(path: Path) -> Iterator[None]:
     with restoring(lock.release):
         try:
             lock.acquire(timeout=0)
-        except Timeout:
+        except (Timeout, OSError) as error:
+            if not Path(lock.lock_file).exists():
+                raise InvalidValueError(
+                    f"cannot write the checkpoint {path}, in whose folder no file can be made. Name another one, e.g. "
+                    "train(..., checkpoint='runs/training.safetensors')."
+                ) from error
             raise InvalidValueError(
                 f"found the checkpoint {path} in use by another training that is running. Wait until it ends, or name "
                 "another: train(..., checkpoint='other.safetensors')."

@@ -26,6 +26,14 @@ def test_every_jsv_becomes_one_whenever_the_widths_allow_it(sizes: list[int], se
     torch.testing.assert_close(values, torch.ones_like(values), rtol=0, atol=1e-12)
 
 
+def test_a_single_layer_is_a_chain_of_one() -> None:
+    values = measure(recover(nn.Linear(3, 2)), torch.randn(2, 3)).spectrum.values
+    torch.testing.assert_close(values, torch.ones_like(values), rtol=0, atol=1e-6)
+    normalized = nn.utils.parametrizations.weight_norm(nn.Linear(3, 2))
+    with pytest.raises(ValueError, match=r"the weight of the model \(.*remove_parametrizations\(model, 'weight'\)"):
+        recover(normalized)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("ratio", [0.0, 0.5, 0.9])
 def test_pruned_published_mlps_recover_exactly(dtype: torch.dtype, ratio: float) -> None:

@@ -279,3 +279,12 @@ def test_two_trainings_do_not_write_one_file(digits: Data, tmp_path: Path) -> No
     next(first)
     first.close()
     assert [epoch.number for epoch in train(digits_mlp(), digits, **options)] == [2, 3]
+
+
+def test_a_checkpoint_that_cannot_be_written_is_refused(digits: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError("no file here")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    with pytest.raises(ValueError, match=r"train\(\) cannot write the checkpoint .*, e\.g\. train\("):
+        next(train(digits_mlp(), digits, lr=0.05, epochs=1, checkpoint="nowhere.safetensors"))
