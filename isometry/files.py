@@ -30,6 +30,7 @@ __all__ = [
     "make_folder",
     "markdown",
     "read_records",
+    "read_table",
     "read_tensors",
     "remove_leftovers",
     "seal",
@@ -260,6 +261,16 @@ def markdown(table: pd.DataFrame) -> str:
     """Return a table as GitHub markdown, one row a line."""
     lines = [list(map(str, table.columns)), ["---"] * table.shape[1], *table.astype(str).to_numpy().tolist()]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Return a table written as CSV, its numbers as they were to the last bit; only empty cells are missing values."""
+    import pandas as pd  # takes long to import
+
+    exact: dict[str, Any] = {"float_precision": "round_trip"}
+    if tuple(map(int, pd.__version__.split(".")[:2])) >= (3, 1):  # which always is, and deprecates the argument
+        exact = {}
+    return pd.read_csv(path, keep_default_na=False, na_values=[""], **exact)
 
 
 def write_table(table: pd.DataFrame, origin: dict[str, Any], stem: str | os.PathLike[str]) -> None:

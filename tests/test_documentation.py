@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 from matplotlib import pyplot as plt
 
-from isometry.trials.script import read_table
+from isometry.files import read_table
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -19,6 +19,7 @@ from isometry.files import (
     _partial,
     markdown,
     read_records,
+    read_table,
     read_tensors,
     remove_leftovers,
     software,
@@ -165,3 +166,11 @@ def test_a_package_without_metadata_has_an_unknown_version(monkeypatch: pytest.M
     found = software()
     assert (found["isometry"], found["numpy"]) == ("unknown", "1.0")
     assert found["torch"] == torch.__version__  # with the build, which the metadata may lack
+
+
+def test_a_table_is_read_back_to_the_last_bit(tmp_path: Path) -> None:
+    table = pd.DataFrame({"value": torch.rand(1000, dtype=torch.float64).numpy(), "method": ["None", "NA"] * 500})
+    (tmp_path / "rows.csv").write_text(table.assign(empty=float("nan")).to_csv(index=False))
+    found = read_table(tmp_path / "rows.csv")
+    assert found["empty"].isna().all()
+    pd.testing.assert_frame_equal(found.drop(columns="empty"), table, check_exact=True)

@@ -47,6 +47,7 @@ def main(words: Sequence[str] | None = None) -> int:
         sys.path.insert(0, "")  # where a network of the user's is looked for
     with warnings.catch_warnings():
         warnings.filterwarnings("default", category=UserWarning)
+        warnings.filterwarnings("ignore", category=DeprecationWarning)  # of pyparsing, which are user warnings, too
         warnings.showwarning = _note
         try:
             commands[options.command](options)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from isometry.errors import join_names
-from isometry.files import file_digest, read_tensors, seal, software, unseal, write
+from isometry.files import file_digest, read_table, read_tensors, seal, software, unseal, write
 from isometry.trials.stage import MODEL_FILE, ROWS_FILE, Stage
 
 __all__ = ["RECORD", "Finding", "find", "read_record", "warn_of_damage", "warn_of_versions", "write_record"]
@@ -102,7 +102,7 @@ def _find_damage(stage: Stage, folder: Path, record: Mapping[str, Any]) -> str |
 def _find_unreadable(stage: Stage, folder: Path) -> str | None:
     """Return which file of a stage of an earlier version, without digests, cannot be read; None where all can be."""
     try:
-        rows = pd.read_csv(folder / ROWS_FILE)
+        rows = read_table(folder / ROWS_FILE)
         whole = len(rows) > 0 and {"phase", "epoch", "diverged"} <= set(rows.columns)
         if whole and stage.keeps_network and not rows["diverged"].any():
             read_tensors(folder / MODEL_FILE)

@@ -18,7 +18,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from isometry.errors import interrupt_explained, signed
-from isometry.files import check_writable
+from isometry.files import check_writable, read_table
 from isometry.trials.cluster import execute_on_workers
 from isometry.trials.connection import check_client, check_workers
 from isometry.trials.execution import Job, Outcome, execute, record_failure, was_started
@@ -263,7 +263,7 @@ def _table(chain: list[Stage], runs: Path, errors: Mapping[str, str], *, unique:
         errors: {folder: why that stage failed}.
         unique: whether no other trial has its key; the digest of its settings is added where one has.
     """
-    parts = [pd.read_csv(runs / stage.folder / ROWS_FILE) for stage in chain if stage.folder not in errors]
+    parts = [read_table(runs / stage.folder / ROWS_FILE) for stage in chain if stage.folder not in errors]
     if failed := next((stage for stage in chain if stage.folder in errors), None):
         row = {"phase": failed.phase, "epoch": 0, "diverged": False, "error": errors[failed.folder]}
         parts.append(pd.DataFrame([row]))

@@ -28,7 +28,7 @@ import torch
 from tqdm.auto import tqdm
 
 from isometry.errors import join_names
-from isometry.files import check_writable, markdown, software, write, write_table
+from isometry.files import check_writable, markdown, read_table, software, write, write_table
 from isometry.measurement.measuring import interrupts_raised
 from isometry.trials.arguments import build_parser, parse, positive, ratio
 from isometry.trials.connection import connect
@@ -46,16 +46,10 @@ __all__ = [
     "parse",
     "positive",
     "ratio",
-    "read_table",
     "run_measurement",
 ]
 
 Row = dict[str, Any]
-
-
-def read_table(path: Path) -> pd.DataFrame:
-    """Return a table that `Output.write` wrote; only empty cells are missing values."""
-    return pd.read_csv(path, keep_default_na=False, na_values=[""])
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import pandas as pd
 from torch import nn
 
 from isometry.data import Data
+from isometry.files import read_table
 from isometry.surgery import Loaded, load
 from isometry.trials.rows import Row
 from isometry.trials.trial import Trial
@@ -94,7 +94,7 @@ class Stage(ABC):
 
     def diverged(self, runs: Path) -> bool:
         """Whether this stage, which is done, ended in numbers that are not finite."""
-        return bool(pd.read_csv(runs / self.folder / ROWS_FILE)["diverged"].any())
+        return bool(read_table(runs / self.folder / ROWS_FILE)["diverged"].any())
 
     def load(self, runs: Path, dataset: Data) -> Loaded:
         """Return the network that this stage saved, and its plan."""

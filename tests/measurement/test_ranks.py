@@ -56,7 +56,11 @@ def few(samples: int) -> isometry.measurement.Report:
 
 def sharded() -> nn.Module:
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+
+    try:
+        from torch.distributed.fsdp import fully_shard
+    except ImportError:  # torch 2.5
+        from torch.distributed._composable.fsdp import fully_shard
 
     model = network()
     fully_shard(model, mesh=init_device_mesh("cpu", (2,)))

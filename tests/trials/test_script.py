@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from isometry.files import read_table
 from isometry.trials import script
 from tests.trials.examples import trial
 
@@ -132,7 +133,7 @@ def test_measurements_can_be_repeated_in_part(monkeypatch: pytest.MonkeyPatch, t
         (tmp_path / "name.json").write_text(
             json.dumps(origin | {"computing_seconds": origin["computing_seconds"] + 100})
         )
-    table = script.read_table(tmp_path / "name.csv")
+    table = read_table(tmp_path / "name.csv")
     assert dict(zip(table["part"], table["a"], strict=True)) == {"one": 0.0, "two": 2.0}
     assert origin["software"]
     assert origin["computing_seconds"] >= 100  # those of the first time are kept

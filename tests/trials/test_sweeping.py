@@ -118,9 +118,10 @@ def test_what_a_notebook_defines_gives_the_same_in_one_process_and_in_two(tmp_pa
     )
     scope: dict[str, Any] = {"__name__": "__main__"}
     exec(cell, scope)  # no source to be found, as in an interpreter
+    own = scope["Own"]
     tables = [
         sweep(
-            lambda: scope["Own"](),
+            lambda: own(),
             {"own": scope["Largest"](), "L1": L1()},
             folder=tmp_path / str(jobs),
             jobs=jobs,
