@@ -174,3 +174,9 @@ def test_a_table_is_read_back_to_the_last_bit(tmp_path: Path) -> None:
     found = read_table(tmp_path / "rows.csv")
     assert found["empty"].isna().all()
     pd.testing.assert_frame_equal(found.drop(columns="empty"), table, check_exact=True)
+
+
+def test_a_tensor_without_entries_is_read_back(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "a.safetensors", {"none": torch.zeros(0, 3), "one": torch.ones(1)}, {})
+    tensors, _ = read_tensors(tmp_path / "a.safetensors")
+    assert tensors["none"].shape == (0, 3)
