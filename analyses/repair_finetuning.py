@@ -49,6 +49,7 @@ class Setting(NamedTuple):
     Attributes:
         trial: what all its trials have in common.
         before: steps that TPP trains before removal.
+        settle: steps of these that zero its layers, one after the other.
         after: steps that it trains after it; the others have the sum of both after it.
         batch: samples a step.
         epoch: steps of a pass over the training images.
@@ -56,6 +57,7 @@ class Setting(NamedTuple):
 
     trial: dict[str, Any]
     before: int
+    settle: int
     after: int
     batch: int
     epoch: int
@@ -71,15 +73,15 @@ class Setting(NamedTuple):
 NARROW = {"widths": (16, 16, 32, 32)}
 RESIDUAL = {"dataset": "cifar10", "pretrain": "cifar10", "layers": "layer*.conv1", "autocast": True}
 NETWORKS = {
-    "lenet-5-relu": Setting({"network": "lenet-5-relu", "dataset": "mnist", "pretrain": Recipe(1e-2, 2, 64)}, 600, 200, 64, 938),
+    "lenet-5-relu": Setting({"network": "lenet-5-relu", "dataset": "mnist", "pretrain": Recipe(1e-2, 2, 64)}, 600, 100, 200, 64, 938),
     "conv-4": Setting(
-        {"network": "conv-4", "dataset": "mnist", "pretrain": Recipe(2e-2, 1, 64), "options": {"input_shape": (1, 28, 28), **NARROW}}, 600, 200, 64, 938
+        {"network": "conv-4", "dataset": "mnist", "pretrain": Recipe(2e-2, 1, 64), "options": {"input_shape": (1, 28, 28), **NARROW}}, 600, 100, 200, 64, 938
     ),
     "conv-4 (digits)": Setting(
-        {"network": "conv-4", "dataset": "digits", "pretrain": Recipe(2e-2, 30, 64), "options": {"input_shape": (1, 8, 8), **NARROW}}, 600, 200, 64, 23
+        {"network": "conv-4", "dataset": "digits", "pretrain": Recipe(2e-2, 30, 64), "options": {"input_shape": (1, 8, 8), **NARROW}}, 600, 100, 200, 64, 23
     ),
-    "resnet-20": Setting({"network": "resnet-20", **RESIDUAL}, 200, 100, 128, 351),
-    "resnet-56": Setting({"network": "resnet-56", **RESIDUAL}, 200, 100, 128, 351),
+    "resnet-20": Setting({"network": "resnet-20", **RESIDUAL}, 200, 33, 100, 128, 351),
+    "resnet-56": Setting({"network": "resnet-56", **RESIDUAL}, 200, 60, 100, 128, 351),
 }  # fmt: skip
 
 
@@ -88,11 +90,11 @@ def trials(name: str, seed: int, ratios: list[float], quick: bool) -> dict[tuple
     setting = NETWORKS[name]
     base = {**setting.trial, "seed": seed}
     if quick:
-        setting = setting._replace(before=40, after=20)
+        setting = setting._replace(before=40, settle=6, after=20)
         base["pretrain"] = Recipe(2e-2, 1, 64)
     tune, longer = setting.after, setting.before + setting.after
     decay = 5e-4 if "autocast" in base else 1e-4
-    grow = growing(setting.before, setting.before // 6, batch_size=setting.batch, weight_decay=decay)
+    grow = growing(setting.before, setting.settle, batch_size=setting.batch, weight_decay=decay)
     methods: dict[str, tuple[isometry.Pruner, str | None, int]] = {
         "L1": (isometry.L1(), None, longer),
         "L1 + reconstruct": (isometry.L1(), "reconstruct", longer),
@@ -137,7 +139,8 @@ def ahead(table: pd.DataFrame, other: str) -> tuple[int, int]:
     """Return in how many comparisons (network, ratio, rate, seed) L1 reconstructed ends ahead of another method, and of how many."""
     ends = table[table["phase"] == "finetune"].groupby(["trial", "method"], sort=False).tail(1)
     cells = ends.pivot_table(index=["network", "ratio", "lr", "seed"], columns="method", values="accuracy")
-    return int((cells["L1 + reconstruct"] > cells[other]).sum()), len(cells)
+    both = cells[["L1 + reconstruct", other]].dropna()
+    return int((both["L1 + reconstruct"] > both[other]).sum()), len(both)
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:
