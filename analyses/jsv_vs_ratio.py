@@ -16,7 +16,7 @@ not named), just pruned, at ratios 0, 0.5 and 0.9:
   3.3 and 0.59, Random 3.65 ± 0.96, 1.11 ± 0.06 and 0.45 ± 0.01, L1 reconstructed 13.34 ± 0.03, 12.20 ± 0.09 and 2.33 ± 0.19.
 - ResNet-56 likewise, one seed: 12.3 when dense; L1 8.56, 2.74 and 0.24, Random 1.77, 0.56 and 0.20; L1 reconstructed stays within 2 % of the
   dense network up to 0.7 (12.2 to 12.5), and has 5.54 at 0.9.
-- The distribution is wide: at 0.9 the smallest JSVs are below 0.2 % of the mean in every network, as they are in the dense ones but
+- The distribution is wide: at 0.9 the smallest JSVs are below 0.3 % of the mean in every network, as they are in the dense ones but
   LeNet-5-Linear (3 %; second table, one seed, 64 images).
 
 Not run: LeNet-5-ReLU, which is in the script.
