@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ __all__ = ["RESOLUTION", "exact", "row_singular_values", "singular_values", "sin
 RESOLUTION = {torch.float64: 2e-15, torch.float32: 1.2e-7, torch.bfloat16: 4e-3, torch.float16: 5e-4}
 """Rounding errors of a matrix's entries and of its decomposition, as a share of the largest singular value."""
 
-_BLOCK = 2**19  # entries of a float64 block: 4 MiB
+_BLOCK, _ROWS_BLOCK = 2**19, 2**20  # entries of a float64 block that stays in the cache: 4 and 8 MiB
 
 
 def singular_values(matrices: Tensor) -> Tensor:
@@ -49,14 +49,9 @@ def row_singular_values(rows: Sequence[Tensor]) -> Tensor:
 
     As `singular_values`, to rounding, but long rows are never copied into matrices.
     """
-    count, entries = len(rows), rows[0].shape[-1]
-    if count > entries or rows[0].dtype == torch.float64:
+    if len(rows) > rows[0].shape[-1] or rows[0].dtype == torch.float64:
         return singular_values(torch.stack(list(rows), -2))
-    # Products of ten rows take a quarter longer than those of twelve: their number is made a multiple of four.
-    padded = [*rows, *[torch.zeros_like(rows[0])] * (-count % 4)]
-    width = _block_width(len(padded) * len(rows[0]))
-    blocks = (torch.stack(block, -2) for block in zip(*(row.split(width, -1) for row in padded), strict=True))
-    return _roots(_sum_of_grams(blocks)[:, :count, :count])
+    return _roots(_gram_of_rows(rows))
 
 
 def _roots(gram: Tensor) -> Tensor:
@@ -64,25 +59,35 @@ def _roots(gram: Tensor) -> Tensor:
 
 
 def _gram(wide: Tensor) -> Tensor:
-    """Return wide @ wide.mT [..., r, r] in float64."""
-    return _sum_of_grams(wide.split(_block_width(wide[..., 0].numel()), -1))
-
-
-def _block_width(entries: int) -> int:
-    """Return the number of columns of a block, `entries` long each, whose float64 copy stays in the cache."""
-    return max(64, _BLOCK // max(1, entries))
-
-
-def _sum_of_grams(blocks: Iterable[Tensor]) -> Tensor:
-    """Return the sum of block @ block.mT [..., r, r] in float64, over blocks [..., r, w] of which none is wider than the first."""
-    gram = buffer = torch.zeros(0)
-    for index, block in enumerate(blocks):
-        if not index:  # one buffer for all, as fresh memory can cost more than the products
-            gram = block.new_zeros(*block.shape[:-1], block.shape[-2], dtype=torch.float64)
-            buffer = block.new_empty(block.numel(), dtype=torch.float64)
+    """Return wide @ wide.mT [..., r, r] in float64, wide [..., r, n]."""
+    *batch, count, columns = wide.shape
+    width = max(64, _BLOCK // max(1, wide[..., 0].numel()))
+    gram = wide.new_zeros(*batch, count, count, dtype=torch.float64)
+    # One buffer for all blocks, as fresh memory can cost more than the products.
+    buffer = wide.new_empty(wide[..., 0].numel() * min(width, columns), dtype=torch.float64)
+    for block in wide.split(width, -1):
         doubled = buffer[: block.numel()].view(block.shape).copy_(block)
         gram += doubled @ doubled.mT
     return gram
+
+
+def _gram_of_rows(rows: Sequence[Tensor]) -> Tensor:
+    """Return the Gram matrices [B, m, m] in float64 of matrices whose m rows [B, n] lie apart: some samples, whole rows, at once."""
+    count, (batch, columns) = len(rows), rows[0].shape
+    padded = count + -count % 4  # products of ten rows take a quarter longer than those of twelve
+    width = max(64, min(columns, _ROWS_BLOCK // padded))
+    samples = max(1, min(batch, _ROWS_BLOCK // (padded * width)))
+    gram = rows[0].new_zeros(batch, padded, padded, dtype=torch.float64)
+    buffer = rows[0].new_zeros(samples, padded, width, dtype=torch.float64)
+    for first in range(0, batch, samples):
+        some = slice(first, first + samples)
+        for start in range(0, columns, width):
+            blocks = [row[some, start : start + width] for row in rows]
+            doubled = buffer[: len(blocks[0]), :, : blocks[0].shape[-1]]
+            for index, block in enumerate(blocks):
+                doubled[:, index].copy_(block)
+            gram[some] += doubled @ doubled.mT
+    return gram[:, :count, :count]
 
 
 def exact(operator: Operator, max_bytes: int = 2**28) -> Spectrum:
