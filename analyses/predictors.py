@@ -55,7 +55,7 @@ from isometry.training.recipe import Recipe, Steps
 from isometry.trials import Trial, describe_origin, run, script
 from isometry.trials.candidates import CANDIDATES, describe_starts
 from isometry.trials.dataset import Own
-from isometry.trials.outcomes import gains, name_methods, shortfall_by_jsv
+from isometry.trials.outcomes import gains, name_methods, shortfall_by_jsv, shortfall_by_network
 from isometry.trials.prediction import Assessment, Cells, assess, method_ranks
 from isometry.trials.protocols import predictor_methods
 from isometry.trials.provenance import is_finished
@@ -116,6 +116,9 @@ PAIRS = [
     ("L1 + reconstruct", "TPP"),
     ("TPP", "GReg"),
 ]
+OPPOSITES = [("L1 + reconstruct", "L1"), ("TPP", "GReg")]
+"""Pairs of whose networks not all agree."""
+SHOWN = ("feature_similarity", "train_accuracy", "mean_jsv")
 TEXTS = {"method_rank": "its method's rank elsewhere", **CANDIDATES}
 del TEXTS["jsv_ratio"]  # ranks as the mean JSV does: the dense network is the same within a cell
 
@@ -160,7 +163,23 @@ def tables(table: pd.DataFrame) -> str:
         means = {name: part[each.candidate].choices.mean for name, part in subset.items()}
         shares.append({"right choices, %": TEXTS[each.candidate]} | {n: f"{100 * m:.0f}" for n, m in means.items()})
     parts = [pd.DataFrame(lines) for lines in (pooled, networks, shares)]
-    return "\n\n".join(markdown(part) for part in (*parts, shortfall_by_jsv(table), gains(table, PAIRS)))
+    parts += [shares_by_network(found, subset["no repair"]), shortfall_by_jsv(table), shortfall_by_network(table, 1e-3)]
+    parts += [gains(table, PAIRS), gains(table, OPPOSITES, by_network=True)]
+    return "\n\n".join(map(markdown, parts))
+
+
+def shares_by_network(found: list[Assessment], unrepaired: dict[str, Assessment]) -> pd.DataFrame:
+    """Return the shares of right choices of the numbers that matter, by network, with and without repairs."""
+    lines: dict[str, dict[str, str]] = {}
+    for each in found:
+        for name, part in {
+            TEXTS[each.candidate]: each,
+            f"{TEXTS[each.candidate]}, no repair": unrepaired[each.candidate],
+        }.items():
+            if each.candidate in SHOWN:
+                for network, share in part.shares.items():
+                    lines.setdefault(network, {"right choices, %": network})[name] = f"{100 * share:.0f}"
+    return pd.DataFrame(lines.values()).replace("nan", "").fillna("")
 
 
 def short(table: pd.DataFrame) -> str:

@@ -17,9 +17,11 @@ __all__ = [
     "name_methods",
     "percent",
     "shortfall_by_jsv",
+    "shortfall_by_network",
     "texts_before",
 ]
 
+_CELL = ["network", "ratio", "lr", "seed"]
 _JSV_COLUMNS = {"mean JSV": ("mean_jsv", 3), "std": ("std_jsv", 3), "condition number": ("condition_number", 0)}
 
 
@@ -82,8 +84,8 @@ def shortfall_by_jsv(table: pd.DataFrame) -> pd.DataFrame:
     Args:
         table: one row per trial with these columns, `jsv_ratio`, `accuracy` and `diverged`.
     """
-    rows = table.assign(outcome=100 * table["accuracy"].where(~table["diverged"], 0.0))
-    behind = rows.groupby(["network", "ratio", "lr", "seed"])["outcome"].transform("max") - rows["outcome"]
+    rows = _with_shortfall(table)
+    behind = rows["behind"]
     bins = pd.cut(rows["jsv_ratio"], [0, 0.001, 0.01, 0.1, 0.5, 2, math.inf], include_lowest=True)
     lines = []
     for bin_, group in behind.groupby(bins, observed=True):
@@ -95,15 +97,47 @@ def shortfall_by_jsv(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines).fillna("")
 
 
-def gains(table: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
+def shortfall_by_network(table: pd.DataFrame, lr: float) -> pd.DataFrame:
+    """Return, by network at one rate, how trials end whose mean JSV is far below the dense one's, and near to it.
+
+    Args:
+        table: as `shortfall_by_jsv` takes it.
+        lr: the rate.
+    """
+    rows = _with_shortfall(table[table["lr"] == lr])
+    parts = {"below 0.01": rows["jsv_ratio"] <= 0.01, "0.5 to 2": rows["jsv_ratio"].between(0.5, 2, inclusive="right")}
+    lines = []
+    for network, group in rows.groupby("network", sort=False):
+        line = {"network": network}
+        for name, chosen in parts.items():
+            part = group[chosen[group.index]]
+            line[f"{name}: trials"] = f"{len(part)}"
+            line[f"{name}: points behind"] = f"{part['behind'].median():.1f}"
+            line[f"{name}: ends at, %"] = f"{part['outcome'].median():.1f}"
+        lines.append(line)
+    return pd.DataFrame(lines).replace("nan", "")
+
+
+def _with_shortfall(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the trials with their `outcome`, and by how many points they end `behind` the best of their cell."""
+    rows = table.assign(outcome=100 * table["accuracy"].where(~table["diverged"], 0.0))
+    return rows.assign(behind=rows.groupby(_CELL)["outcome"].transform("max") - rows["outcome"])
+
+
+def gains(table: pd.DataFrame, pairs: Sequence[tuple[str, str]], *, by_network: bool = False) -> pd.DataFrame:
     """Return how many points a method ends ahead of another in the same cells, by rate: median, and in how many cells it is.
 
     Args:
         table: as `shortfall_by_jsv` takes it, with the column `method`.
         pairs: (method, the one it is compared with).
+        by_network: whether each network has lines of its own.
     """
+    if by_network:
+        parts = [gains(part, pairs).assign(network=name) for name, part in table.groupby("network", sort=False)]
+        found = pd.concat(parts).sort_values("points ahead", kind="stable")
+        return found[["points ahead", "network", *found.columns.drop(["points ahead", "network"])]].fillna("")
     rows = table.assign(outcome=100 * table["accuracy"].where(~table["diverged"], 0.0))
-    wide = rows.pivot(index=["network", "ratio", "lr", "seed"], columns="method", values="outcome")
+    wide = rows.pivot(index=_CELL, columns="method", values="outcome")
     lines = []
     for first, second in pairs:
         ahead = (wide[first] - wide[second]).dropna()

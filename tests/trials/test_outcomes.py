@@ -2,7 +2,15 @@
 
 import pandas as pd
 
-from isometry.trials.outcomes import before_finetuning, gains, last_epoch, name_methods, percent, shortfall_by_jsv
+from isometry.trials.outcomes import (
+    before_finetuning,
+    gains,
+    last_epoch,
+    name_methods,
+    percent,
+    shortfall_by_jsv,
+    shortfall_by_network,
+)
 
 TABLE = pd.DataFrame(
     {"phase": ["dense", "pruned", "finetune", "pruned", "repaired", "finetune", "finetune"],
@@ -58,3 +66,23 @@ def test_a_gain_is_counted_in_the_cells_that_have_both_methods() -> None:
     )
     found = gains(table, [("TPP", "L1")])
     assert found.to_dict("list") == {"points ahead": ["TPP over L1"], "lr 0.01": ["10.0, in 2 of 3"]}
+    apart = gains(table[table["network"] != "c"], [("TPP", "L1")], by_network=True)
+    assert apart["network"].to_list() == ["a", "b", "d"]
+    assert apart["lr 0.01"].to_list() == ["20.0, in 1 of 1", "-10.0, in 0 of 1", "10.0, in 1 of 1"]
+
+
+def test_shortfalls_by_network_are_those_of_far_and_near_jsvs_at_one_rate() -> None:
+    rows = [
+        ("a", 0.9, 1.0, 0.01),
+        ("a", 0.6, 0.005, 0.01),
+        ("a", 0.1, 0.005, 0.1),
+        ("b", 0.5, 0.7, 0.01),
+        ("b", 0.4, 0.1, 0.01),
+    ]
+    table = pd.DataFrame(rows, columns=["network", "accuracy", "jsv_ratio", "lr"]).assign(
+        ratio=0.5, seed=0, diverged=False
+    )
+    found = shortfall_by_network(table, 0.01)
+    assert found["below 0.01: trials"].to_list() == ["1", "0"]
+    assert found["below 0.01: points behind"].to_list() == ["30.0", ""]
+    assert found["0.5 to 2: ends at, %"].to_list() == ["90.0", "50.0"]
