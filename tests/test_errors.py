@@ -44,24 +44,23 @@ VERBS: dict[str, Any] = {
     "repair": lambda model: isometry.repair(model, reference=torch.nn.Linear(3, 2), data=torch.randn(4, 3)),
 }
 
+CLASSIFIED = torch.randn(4, 3), torch.tensor([0, 1, 1, 0])
+TRAINING: dict[str, Any] = {
+    "train": lambda model: list(isometry.train(model, CLASSIFIED, lr=0.1, epochs=1)),
+    "evaluate": lambda model: isometry.evaluate(model, CLASSIFIED),
+}
 
-@pytest.mark.parametrize("verb", VERBS)
+
+@pytest.mark.parametrize("verb", [*VERBS, *TRAINING])
 def test_a_pruning_result_for_a_model_is_refused_with_its_model(verb: str) -> None:
     net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
     pruned = isometry.prune(net, isometry.L1(), 0.5)
     with pytest.raises(
         TypeError, match=rf"^{verb}\(\) got a Pruned for a model; .* pruned\.model instead of pruned\.$"
     ):
-        VERBS[verb](pruned)
+        (VERBS | TRAINING)[verb](pruned)
     with pytest.raises(TypeError, match=rf"^{verb}\(\) got the class Linear for a model; .*, e\.g\. .*\(.*\)\.$"):
-        VERBS[verb](torch.nn.Linear)
-
-
-CLASSIFIED = torch.randn(4, 3), torch.tensor([0, 1, 1, 0])
-TRAINING: dict[str, Any] = {
-    "train": lambda model: list(isometry.train(model, CLASSIFIED, lr=0.1, epochs=1)),
-    "evaluate": lambda model: isometry.evaluate(model, CLASSIFIED),
-}
+        (VERBS | TRAINING)[verb](torch.nn.Linear)
 
 
 @pytest.mark.parametrize("verb", [*VERBS, *TRAINING])

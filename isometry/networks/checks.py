@@ -16,21 +16,16 @@ def check_module(model: Any, example: str) -> None:
     """Refuse what is no network, or one whose parts or values are not here.
 
     Args:
-        model: what was given for a network; where it has one, as `Pruned` does, the message says how to pass that.
+        model: what was given for a network.
         example: a call that works.
     """
-    if not isinstance(model, nn.Module):
-        what = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
-        if isinstance(getattr(model, "model", None), nn.Module):
-            example = "its attribute model: pruned.model instead of pruned"
-        raise InvalidTypeError(f"got {what} for a model; it takes a torch.nn.Module, e.g. {example}.")
+    check_values(model, example)
     if isinstance(model, torch.jit.ScriptModule):
         raise InvalidTypeError(
             "got a TorchScript module, whose parts cannot be looked into. Pass the module it was scripted or traced from, "
             f"e.g. {example}."
         )
     check_initialized(model)
-    check_values(model)
     sharded = [name for name, parameter in model.named_parameters() if type(parameter.data).__name__ == "DTensor"]
     if sharded or type(model).__name__ == "FullyShardedDataParallel":
         raise InvalidValueError(
@@ -49,8 +44,18 @@ def check_initialized(model: nn.Module) -> None:
             )
 
 
-def check_values(model: nn.Module) -> None:
-    """Refuse parameters without values."""
+def check_values(model: Any, example: str) -> None:
+    """Refuse what is no network, or one whose parameters have no values.
+
+    Args:
+        model: what was given for a network; where it has one, as `Pruned` does, the message says how to pass that.
+        example: a call that works.
+    """
+    if not isinstance(model, nn.Module):
+        what = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
+        if isinstance(getattr(model, "model", None), nn.Module):
+            example = "its attribute model: pruned.model instead of pruned"
+        raise InvalidTypeError(f"got {what} for a model; it takes a torch.nn.Module, e.g. {example}.")
     if empty := [name for name, parameter in model.named_parameters() if parameter.is_meta]:
         raise InvalidValueError(
             f"got a model whose {join_names(empty)} hold no values (meta device): they are offloaded, as by Accelerate, or not "

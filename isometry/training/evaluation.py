@@ -74,7 +74,7 @@ def evaluate(
             classes that the network does not have); a loss that fails or is no scalar; a loader that is empty, ends early
             or changes its entries.
     """
-    check_values(model)
+    check_values(model, "evaluate(model, data.test)")
     split, objective = read_data(data, part="test", batch_size=batch_size), Objective(loss, metric)
     if isinstance(split, Split) and not count_samples(split.inputs):
         raise InvalidValueError("got an empty split; it takes one with samples, e.g. evaluate(model, data.test).")

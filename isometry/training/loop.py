@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from isometry.data import Batches, Data, Split, read_data
 from isometry.data.nests import channels_last, count_samples
-from isometry.errors import InvalidTypeError, interrupt_explained, signed
+from isometry.errors import interrupt_explained, signed
 from isometry.networks.checks import check_values
 from isometry.networks.masks import refresh
 from isometry.training.capture import CapturedGradients, Result
@@ -109,11 +109,7 @@ def train(
             what is no classification; a loss that fails, is no scalar or not differentiable; an iterator for several epochs;
             a loader that is empty, ends early or changes its entries or shapes.
     """
-    if not isinstance(model, nn.Module):
-        raise InvalidTypeError(
-            f"got {type(model).__name__} as model; it takes a torch.nn.Module, e.g. train(model, data, lr=0.01, epochs=10)."
-        )
-    check_values(model)
+    check_values(model, "train(model, data, lr=0.01, epochs=10)")
     batches = read_data(data, batch_size=batch_size, shuffle=True)
     augment = data.augment if isinstance(data, Data) else None
     check_settings(

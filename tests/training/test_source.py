@@ -239,7 +239,7 @@ def test_what_is_no_optimizer_is_refused(optimizer: Any) -> None:
 
 
 def test_what_is_no_network_is_refused() -> None:
-    with pytest.raises(TypeError, match=r"train\(\) got SGD as model; it takes a torch\.nn\.Module"):
+    with pytest.raises(TypeError, match=r"train\(\) got a SGD for a model; it takes a torch\.nn\.Module"):
         train(torch.optim.SGD(net().parameters(), 0.1), (X, CLASSES), lr=0.1, epochs=1)  # type: ignore[arg-type]
 
 
