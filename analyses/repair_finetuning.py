@@ -32,7 +32,7 @@ from __future__ import annotations
 import itertools
 import math
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import pandas as pd
 from matplotlib import pyplot as plt
@@ -127,36 +127,49 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def tables(table: pd.DataFrame) -> str:
-    """Return accuracies in % and mean JSVs, mean and standard deviation over seeds."""
-    return markdown(summary(table))
+    """Return accuracies in % and mean JSVs, mean and standard deviation over seeds; in how many comparisons who is ahead."""
+    return f"{markdown(summary(table))}\n\n{markdown(comparisons(table))}"
 
 
 def short(table: pd.DataFrame) -> str:
     """Return the largest ratio of the first network."""
     first = table["network"] == table["network"].iloc[0]
-    return tables(table[first & (table["ratio"] == table["ratio"].max())])
+    return markdown(summary(table[first & (table["ratio"] == table["ratio"].max())]))
 
 
-def ahead(table: pd.DataFrame, other: str) -> tuple[int, int]:
-    """Return in how many comparisons (network, ratio, rate, seed) L1 reconstructed ends ahead of another method, and of how many."""
+def leads(table: pd.DataFrame, other: str) -> pd.DataFrame:
+    """Return by how many points L1 reconstructed ends ahead of another method: one row per network, ratio, rate and seed."""
+    keys = ["network", "ratio", "lr", "seed"]
     ends = table[table["phase"] == "finetune"].groupby(["trial", "method"], sort=False).tail(1)
-    cells = ends.pivot_table(index=["network", "ratio", "lr", "seed"], columns="method", values="accuracy")
-    both = cells[["L1 + reconstruct", other]].dropna()
-    return int((both["L1 + reconstruct"] > both[other]).sum()), len(both)
+    cells = ends.pivot_table(index=keys, columns="method", values="accuracy", sort=False)
+    return (100 * (cells["L1 + reconstruct"] - cells[other])).dropna().rename("points").reset_index()
+
+
+def comparisons(table: pd.DataFrame) -> pd.DataFrame:
+    """Return in how many comparisons L1 reconstructed ends ahead, by network and ratio, by rate, and in all."""
+    lines: dict[str, dict[str, Any]] = {}
+    for other in ("TPP", "L1"):
+        every = leads(table, other)
+        cases = every["network"] + ", ratio " + every["ratio"].map("{:g}".format)
+        for names in (cases, "lr " + every["lr"].map("{:g}".format), pd.Series("all", every.index)):
+            for name, points in every["points"].groupby(names, sort=False):
+                line = lines.setdefault(str(name), {"comparisons": name, "number": len(points)})
+                line[f"ahead of {other}"] = (points > 0).sum()
+                line[f"level with {other}"] = (points == 0).sum()
+                line[f"points ahead of {other}"] = f"{points.median():.1f} ({points.min():.1f} to {points.max():.1f})"
+    return pd.DataFrame(lines.values())
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:
     """Draw the accuracy after fine-tuning against the rate, one panel per network and ratio; dashed: before."""
-    panels = list(table.groupby(["network", "ratio"], sort=False))
-    columns = min(4, len(panels))
-    lines = -(-len(panels) // columns)
-    figure, axes = plt.subplots(
-        lines, columns, figsize=(3.8 * columns, 1.1 + 3.2 * lines), layout="constrained", squeeze=False
-    )
-    for ax in axes.flat[len(panels) :]:
-        ax.set_visible(False)
-    for ax, (key, part) in zip(axes.flat, panels, strict=False):
-        network, ratio = cast("tuple[str, float]", key)
+    networks, ratios = list(table["network"].unique()), sorted(table["ratio"].unique())
+    size = 3.8 * len(ratios), 1.1 + 2.9 * len(networks)
+    figure, axes = plt.subplots(len(networks), len(ratios), figsize=size, layout="constrained", squeeze=False)
+    for ax, (network, ratio) in zip(axes.flat, itertools.product(networks, ratios), strict=True):
+        part = table[(table["network"] == network) & (table["ratio"] == ratio)]
+        if part.empty:
+            ax.set_visible(False)
+            continue
         for index, (method, rows) in enumerate(part.groupby("method", sort=False)):
             ends = rows[rows["phase"] == "finetune"].groupby("trial").tail(1)
             over = 100 * ends.groupby("lr")["accuracy"].agg(["mean", "std"]).fillna(0)
@@ -167,11 +180,13 @@ def draw(table: pd.DataFrame, path: Path) -> None:
         setting = NETWORKS[network]
         steps = f"{setting.before + setting.after} steps (TPP {setting.before} + {setting.after})"
         ax.set_title(f"{network}, ratio {ratio:g}\n{steps}, n = {part['seed'].nunique()}", fontsize="medium")
-    axes[0, 0].axhline(math.nan, color="black", linestyle="--", linewidth=1, label="before fine-tuning")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
-    (tpp, count), (alone, _) = ahead(table, "TPP"), ahead(table, "L1")
+    last = axes[0, -1]
+    last.axhline(math.nan, color="black", linestyle="--", linewidth=1, label="before fine-tuning")
+    figure.legend(*last.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    tpp, alone = leads(table, "TPP")["points"], leads(table, "L1")["points"]
     figure.suptitle(
-        f"In as many training steps L1 reconstructed ends ahead of TPP in {tpp} of {count} comparisons, of L1 alone in {alone}\n"
+        f"In as many training steps L1 reconstructed ends ahead of TPP in {(tpp > 0).sum()} of {len(tpp)} comparisons, "
+        f"of L1 alone in {(alone > 0).sum()}\n"
         "(TPP's first steps are before removal, the others' all after it; mean and standard deviation over n seeds)"
     )
     figure.savefig(path, dpi=150)
