@@ -115,9 +115,7 @@ def _add_measuring(parser: argparse.ArgumentParser) -> None:
         metavar="PATTERN",
         help="where the JSVs are lost: the network's blocks, those of a depth, or layers by name",
     )
-    parser.add_argument(
-        "--method", choices=["auto", "exact", "krylov", "mixed"], default="auto", help="see isometry.measure"
-    )
+    parser.add_argument("--method", choices=["auto", "exact", "krylov"], default="auto", help="see isometry.measure")
     parser.add_argument("--json", metavar="FILE", help="write all numbers")
 
 

@@ -23,7 +23,7 @@ class Brackets:
             expected (see `Bidiagonal.narrowed`). Those of calibrated short runs (see `Calibration`) are the bounds of long
             runs on other samples, scaled.
         probe_variance: [B], variance over the sample's probes divided by their number; nan for one probe, 0 where all
-            values are known. Of samples in low precision, the variance of what their correction leaves.
+            values are known.
         largest_residual: how far a singular value may lie from the largest Ritz value, at most.
         shared: [B], half-width of the 95 % interval of what calibration says of the sample's mean, an error that all
             calibrated samples share; 0 for others.

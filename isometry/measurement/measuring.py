@@ -72,11 +72,7 @@ def measure(
             mean is known to 3 % (`Report.estimation_error`), as far as that takes fewer products than all values. "auto":
             exact up to r = 128; beyond, with `rtol` or `budget`, whatever is expected to give the shorter interval for the
             same products. Most samples then get runs of a few steps only, calibrated by the first ones: see
-            `isometry.measurement.calibration.Calibration`. "mixed": the mean, most samples in bfloat16 and at least 16 in both
-            precisions, which correct the others (see `isometry.measurement.levels.Levels`); samples are taken in random order.
-            For few outputs, hundreds of samples or more, and hardware with native bfloat16: where a first look finds less
-            than a tenth to gain, the rest is exact, and a note says so. As that look takes the time, numbers may differ from
-            run to run within their intervals. The smallest values are lost in rounding errors of 0.4 % of the largest.
+            `isometry.measurement.calibration.Calibration`.
         layers: also report on the map from layers to the output: True for the network's blocks, a depth, or name
             patterns. Exact only.
         rtol: sample until the half-width of the 95 % interval is below this share of the mean, or inputs run out. Samples are
@@ -184,7 +180,7 @@ def measure_with(
             key=wrt,
             whole=wrt is not None or (at is not None and takes_several_inputs(model)),
             integers=at is not None,
-            shuffle=options.sampled or options.method == "mixed",
+            shuffle=options.sampled,
             seed=options.seed,
             count=_DRAWN_TO_SAMPLE if options.sampled else _DRAWN,
         )
@@ -200,8 +196,8 @@ def _report(function: NetworkFunction, inputs: Inputs, options: Options, how: Ma
     """Return the report of a network whose state is preserved."""
     start = time.perf_counter()
     with function.differentiable():
-        tally, subject = measure_samples(function, inputs, options, how)
-    return tally.report(subject, inputs.description, how.ranks.largest(time.perf_counter() - start))
+        tally, subject, method = measure_samples(function, inputs, options, how)
+    return tally.report(subject, method, inputs.description, how.ranks.largest(time.perf_counter() - start))
 
 
 def _report_ratio(

@@ -15,7 +15,7 @@ from isometry.networks.checks import check_module
 
 __all__ = ["Options", "check_model"]
 
-_METHODS = ("auto", "exact", "krylov", "mixed")
+_METHODS = ("auto", "exact", "krylov")
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,9 @@ class Options:
             raise InvalidValueError(
                 f"got layers={layers!r}; it takes True for blocks, a depth, or name patterns, e.g. layers='*conv*'."
             )
-        if layers is not False and self.method in ("krylov", "mixed"):
+        if layers is not False and self.method == "krylov":
             raise InvalidValueError(
-                f"got layers= with method={self.method!r}; layers need every row in full: method='exact' (or 'auto')."
+                "got layers= with method='krylov'; layers need every row: method='exact' (or 'auto')."
             )
 
     @property

@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 
 import torch
 
 from isometry.measurement.allocation import Prospect, Route, allocate, allocate_to_reach, between_samples, routes
 from isometry.measurement.brackets import Brackets
-from isometry.measurement.estimators import (
-    ControlledKrylov,
-    Estimator,
-    Exact,
-    Krylov,
-    LowPrecision,
-    TwoPrecisions,
-    exact_estimator,
-)
-from isometry.measurement.levels import LOW_PRECISION, PAIRS
+from isometry.measurement.estimators import ControlledKrylov, Estimator, Exact, Krylov, exact_estimator
 from isometry.measurement.options import Options
 from isometry.measurement.preparation import PRODUCTS, Subject
 from isometry.measurement.ranks import Ranks
@@ -39,10 +29,6 @@ _LONG_PILOT = 4  # samples
 _LONG_STEPS = 24
 _PROBES = 2
 _OPEN = 5  # until so much of the budget is left, plans are looked at again
-_WARM_UP = 4  # samples in two precisions before the time they take is that of others
-_LEAST_GAIN = 1.1  # below which low precision is not worth its loss of small values
-_FEWEST_MIXED = 128  # samples below which those in both precisions cost more than low precision saves
-_BETWEEN_LOOKS = 64  # samples in low precision
 _PART = {"exact": 2, "krylov": 16}  # samples between two looks at the plan
 
 
@@ -79,12 +65,10 @@ class Planner:
     generator: torch.Generator = field(default_factory=torch.Generator)
     ranks: Ranks = field(default_factory=Ranks)
 
-    def first(self, tally: Tally) -> Plan:
+    def first(self) -> Plan:
         """Return the plan to begin with."""
         exact, options = exact_estimator(self.subject), self.options
         method, budget = options.method, options.budget
-        if method == "mixed":
-            return self._first_levels(tally)
         if method == "exact" or (method == "auto" and (exact.price <= _EXACT_UP_TO or self.subject.layers is not None)):
             return Plan(exact)
         few = options.bracket is None and self.available is not None and self.available < _FEW
@@ -135,8 +119,6 @@ class Planner:
 
     def after(self, plan: Plan, tally: Tally) -> Plan:
         """Return the plan to go on with: what the results so far suggest, once the pilot is complete."""
-        if isinstance(plan.estimator, LowPrecision):
-            return plan if len(tally) < plan.until else self._after_levels(plan.estimator, tally)
         pilot, budget = tally.pilot, self.options.budget
         if pilot is None or len(tally) < max(plan.until, self._pilot_samples):
             return plan
@@ -160,47 +142,6 @@ class Planner:
             long = replace(self._long_pilot, price=price, most_steps=longest.steps)
             return Plan(long if option.pilot.probes else self._exact_pilot, True, len(tally) + min(option.extra, 2))
         return Plan(self._estimator(option.route), is_open=_OPEN * left > budget)
-
-    def _first_levels(self, tally: Tally) -> Plan:
-        low, available = self.subject.low, self.available
-        if low is not None and (available is None or available >= _FEWEST_MIXED):
-            return Plan(TwoPrecisions(self.subject, low), True, _WARM_UP)
-        if low is not None:
-            tally.note(
-                f"method='exact' rather than 'mixed', which takes {_FEWEST_MIXED} samples or more to gain anything"
-            )
-        return Plan(exact_estimator(self.subject))
-
-    def _after_levels(self, estimator: LowPrecision, tally: Tally) -> Plan:
-        """Return the plan to go on with in two precisions, or in full precision alone where that is no slower."""
-        levels, count = tally.levels, len(tally)
-        exact = Plan(exact_estimator(self.subject))
-        if levels is None or not levels.pairs:
-            tally.note(f"method='exact' rather than 'mixed': the network does not work in {LOW_PRECISION}")
-            return exact
-        if levels.pairs < PAIRS:
-            return Plan(estimator, True, count + PAIRS - levels.pairs)
-        total = self._expected_samples(tally)
-        gain = levels.gain(total)
-        if not gain > _LEAST_GAIN:
-            tally.note(
-                f"method='exact' rather than 'mixed', which would be {gain:.2g} times as fast: {LOW_PRECISION} takes "
-                f"{levels.relative_cost:.2g} of the time"
-            )
-            return exact
-        low = LowPrecision(self.subject, estimator.low)
-        if (missing := levels.wanted_pairs(total) - levels.pairs) > 0:
-            return Plan(TwoPrecisions(self.subject, estimator.low), True, count + missing)
-        return Plan(low, True, count + max(_BETWEEN_LOOKS, count // 2))
-
-    def _expected_samples(self, tally: Tally) -> int:
-        """Return how many samples there will probably be in the end."""
-        rtol, count = self.options.rtol, len(tally)
-        most = math.inf if self.available is None else self.available
-        if self.options.budget is not None:
-            most = min(most, self.options.budget // self.subject.rank)
-        wanted = most if rtol is None else count * (tally.half_width / rtol) ** 2
-        return max(count, math.ceil(min(wanted, most, 2.0**40)))
 
     def _estimator(self, route: Route) -> Estimator:
         if route.calibration is None:

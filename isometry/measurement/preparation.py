@@ -15,7 +15,6 @@ from isometry.measurement.checks import check_per_sample, describe_nonfinite
 from isometry.measurement.folding import fold_network
 from isometry.measurement.function import NetworkFunction
 from isometry.measurement.layers import LayerOutputs, find_layers, select_layers
-from isometry.measurement.levels import LOW_PRECISION
 from isometry.measurement.options import Options
 from isometry.networks import required_inputs
 from isometry.networks.modules import hooked
@@ -61,7 +60,6 @@ class Subject:
         columns: differentiated inputs per sample, n.
         layers: the layers to report on, or None.
         bottleneck: that of the network, or None.
-        low: the fast function in low precision, where that was asked for and can be had.
         dtype: precision that inputs are converted to; None leaves them as they are.
         notes: how it will be measured, in words.
     """
@@ -72,7 +70,6 @@ class Subject:
     columns: int
     layers: LayerOutputs | None = None
     bottleneck: Bottleneck | None = None
-    low: NetworkFunction | None = None
     dtype: torch.dtype | None = None
     notes: tuple[str, ...] = ()
 
@@ -136,27 +133,13 @@ def prepare(function: NetworkFunction, batch: Batch, options: Options) -> Subjec
     if folded is not None:
         notes.append("on an equivalent copy: BatchNorm folded where possible, channels last")
     columns = function.differentiated_input(pair)[0].numel()
-    subject = Subject(
-        function, folded or function, outputs[0].numel(), columns, layers, dtype=dtype, notes=tuple(notes)
-    )
+    subject = Subject(function, folded or function, outputs[0].numel(), columns, layers, None, dtype, tuple(notes))
     if subject.rank > _BOTTLENECK_FROM and options.layers is False and function.at is None:
         bottleneck = _find_bottleneck(function, pair, subject.rank)
         if bottleneck is not None:
             note = f"through the bottleneck at {bottleneck.name} ({bottleneck.width} of {subject.rank})"
             subject = replace(subject, bottleneck=bottleneck, notes=(*subject.notes, note))
-    return _with_low_precision(subject) if options.method == "mixed" else subject
-
-
-def _with_low_precision(subject: Subject) -> Subject:
-    """Return the subject with its fast function in low precision too; where that cannot be, with a note that says why."""
-    why = "the way through the bottleneck takes fewer products" if subject.bottleneck is not None else ""
-    try:
-        low = None if why else subject.fast.in_dtype(LOW_PRECISION)
-    except InvalidValueError as error:
-        low, why = None, str(error)
-    if low is None:
-        return replace(subject, notes=(*subject.notes, f"method='exact' rather than 'mixed': {why}"))
-    return replace(subject, low=low)
+    return subject
 
 
 def sample_shape(function: NetworkFunction, batch: Batch) -> tuple[int, ...]:

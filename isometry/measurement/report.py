@@ -30,14 +30,13 @@ class Report:
     J is d output / d input of one sample; it has r = min(outputs, inputs) singular values, the JSVs.
 
     Attributes:
-        spectrum: the JSVs [B, r] with weights; quadrature nodes where `method` is "krylov", in bfloat16 at most samples where
-            it is "mixed".
-        method: "exact", "krylov" or "mixed".
+        spectrum: the JSVs [B, r] with weights; quadrature nodes where `method` is "krylov".
+        method: "exact" or "krylov".
         cost: what that took.
         inputs: which inputs, in words.
         layers: a table with one row per layer, or None.
         notes: how it was done: routes of differentiation, folding, bottlenecks, why sampling ended.
-        brackets: the quadrature bounds of a krylov measurement, the corrected means of a mixed one, else None.
+        brackets: the quadrature bounds of a krylov measurement, else None.
         outputs: the number of outputs per sample.
         layer_means: {layer: [B], every sample's mean JSV of the map from it to the output}.
         reference: the report of the dense network at the same samples, or None.
@@ -91,8 +90,8 @@ class Report:
     def components(self) -> dict[str, float]:
         """The parts of the error: standard errors of `samples` and `probes`, half-widths of `calibration` and `quadrature`.
 
-        Calibration is the error of correcting short runs by long ones or by exact samples, or low by full precision, with 95 %
-        confidence; quadrature the half-width of the brackets. In a mixed measurement the error of "probes" is that of rounding.
+        Calibration is the error of correcting short runs by long ones or by exact samples, with 95 % confidence; quadrature
+        the half-width of the brackets.
         """
         if self.brackets is None:
             return {"samples": self.sem, "probes": 0.0, "calibration": 0.0, "quadrature": 0.0}

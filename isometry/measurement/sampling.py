@@ -45,8 +45,10 @@ class Manner:
     keeps: bool
 
 
-def measure_samples(function: NetworkFunction, inputs: Inputs, options: Options, how: Manner) -> tuple[Tally, Subject]:
-    """Measure until that is enough or the inputs run out; return the results, and what was measured.
+def measure_samples(
+    function: NetworkFunction, inputs: Inputs, options: Options, how: Manner
+) -> tuple[Tally, Subject, str]:
+    """Measure until that is enough or the inputs run out; return the results, what was measured, and by which method.
 
     Args:
         function: of the network, its state preserved.
@@ -67,14 +69,14 @@ def measure_samples(function: NetworkFunction, inputs: Inputs, options: Options,
     notes = subject.notes if ranks.size == 1 else (*subject.notes, f"samples split over {ranks.size} ranks")
     tally = Tally(options, notes, inputs.is_stream and options.sampled)
     planner = Planner(subject, options, inputs.total, torch.Generator().manual_seed(options.seed), ranks)
-    enough = interrupted = False
+    method, enough, interrupted = "exact", False, False
     with tqdm(total=inputs.total, unit="sample", desc="measure", disable=how.hidden, delay=2) as bar:
         try:
-            enough = _run(planner, tally, itertools.chain([first], batches), bar)
+            method, enough = _run(planner, tally, itertools.chain([first], batches), bar)
         except KeyboardInterrupt:
             if not how.keeps or len(tally) < 2:
                 raise
-            interrupted = True
+            method, interrupted = "exact" if tally.brackets is None else "krylov", True
     tally.note_ending(enough, interrupted)
     if interrupted:
         tally.note(f"{INTERRUPTED} after {len(tally)} samples")
@@ -87,7 +89,7 @@ def measure_samples(function: NetworkFunction, inputs: Inputs, options: Options,
         tally.note(note)
     if tally.suspect is not None:
         ranks.together(partial(check_independence, subject.fast, *tally.suspect))
-    return tally, subject
+    return tally, subject, method
 
 
 def _first_samples(batches: Iterable[Batch], most: int) -> Iterator[Batch]:
@@ -99,10 +101,10 @@ def _first_samples(batches: Iterable[Batch], most: int) -> Iterator[Batch]:
             return
 
 
-def _run(planner: Planner, tally: Tally, batches: Iterable[Batch], bar: tqdm[Any]) -> bool:
-    """Measure batches into the tally; return whether that was enough before they ended."""
+def _run(planner: Planner, tally: Tally, batches: Iterable[Batch], bar: tqdm[Any]) -> tuple[str, bool]:
+    """Measure batches into the tally; return the method that was used last, and whether that was enough before they ended."""
     subject, ranks = planner.subject, planner.ranks
-    plan, enough = planner.first(tally), False
+    plan, enough = planner.first(), False
     for batch in _alike(subject, batches):
         start = 0
         while start < len(batch) and not enough:
@@ -118,7 +120,7 @@ def _run(planner: Planner, tally: Tally, batches: Iterable[Batch], bar: tqdm[Any
             bar.update(len(part))
         if enough:
             break
-    return enough
+    return plan.estimator.method if tally.brackets is None else "krylov", enough
 
 
 def _alike(subject: Subject, batches: Iterable[Batch]) -> Iterator[Batch]:

@@ -15,11 +15,10 @@ from isometry.measurement.calibration import Pilot
 from isometry.measurement.cost import Cost
 from isometry.measurement.estimators import EstimatedBatch
 from isometry.measurement.layers import layer_table
-from isometry.measurement.levels import LOW_PRECISION, Levels
 from isometry.measurement.options import Options
 from isometry.measurement.preparation import FORWARDS, PRODUCTS, Subject
 from isometry.measurement.report import Report
-from isometry.spectra import RESOLUTION, Estimate, Spectrum, mean_with_error, skewness
+from isometry.spectra import Estimate, Spectrum, mean_with_error, skewness
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -82,30 +81,9 @@ class Tally:
     @property
     def brackets(self) -> Brackets | None:
         """The brackets of all samples' means; None where all of them are exact."""
-        if self._is_mixed:
-            assert self.levels is not None
-            return self.levels.brackets(RESOLUTION[LOW_PRECISION] * self._spectrum().max)
         if all(estimated.brackets is None for estimated in self._estimates):
             return None
         return Brackets.pool([part.brackets or Brackets.exact(part.spectrum.sample_means) for part in self._estimates])
-
-    @property
-    def levels(self) -> Levels | None:
-        """All samples' means in two precisions; None where none were measured in low precision."""
-        if all(estimated.levels is None for estimated in self._estimates):
-            return None
-        return Levels.pool([part.levels or Levels.of(fine=part.spectrum.sample_means) for part in self._estimates])
-
-    @property
-    def _is_mixed(self) -> bool:
-        return self.levels is not None and bool(self.levels.corrected.any())
-
-    @property
-    def method(self) -> str:
-        """What a report calls it."""
-        if self._is_mixed:
-            return "mixed"
-        return "exact" if self.brackets is None else "krylov"
 
     @property
     def pilot(self) -> Pilot | None:
@@ -204,18 +182,12 @@ class Tally:
         elif singular := spectrum.singular_samples:
             self.note(
                 f"{singular} of {len(self)} samples have JSVs below {spectrum.resolution:.2g} of their largest, which count as "
-                f"0; {'method=' + repr('exact') if self._is_mixed else 'dtype=torch.float64'} resolves smaller ones"
+                "0; dtype=torch.float64 resolves smaller ones"
             )
 
     def _note_calibration(self) -> None:
         """Note how many samples had short runs, and what these were calibrated by."""
-        brackets, levels = self.brackets, self.levels
-        if levels is not None and bool(levels.corrected.any()):
-            self.note(
-                f"{int(levels.corrected.sum())} samples in {LOW_PRECISION}, corrected by {levels.pairs} in both precisions: times "
-                f"{levels.factor:.5g}, give or take {levels.error:.2%}"
-            )
-            return
+        brackets = self.brackets
         if brackets is None or not bool((brackets.shared > 0).any()):
             return
         short, exact = brackets.shared > 0, brackets.probes == 0
@@ -228,11 +200,11 @@ class Tally:
     def _spectrum(self) -> Spectrum:
         return Spectrum.pool(estimated.spectrum for estimated in self._estimates)
 
-    def report(self, subject: Subject, description: str, seconds: float) -> Report:
+    def report(self, subject: Subject, method: str, description: str, seconds: float) -> Report:
         """Return the report of what was found, at inputs so described."""
         return Report(
             self._spectrum(),
-            self.method,
+            method,
             Cost(self.forwards, self.products, seconds),
             f"{len(self)} {description}",
             self._layers(subject),

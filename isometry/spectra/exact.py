@@ -74,7 +74,7 @@ def _gram(wide: Tensor) -> Tensor:
 def _gram_of_rows(rows: Sequence[Tensor]) -> Tensor:
     """Return the Gram matrices [B, m, m] in float64 of matrices whose m rows [B, n] lie apart: some samples, whole rows, at once."""
     count, (batch, columns) = len(rows), rows[0].shape
-    padded = count + -count % 4  # products of ten rows take a quarter longer than those of twelve
+    padded = count + (-count % 4 if count > 4 else 0)  # products of ten rows take a quarter longer than those of twelve
     width = max(64, min(columns, _ROWS_BLOCK // padded))
     samples = max(1, min(batch, _ROWS_BLOCK // (padded * width)))
     gram = rows[0].new_zeros(batch, padded, padded, dtype=torch.float64)

@@ -104,7 +104,7 @@ def shortfall_by_network(table: pd.DataFrame, lr: float) -> pd.DataFrame:
         table: as `shortfall_by_jsv` takes it.
         lr: the rate.
     """
-    rows = _with_shortfall(table[table["lr"] == lr])
+    rows = _with_shortfall(table[table["lr"] == lr]).reset_index(drop=True)
     parts = {"below 0.01": rows["jsv_ratio"] <= 0.01, "0.5 to 2": rows["jsv_ratio"].between(0.5, 2, inclusive="right")}
     lines = []
     for network, group in rows.groupby("network", sort=False):
@@ -133,7 +133,10 @@ def gains(table: pd.DataFrame, pairs: Sequence[tuple[str, str]], *, by_network: 
         by_network: whether each network has lines of its own.
     """
     if by_network:
-        parts = [gains(part, pairs).assign(network=name) for name, part in table.groupby("network", sort=False)]
+        parts = []
+        for name, part in table.groupby("network", sort=False):
+            both = [pair for pair in pairs if set(pair) <= set(part["method"])]
+            parts.append(gains(part, both).assign(network=name))
         found = pd.concat(parts).sort_values("points ahead", kind="stable")
         return found[["points ahead", "network", *found.columns.drop(["points ahead", "network"])]].fillna("")
     rows = table.assign(outcome=100 * table["accuracy"].where(~table["diverged"], 0.0))

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
@@ -16,7 +15,6 @@ from torch import distributed, nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import isometry
-from isometry.measurement.levels import Levels
 
 needs_gloo = pytest.mark.skipif(
     not (distributed.is_available() and distributed.is_gloo_available()) or os.name != "posix", reason="needs gloo"
@@ -88,12 +86,6 @@ def measured() -> dict[str, Any]:
     return {name: measure().to_dict() for name, measure in MEASUREMENTS.items()}
 
 
-def mixed() -> dict[str, Any]:
-    """Measure in two precisions, low precision taking half the time, whatever this machine makes of it."""
-    with mock.patch.object(Levels, "relative_cost", 0.5):
-        return isometry.measure(network(), inputs(300), method="mixed").to_dict()
-
-
 def refused(measure: Callable[[], Any]) -> str:
     try:
         measure()
@@ -125,7 +117,6 @@ def main(folder: Path) -> None:
     rank = distributed.get_rank()
     content = {
         "measured": measured(),
-        "mixed": mixed(),
         "refused": refusals(),
         "alone": alone(),
         "after": refused(lambda: MEASUREMENTS["exact"]()),
@@ -172,14 +163,6 @@ def test_every_rank_returns_the_same_report_and_that_of_one_process(ranks: list[
         if single.layers is not None:
             assert shared.layers is not None
             assert shared.layers["mean_jsv"].tolist() == pytest.approx(single.layers["mean_jsv"].tolist(), rel=1e-5)
-
-
-@needs_gloo
-def test_every_rank_corrects_low_precision_alike(ranks: list[dict[str, Any]]) -> None:
-    first, second = (content["mixed"] for content in ranks)
-    assert first == second
-    assert first["method"] == "mixed"
-    assert len(first["values"]) == 300
 
 
 @needs_gloo

@@ -8,7 +8,6 @@ from isometry.measurement.estimators.estimator import EstimatedBatch, Estimator
 from isometry.measurement.estimators.exact import Exact
 from isometry.measurement.estimators.krylov import Krylov
 from isometry.measurement.estimators.layered import Layered
-from isometry.measurement.estimators.mixed import LowPrecision, TwoPrecisions
 from isometry.measurement.preparation import Subject
 
 __all__ = [
@@ -19,9 +18,7 @@ __all__ = [
     "Exact",
     "Krylov",
     "Layered",
-    "LowPrecision",
     "ThroughBottleneck",
-    "TwoPrecisions",
     "exact_estimator",
 ]
 

@@ -14,7 +14,6 @@ from isometry.measurement.batch import Batch
 from isometry.measurement.brackets import Brackets
 from isometry.measurement.calibration import Pilot
 from isometry.measurement.jacobian import Jacobian
-from isometry.measurement.levels import Levels
 from isometry.measurement.preparation import Subject
 from isometry.spectra import Spectrum
 
@@ -36,7 +35,6 @@ class EstimatedBatch:
         brackets: of every sample's mean, for stochastic estimators.
         layers: {layer: spectrum of the map from its output to the network's output}.
         pilot: what the samples say about short runs on others, where that was asked for.
-        levels: the samples' means in two precisions, where those were asked for.
         outputs: [B, ...], of the network at the batch; None where they were not computed as a whole.
     """
 
@@ -47,7 +45,6 @@ class EstimatedBatch:
     brackets: Brackets | None = None
     layers: Mapping[str, Spectrum] = field(default_factory=dict)
     pilot: Pilot | None = None
-    levels: Levels | None = None
     outputs: Tensor | None = None
 
     @classmethod
@@ -58,7 +55,6 @@ class EstimatedBatch:
         first = shares[0]
         brackets = [share.brackets for share in shares if share.brackets is not None]
         pilots = [share.pilot for share in shares if share.pilot is not None]
-        levels = [share.levels for share in shares if share.levels is not None]
         outputs = [share.outputs.cpu() for share in shares if share.outputs is not None]
         return cls(
             Spectrum.pool(share.spectrum for share in shares),
@@ -68,7 +64,6 @@ class EstimatedBatch:
             brackets=Brackets.pool(brackets) if brackets else None,
             layers={name: Spectrum.pool(share.layers[name] for share in shares) for name in first.layers},
             pilot=Pilot.pool(pilots) if pilots else None,
-            levels=Levels.pool(levels) if len(levels) == len(shares) else None,
             outputs=torch.cat(outputs) if len(outputs) == len(shares) else None,
         )
 
