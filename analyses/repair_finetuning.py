@@ -46,6 +46,7 @@ from isometry.training.recipe import Recipe, Steps
 from isometry.trials import Trial, script
 from isometry.trials.outcomes import percent
 from isometry.trials.protocols import growing
+from isometry.trials.provenance import is_finished
 
 
 class Setting(NamedTuple):
@@ -200,6 +201,7 @@ def main() -> None:
     """Run, write, draw."""
     parser = script.build_parser(__doc__, seeds=3, ratios=(0.5, 0.7, 0.9))
     parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS)[:2])
+    parser.add_argument("--finished", action="store_true", help="take the trials that have been run, run no others")
     options = script.parse(parser, quick_ignores=("seeds", "networks"))
     output = script.Output.of("repair_finetuning", options)
     if not options.redraw:
@@ -207,6 +209,8 @@ def main() -> None:
         ratios = options.ratios[:2] if options.quick else options.ratios
         for network in networks:
             named = [each for seed in range(seeds) for each in trials(network, seed, ratios, options.quick).items()]
+            if options.finished:
+                named = [(heading, trial) for heading, trial in named if is_finished(trial, options.runs)]
             labels = [{"network": network, "method": method} for (method, _, _), _ in named]
             output.write_network(*output.run_trials([trial for _, trial in named], labels))
     output.publish(draw, tables)
