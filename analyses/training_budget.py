@@ -11,8 +11,8 @@ ahead of both throughout.
 - ResNet-20: TPP ends behind L1 with 200 steps (28.52 ± 0.68 against 38.55 ± 2.55 %), with 400 (40.47 ± 0.45, 44.44 ± 2.44), with 800 (47.55 ±
   1.46, 50.87 ± 1.47), with 1,600 (53.59 ± 0.46, 57.63 ± 0.95; two seeds), with 3,200 (58.41, 64.78; one seed) and with 6,400 (64.24, 71.51; one
   seed). What it lacks falls from 10 points to 3 or 4 and then grows to 6 and 7: nothing here points to a crossing.
-- L1 reconstructed is ahead of L1 by 16.9, 11.2, 7.3 and 3.3 points on ResNet-56 (200 to 1,600 steps), by 8.9, 8.5, 8.5, 7.4, 5.1 and 1.8 on ResNet-20: the
-  lead shrinks, and is there in every comparison. With 400 steps it is where L1 is with more than 800.
+- L1 reconstructed is ahead of L1 by 16.9, 11.2, 7.3 and 3.3 points on ResNet-56 (200 to 1,600 steps), by 8.9, 8.5, 8.5, 7.4, 5.1 and 1.8 on
+  ResNet-20: the lead shrinks, and is there in every comparison. With 400 steps it is where L1 is with more than 800.
 - ResNet-20 at 0.7, two seeds: TPP ends behind L1 by 7.6 points with 200 steps (65.09 ± 1.24 against 72.69 ± 0.10 %), by 4.1 with 400 (72.86 ±
   0.18, 77.00 ± 0.04) and by 2.9 with 800 (77.78 ± 0.19, 80.64 ± 0.13), L1 reconstructed ahead of it by 4.2, 2.4 and 0.7.
 - ResNet-20, 400 steps, 0.9, one seed (L1 42.71 %): TPP with half of the steps before removal 41.77 %, Slimming 41.16, GReg 39.32, RNI 29.58.
