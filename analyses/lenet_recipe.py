@@ -3,7 +3,7 @@
 None of eleven gives the shape; the length of training moves the level most (one seed each, so that small differences mean nothing).
 
 - The dense mean JSV grows with the epochs of the recipe that gives MLP-7-Linear its published values: 2.16 after 15, 3.07 after 30, 3.99
-  after 45, and 6.23 after 90 (`jsv_vs_ratio.py`). The published 3.74 lies between 30 and 45 epochs, not at 90.
+  after 45, and 6.23 after 90 (its first seed in `jsv_vs_ratio.py`). The published 3.74 lies between 30 and 45 epochs, not at 90.
 - The published network, presumably pruned by L1, keeps 0.41 of its mean JSV at ratio 0.5 and 0.030 at 0.9; none of these keeps more than
   0.29 and 0.009, the one of 90 epochs 0.26 and 0.007. What was pruned, or how, must differ, too: all layers but the last are pruned alike
   here.
