@@ -85,10 +85,9 @@ def shortfall_by_jsv(table: pd.DataFrame) -> pd.DataFrame:
         table: one row per trial with these columns, `jsv_ratio`, `accuracy` and `diverged`.
     """
     rows = _with_shortfall(table)
-    behind = rows["behind"]
     bins = pd.cut(rows["jsv_ratio"], [0, 0.001, 0.01, 0.1, 0.5, 2, math.inf], include_lowest=True)
     lines = []
-    for bin_, group in behind.groupby(bins, observed=True):
+    for bin_, group in rows["behind"].groupby(bins, observed=True):
         line = {"mean JSV / dense": f"{max(bin_.left, 0):g} to {bin_.right:g}", "trials": len(group)}
         for lr, values in group.groupby(rows["lr"]):
             low, middle, high = (f"{q:.1f}" for q in values.quantile([0.25, 0.5, 0.75]))
@@ -139,8 +138,7 @@ def gains(table: pd.DataFrame, pairs: Sequence[tuple[str, str]], *, by_network: 
             parts.append(gains(part, both).assign(network=name))
         found = pd.concat(parts).sort_values("points ahead", kind="stable")
         return found[["points ahead", "network", *found.columns.drop(["points ahead", "network"])]].fillna("")
-    rows = table.assign(outcome=100 * table["accuracy"].where(~table["diverged"], 0.0))
-    wide = rows.pivot(index=_CELL, columns="method", values="outcome")
+    wide = _with_shortfall(table).pivot(index=_CELL, columns="method", values="outcome")
     lines = []
     for first, second in pairs:
         ahead = (wide[first] - wide[second]).dropna()

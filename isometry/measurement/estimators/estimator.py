@@ -19,7 +19,7 @@ from isometry.spectra import Spectrum
 
 __all__ = ["EstimatedBatch", "Estimator", "estimated", "jacobian_of"]
 
-_AT_ONCE = 64  # with 128 a pass of two ResNets took 2 and 11 % less per sample: figures/precision.csv
+_AT_ONCE = 64
 _SMALL = 2**18  # entries of a batch below which a pass is mostly overhead
 
 
