@@ -178,6 +178,9 @@ def rows_of(kind: str, quick: bool) -> list[Row]:
                 rows.append(counted(name, known, f"exact, n = {n}", 5 * seeds, partial(subsample, means, n)))
         elif kind == "krylov" and not p.exact:
             settings = [(f"krylov, n = {n}", {"method": "krylov"}, n) for n in (8, 32)]
+        elif kind == "few" and not p.exact:
+            settings = [(f"krylov, n = 4, {label}", {"method": "krylov"} | limit, 4)
+                        for label, limit in (("to 3 %", {}), ("budget = 240", {"budget": 240}))]  # fmt: skip
         elif kind == "rtol":
             rtols = (0.1, 0.2) if p.reach > 6000 else (0.05, 0.1, 0.2)
             settings = [(f"rtol = {rtol:g}", {"rtol": rtol}, p.reach) for rtol in rtols]
@@ -238,5 +241,5 @@ def draw(table: pd.DataFrame, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    kinds = {kind: partial(rows_of, kind) for kind in ("exact", "krylov", "rtol", "budget", "compare")}
+    kinds = {kind: partial(rows_of, kind) for kind in ("exact", "krylov", "few", "rtol", "budget", "compare")}
     script.run_measurement("coverage", __doc__, kinds, draw, tables)

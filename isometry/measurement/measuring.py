@@ -69,10 +69,10 @@ def measure(
             bottleneck before the output). "krylov": the mean, estimated from two or more random probes per sample, and bounds
             of the ends, by Golub-Kahan, some tens of products per sample. `interval` allows for samples, probes and the
             brackets of what a probe says (see `Bidiagonal.narrowed`). Fewer than eight samples get probes until their own
-            mean is known to 3 % (`Report.estimation_error`), as far as that takes fewer products than all values. "auto":
-            exact up to r = 128; beyond, with `rtol` or `budget`, whatever is expected to give the shorter interval for the
-            same products. Most samples then get runs of a few steps only, calibrated by the first ones: see
-            `isometry.measurement.calibration.Calibration`.
+            mean is known to 3 % (`Report.estimation_error`), or to `rtol`, as far as that takes fewer products than all
+            values, or as well as `budget` allows. "auto": exact up to r = 128; beyond, with `rtol` or `budget`, whatever is
+            expected to give the shorter interval for the same products. Of eight samples or more most then get runs of a
+            few steps only, calibrated by the first ones: see `isometry.measurement.calibration.Calibration`.
         layers: also report on the map from layers to the output: True for the network's blocks, a depth, or name
             patterns. Exact only.
         rtol: sample until the half-width of the 95 % interval is below this share of the mean, or inputs run out. Samples are

@@ -71,15 +71,23 @@ class Planner:
         method, budget = options.method, options.budget
         if method == "exact" or (method == "auto" and (exact.price <= _EXACT_UP_TO or self.subject.layers is not None)):
             return Plan(exact)
-        few = options.bracket is None and self.available is not None and self.available < _FEW
-        if not options.sampled and few:
-            limits = (_FEW_TOLERANCE, _ACCURACY, self.available or 1, exact.price)
-            return Plan(ControlledKrylov(self.subject, self.generator, *limits, self.ranks))
-        if not options.sampled:
-            return Plan(Krylov(self.subject, self.generator, _PROBES, options.bracket or _TOLERANCE, ranks=self.ranks))
         if method == "auto" and budget and self.available and PRODUCTS + self.available * exact.price <= budget:
             return Plan(exact)
+        if options.bracket is None and self.available is not None and self.available < _FEW:
+            return Plan(self._of_few(self.available, exact.price))
+        if not options.sampled:
+            return Plan(Krylov(self.subject, self.generator, _PROBES, options.bracket or _TOLERANCE, ranks=self.ranks))
         return Plan(self._exact_pilot if self._begins_exactly else self._long_pilot, is_open=True)
+
+    def _of_few(self, samples: int, most: int) -> ControlledKrylov:
+        """Return what measures few samples, all of them: to the tolerance, or as well as the budget allows."""
+        rtol, budget = self.options.rtol, self.options.budget
+        accuracy = _ACCURACY if rtol is None else rtol if samples == 1 else min(rtol, _ACCURACY)
+        if budget is not None:
+            most = (budget - PRODUCTS) // samples
+            accuracy = 0.0 if rtol is None else accuracy
+        tolerance = _FEW_TOLERANCE * accuracy / _ACCURACY or self._long_tolerance
+        return ControlledKrylov(self.subject, self.generator, tolerance, accuracy, samples, most, self.ranks)
 
     @property
     def _begins_exactly(self) -> bool:
@@ -104,9 +112,12 @@ class Planner:
     @property
     def _long_pilot(self) -> Krylov:
         """Long runs, their brackets small against the interval that is asked for, or that the budget may buy."""
+        return Krylov(self.subject, self.generator, _PROBES, self._long_tolerance, studied=True, ranks=self.ranks)
+
+    @property
+    def _long_tolerance(self) -> float:
         rtol, budget = self.options.rtol, self.options.budget
-        tolerance = 0.06 / budget**0.5 if budget is not None else _BRACKET_SHARE * (rtol or 1.0)
-        return Krylov(self.subject, self.generator, _PROBES, tolerance, studied=True, ranks=self.ranks)
+        return 0.06 / budget**0.5 if budget is not None else _BRACKET_SHARE * (rtol or 1.0)
 
     @property
     def _long_price(self) -> int:
@@ -164,6 +175,8 @@ class Planner:
             return plan, max(1, min(most))
         remaining = budget - tally.products
         most.append(remaining // estimator.price)
+        if self.available is not None:
+            most.append(self.available - len(tally))
         count = max(1, min(most))
-        share = 2 if len(tally) < self._pilot_samples else 1
+        share = 2 if plan.is_open and len(tally) < self._pilot_samples else 1
         return replace(plan, estimator=estimator.within(remaining / share / count)), count

@@ -30,6 +30,36 @@ def test_something_is_measured_whatever_a_pilot_says() -> None:
             assert measure(net, few_inputs, budget=budget, method=method).mean_jsv > 0
 
 
+def test_few_samples_are_measured_as_well_as_a_budget_allows() -> None:
+    torch.manual_seed(0)
+    net = nn.Linear(300, 300, bias=False)
+    truth = float(torch.linalg.svdvals(net.weight.detach()).mean())
+    for samples, budget, half_width in ((1, 60, 0.045), (1, 300, 0.02), (3, 180, 0.03), (7, 300, 0.03)):
+        x, held = torch.randn(samples, 300), 0
+        for seed in range(6):
+            report = measure(net, x, method="krylov", budget=budget, seed=seed, progress=False)
+            assert len(report.spectrum) == samples
+            assert 0.95 * budget <= report.cost.products <= budget
+            assert report.estimation_error < half_width
+            held += abs(report.mean_jsv / truth - 1) <= report.estimation_error
+        assert held >= 5
+
+
+def test_one_sample_is_measured_to_the_tolerance() -> None:
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(400, 600), nn.ReLU(), nn.Linear(600, 600)), torch.randn(1, 400)
+    found = [measure(net, x, method="krylov", rtol=rtol, progress=False) for rtol in (0.1, 0.05, 0.025)]
+    assert all(report.estimation_error <= rtol for report, rtol in zip(found, (0.1, 0.05, 0.025), strict=True))
+    assert found[0].cost.products < found[1].cost.products < found[2].cost.products < 600
+
+
+def test_a_budget_for_fewer_samples_than_there_are_measures_some() -> None:
+    torch.manual_seed(0)
+    report = measure(nn.Linear(200, 200), torch.randn(6, 200), method="krylov", budget=64, progress=False)
+    assert len(report.spectrum) == 3
+    assert report.cost.products <= 64
+
+
 def chosen(variance: float, *, exact_price: int = 1000, available: int | None = None, budget: int = 5000) -> Option:
     """Return what a budget goes to after two exact samples, their mean being 1, that vary by `variance`."""
     means = 1 + math.sqrt(variance) * torch.tensor([-1.0, 1.0], dtype=torch.float64) / 2**0.5

@@ -18,12 +18,17 @@ from isometry.spectra import Bidiagonal, Controlled, bidiagonalize, probes
 __all__ = ["ControlledKrylov"]
 
 _AT_ONCE = 16
-_STEPS, _FEWEST_STEPS = 96, 8
+_STEPS, _FEWEST_STEPS = 96, 4
 _RUNS = 2
+_SHARE_OF_FURTHER = (
+    0.25  # of one sample's products, at least, where they are few; errors of probes average out, brackets do not
+)
+_NEGLIGIBLE = 0.1
 _MOST_RUNS, _MOST_FURTHER = 12, 128
 _PART = 8  # further probes at a time
 _SHARE_OF_RUNS = 0.7  # of the variance: a run costs much more than a further probe
 _NORMAL = 1.96
+_CHECK = 2  # products, of J against Jᵀ
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +36,7 @@ class ControlledKrylov(Estimator):
     """Brackets of every sample's mean from two runs or more, and from probes of one product each; see `Controlled`.
 
     Runs go on until their narrowed brackets are as short as `tolerance`; runs and further probes are added until the error of
-    the probes fits into what is left of `accuracy`, within limits.
+    the probes fits into what is left of `accuracy`, or, where that is 0, is small against the brackets, within limits.
 
     Attributes:
         subject: what is measured.
@@ -54,8 +59,8 @@ class ControlledKrylov(Estimator):
 
     @property
     def price(self) -> int:
-        """What two runs of 12 steps, 24 further probes and the check of J against Jᵀ take."""
-        return 2 * _RUNS * 12 + 24 + 2
+        """What two runs of 12 steps, 24 further probes and the check of J against Jᵀ take, or fewer."""
+        return max(2 * _RUNS * _FEWEST_STEPS + _CHECK, min(self.most, 2 * _RUNS * 12 + 24 + _CHECK))
 
     @property
     def at_once(self) -> int:
@@ -67,30 +72,33 @@ class ControlledKrylov(Estimator):
         """The two bases of every run."""
         return _RUNS * 2 * 24 * self.subject.columns
 
+    def within(self, products: float) -> ControlledKrylov:
+        """Return the estimator with at most `products` per sample; four steps of two runs are done in any case."""
+        return replace(self, most=min(self.most, int(products)))
+
     def estimate(self, batch: Batch) -> EstimatedBatch:
         """Estimate the mean of every sample's singular values."""
         x = self.subject.fast_input(batch)
         jacobian = jacobian_of(self.subject, batch, x)
+        first = (1 - _SHARE_OF_FURTHER / self.samples**0.5) * (self.most - _CHECK)
         run = bidiagonalize(
             jacobian,
             self._probes(batch, _RUNS, jacobian),
-            steps=max(_FEWEST_STEPS, min(_STEPS, self.most // (2 * _RUNS))),
+            steps=max(_FEWEST_STEPS, min(_STEPS, int(first) // (2 * _RUNS))),
             rtol=self.tolerance,
             keep_basis=True,
             agree=self.ranks.all_agree,
         )
         control = Controlled.of(run)
-        while not self.ranks.all_agree(self._fits(control, control.variances[0] / run.alpha.shape[1], _SHARE_OF_RUNS)):
-            if run.alpha.shape[1] >= _MOST_RUNS or jacobian.products + _RUNS * run.products > self.most:
-                break
+        while not self.ranks.all_agree(self._has_runs(control, run, self.most - jacobian.products)):
             start = self._probes(batch, _RUNS, jacobian)
             run = run.joined(bidiagonalize(jacobian, start, steps=run.alpha.shape[-1], keep_basis=True))
             control = Controlled.of(run)
         levels = control.level[:, :0]
-        while levels.shape[1] < _MOST_FURTHER and jacobian.products + _PART <= self.most:
+        while (count := int(min(_PART, self.most - jacobian.products, _MOST_FURTHER - levels.shape[1]))) > 0:
             if self.ranks.all_agree(self._fits(control, control.variance(levels.shape[1]))):
                 break
-            further = self._probes(batch, _PART, jacobian)
+            further = self._probes(batch, count, jacobian)
             levels = torch.cat([levels, control.levels(further, _squares(jacobian, further))], 1)
         return self._found(batch, jacobian, run, control, levels)
 
@@ -98,14 +106,27 @@ class ControlledKrylov(Estimator):
         whole = probes(batch.whole or jacobian.batch, count, jacobian.rank, self.generator, jacobian.inputs.detach())
         return whole[batch.first : batch.first + jacobian.batch]
 
+    def _has_runs(self, control: Controlled, run: Bidiagonal, left: float) -> bool:
+        """Whether there are enough runs: their variance fits, or what is `left` of the products is worth more as further probes."""
+        count, price = run.alpha.shape[1], _RUNS * run.products
+        if count >= _MOST_RUNS or price > left:
+            return True
+        runs, levels = control.variances
+        with_more = runs / (count + _RUNS) + levels / (count + _RUNS + min(left - price, _MOST_FURTHER))
+        pays = bool((with_more < runs / count + levels / (count + min(left, _MOST_FURTHER))).any())
+        return not pays or self._fits(control, runs / count, _SHARE_OF_RUNS)
+
     def _fits(self, control: Controlled, variance: Tensor, share: float = 1.0) -> bool:
         """Whether the variance [B] is at most a share of what the accuracy leaves to probes.
 
-        Where brackets leave nothing, probes may err as much as the brackets are long.
+        Where brackets leave nothing, probes may err as much as the brackets are long, or a tenth of that if products are what counts.
         """
         lower, upper = control.ends(control.level[:, :0])
         half = (upper - lower) / 2
-        left = torch.maximum(self.accuracy * (lower + upper) / 2 - half, half) * self.samples**0.5
+        left = (
+            torch.maximum(self.accuracy * (lower + upper) / 2 - half, half * (1.0 if self.accuracy else _NEGLIGIBLE))
+            * self.samples**0.5
+        )
         return bool((variance <= share * (left / _NORMAL).square()).all())
 
     def _found(
