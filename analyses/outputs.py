@@ -191,7 +191,7 @@ def tables(table: pd.DataFrame) -> str:
     rows, texts = [], []
     spread = partial(script.format_spread, digits=1)
     for case, found in table[table["samples"] == 1].groupby("case", sort=False):
-        of = dict(list(found.groupby("method")))
+        of = {str(method): lines for method, lines in found.groupby("method")}
         row = {"network": case, "runs alone": spread(of["runs alone, certified"]["products"]), "krylov": spread(of["krylov"]["products"])}  # fmt: skip
         for ours, label in ((of["krylov"], ""), (of[SIXTY], " of 60")):
             row[f"half-width{label}, %"] = spread(100 * ours["half_width"])
