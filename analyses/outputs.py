@@ -188,7 +188,7 @@ def rows_of(name: str, quick: bool) -> list[Row]:
 
 def tables(table: pd.DataFrame) -> str:
     """Return products for one sample, and half-widths for 32, as markdown."""
-    rows, texts = [], []
+    rows, texts = list[Row](), list[str]()
     spread = partial(script.format_spread, digits=1)
     for case, found in table[table["samples"] == 1].groupby("case", sort=False):
         of = {str(method): lines for method, lines in found.groupby("method")}
@@ -199,7 +199,7 @@ def tables(table: pd.DataFrame) -> str:
             row[f"held{label}"] = f"{int(ours['held'].astype(bool).sum())} of {len(ours)}"
         rows.append(row)
     texts.append(script.format_columns(pd.DataFrame(rows), {key: key for key in rows[0]}))
-    rows = []
+    rows = list[Row]()
     for (net, kind), found in table[table["samples"] == 32].groupby(["case", "method"], sort=False):
         parts = [str(part) for part in found if str(part).startswith("by ")]
         rows.append({"network": net, "method": kind, "measured": f"{found['measured'].mean():.0f}",
