@@ -153,7 +153,10 @@ PARTS: dict[str, Callable[[bool], list[Row]]] = {
     "resnet-56-0.5": partial(resnet, [(0.5, 1024)]),
     "lenet-5-relu": partial(small, "lenet-5-relu"),
     "conv-4": partial(small, "conv-4"),
-    "resnet-56-images": partial(resnet, [(0.7, images) for images in IMAGES if images != 1024]),
+    **{
+        f"resnet-56-images{label}": partial(resnet, [(ratio, images) for images in IMAGES if images != 1024])
+        for label, ratio in (("", 0.7), ("-0.5", 0.5), ("-0.9", 0.9))
+    },
 }
 
 if __name__ == "__main__":
