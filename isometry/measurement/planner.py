@@ -19,7 +19,7 @@ __all__ = ["Plan", "Planner"]
 _EXACT_UP_TO = 128
 _TOLERANCE = 0.028  # half-width of a sample's bracket
 _FEW = 8  # samples below which the errors of probes do not average out
-_FEW_TOLERANCE = 0.012  # of these: half-width of a sample's bracket
+_FEW_TOLERANCE = 0.012  # of these: half-width of a sample's bracket; a finer mean takes about as much as all values
 _ACCURACY = 0.03  # and of the interval of the mean of all of them
 _BRACKET_SHARE = 0.08  # of a tolerance, for the half-width of brackets
 _BYTES = 2**29
@@ -74,7 +74,8 @@ class Planner:
         if method == "auto" and budget and self.available and PRODUCTS + self.available * exact.price <= budget:
             return Plan(exact)
         if options.bracket is None and self.available is not None and self.available < _FEW:
-            return Plan(self._of_few(self.available, exact.price))
+            finely = method == "auto" and budget is None and (options.rtol or 1.0) < _FEW_TOLERANCE
+            return Plan(exact if finely else self._of_few(self.available, exact.price))
         if not options.sampled:
             return Plan(Krylov(self.subject, self.generator, _PROBES, options.bracket or _TOLERANCE, ranks=self.ranks))
         return Plan(self._exact_pilot if self._begins_exactly else self._long_pilot, is_open=True)

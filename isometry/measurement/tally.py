@@ -157,12 +157,17 @@ class Tally:
         rtol, budget = self.options.rtol, self.options.budget
         if enough and self.is_stream:
             self.note("the inputs came as a stream, whose order is taken to be random; shuffle it if it is sorted")
+        samples = "1 sample" if len(self) == 1 else f"{len(self)} samples"
         if rtol is None:
             if budget is not None and enough:
-                self.note(f"budget of {budget} products spent after {len(self)} samples")
+                self.note(f"budget of {budget} products spent after {samples}")
             return
-        reached = f"{len(self)} samples, half-width {self.half_width:.2%}"
-        if self.half_width <= rtol:
+        reached = f"{samples}, half-width {self.half_width:.2%}"
+        if len(self) == 1 and not interrupted:
+            self.note(
+                f"rtol={rtol:g}: one sample gives no interval; how well its own mean is known is `estimation_error`"
+            )
+        elif self.half_width <= rtol:
             self.note(f"rtol={rtol:g} reached after {reached}")
         else:
             why = "the budget was spent" if enough else "the inputs ran out"

@@ -51,6 +51,9 @@ def test_one_sample_is_measured_to_the_tolerance() -> None:
     found = [measure(net, x, method="krylov", rtol=rtol, progress=False) for rtol in (0.1, 0.05, 0.025)]
     assert all(report.estimation_error <= rtol for report, rtol in zip(found, (0.1, 0.05, 0.025), strict=True))
     assert found[0].cost.products < found[1].cost.products < found[2].cost.products < 600
+    assert any("rtol=0.1: one sample gives no interval" in note for note in found[0].notes)
+    assert measure(net, x, rtol=0.001, progress=False).method == "exact"
+    assert measure(net, x, rtol=0.05, progress=False).method == "krylov"
 
 
 def test_a_budget_for_fewer_samples_than_there_are_measures_some() -> None:
@@ -58,6 +61,7 @@ def test_a_budget_for_fewer_samples_than_there_are_measures_some() -> None:
     report = measure(nn.Linear(200, 200), torch.randn(6, 200), method="krylov", budget=64, progress=False)
     assert len(report.spectrum) == 3
     assert report.cost.products <= 64
+    assert any("budget of 64 products spent after 3 samples" in note for note in report.notes)
 
 
 def chosen(variance: float, *, exact_price: int = 1000, available: int | None = None, budget: int = 5000) -> Option:

@@ -48,10 +48,10 @@ def negative_at_the_end() -> torch.Tensor:
     return x
 
 
-def few(samples: int) -> isometry.measurement.Report:
+def few(samples: int, **options: Any) -> isometry.measurement.Report:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(200, 250), nn.ReLU(), nn.Linear(250, 250), nn.ReLU(), nn.Linear(250, 200))
-    return isometry.measure(model, torch.randn(samples, 200), method="krylov")
+    return isometry.measure(model, torch.randn(samples, 200), method="krylov", **options)
 
 
 def sharded() -> nn.Module:
@@ -75,6 +75,7 @@ MEASUREMENTS: dict[str, Callable[[], isometry.measurement.Report]] = {
     "krylov": lambda: isometry.measure(network(60), inputs(), method="krylov"),
     "krylov, three samples": lambda: few(3),
     "krylov, one sample": lambda: few(1),
+    "krylov, three samples, budget": lambda: few(3, budget=250),
     "rtol": lambda: isometry.measure(network(), inputs(2000), rtol=0.02),
     "krylov to rtol": lambda: isometry.measure(network(200), inputs(500), method="krylov", rtol=0.02),
     "budget": lambda: isometry.measure(network(200), inputs(500), budget=2000),
