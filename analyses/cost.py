@@ -62,8 +62,11 @@ def routes(quick: bool, device: str) -> list[Row]:
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     calls: dict[str, Callable[[Tensor], object]] = {
         FLOOR: build_floor(net, x),
-        **{name: partial(ROUTES[name], net) for name in usable(device)},
+        OURS: partial(ROUTES[OURS], net),
         LAYERS: lambda some: isometry.measure(net, some, layers=True, progress=False),
+        **{
+            name: partial(ROUTES[name], net) for name in usable(device) if name != OURS
+        },  # some leave memory to be given back
     }
     times: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values() if device == "cuda" else ():  # the first call loads kernels
