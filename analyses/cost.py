@@ -54,7 +54,10 @@ def usable(device: str) -> list[str]:
 
 
 def routes(quick: bool, device: str) -> list[Row]:
-    """Return seconds of every route, interleaved in one run, and the difference of its numbers from ours."""
+    """Return seconds of every route, interleaved in one run, and the difference of its numbers from ours.
+
+    The floor and layers=True are timed next to ours, before routes whose gigabytes the allocator gives back in others' time.
+    """
     net, images, description = subject(quick, device)
     count, repeats = (8, 2) if quick else (64, 9)
     x = images[:count]
@@ -64,9 +67,7 @@ def routes(quick: bool, device: str) -> list[Row]:
         FLOOR: build_floor(net, x),
         OURS: partial(ROUTES[OURS], net),
         LAYERS: lambda some: isometry.measure(net, some, layers=True, progress=False),
-        **{
-            name: partial(ROUTES[name], net) for name in usable(device) if name != OURS
-        },  # some leave memory to be given back
+        **{name: partial(ROUTES[name], net) for name in usable(device) if name != OURS},
     }
     times: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values() if device == "cuda" else ():  # the first call loads kernels
