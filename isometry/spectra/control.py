@@ -35,7 +35,8 @@ class Controlled:
     Variances follow from the spectrum, not from the spread of a few probes: sign vectors have Var(vᵀMv) <= 2/(r + 2) times the variance
     of M's eigenvalues. The spectrum is the runs' Gauss nodes, without the share of every Ritz vector that lies in the
     others' Y, where nothing varies any more. They are enlarged by a quarter: c and the expected place in the bracket depend
-    on the runs, and Ritz vectors that have not converged hide a part of the spectrum.
+    on the runs, and Ritz vectors that have not converged hide a part of the spectrum. ||Jᵀv||² is known up to rounding errors of
+    the largest value only; they count as a part of its variance, so that c is 0 where what is left is smaller than they are.
 
     Source: the two levels are those of multilevel Monte Carlo (Giles, Acta Numerica 24, 2015), the low-rank part is that of
     Hutch++ (Meyer, Musco, Musco & Woodruff, SOSA 2021).
@@ -72,7 +73,8 @@ class Controlled:
             seen[:, p] = (own[:, p] @ vectors.mT).double().square().sum(-1)
             spaces.append((values, vectors))
         free = weights * (1 - seen).clamp(0, 1)
-        slope, centers, variances = _fit(nodes.flatten(1), free.flatten(1) / count, size)
+        rounding = run.resolution * nodes.flatten(1).amax(1).square() / size
+        slope, centers, variances = _fit(nodes.flatten(1), free.flatten(1) / count, size, rounding)
         lower, upper = run.narrowed()
         squares, less, level = run.alpha[..., 0].square(), torch.zeros_like(lower), torch.zeros_like(lower)
         for p, (values, vectors) in enumerate(spaces):
@@ -127,13 +129,20 @@ def _joint(run: Bidiagonal, which: list[int]) -> tuple[Tensor, Tensor]:
     values, rotation = torch.linalg.eigh((inner + inner.mT) / 2)
     vectors = (rotation.mT @ turn).to(basis) @ basis
     real = vectors.double().square().sum(-1) > 0.5
+    real &= values >= run.resolution * values.amax(-1, keepdim=True)  # the roots of rounding errors are much larger
     return torch.where(real, values.clamp_min(0), 0.0), vectors * real.unsqueeze(-1).to(vectors)
 
 
-def _fit(nodes: Tensor, weights: Tensor, size: int) -> tuple[Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Return the slope c [B] of s on s² over weighted nodes [B, k], means of s - c s² and of c s², and variances of their forms."""
+def _fit(
+    nodes: Tensor, weights: Tensor, size: int, rounding: Tensor
+) -> tuple[Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Return the slope c [B] of s on s² over weighted nodes [B, k], means of s - c s² and of c s², and variances of their forms.
+
+    `rounding` [B] is the standard deviation of rounding errors of a form with s².
+    """
     total = weights.sum(1, keepdim=True)
     shares = weights / total.clamp_min(1e-300)
+    scale = 2 / (size + 2) * total[:, 0]
 
     def mean(x: Tensor) -> Tensor:
         return (shares * x).sum(1, keepdim=True)
@@ -143,9 +152,9 @@ def _fit(nodes: Tensor, weights: Tensor, size: int) -> tuple[Tensor, tuple[Tenso
     spreads, level = mean(spread.square())[:, 0], mean(squares)[:, 0].square()
     # Equal values, or none left, have no slope but that of rounding errors.
     sloped = (spreads > _ROUNDING * level) & (total[:, 0] > _ROUNDING)
-    slope = torch.where(sloped, mean(spread * nodes)[:, 0] / spreads.clamp_min(1e-300), 0.0)
+    errors = rounding.square() / scale.clamp_min(1e-300)
+    slope = torch.where(sloped, mean(spread * nodes)[:, 0] / (spreads + errors).clamp_min(1e-300), 0.0)
     line = slope[:, None] * squares
     rest = nodes - line
-    scale = 2 / (size + 2) * total[:, 0]
-    variances = tuple(scale * mean((x - mean(x)).square())[:, 0] for x in (rest, line))
-    return slope, (mean(rest)[:, 0], mean(line)[:, 0]), (variances[0], variances[1])
+    of_rest, of_line = (scale * mean((x - mean(x)).square())[:, 0] + (slope * rounding).square() for x in (rest, line))
+    return slope, (mean(rest)[:, 0], mean(line)[:, 0]), (of_rest, of_line)

@@ -45,6 +45,36 @@ def test_few_samples_are_measured_as_well_as_a_budget_allows() -> None:
         assert held >= 5
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_rounding_leaves_of_a_small_rank_is_not_amplified(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    ranks = {1: torch.randn(150, 1) @ torch.randn(1, 150), 5: torch.randn(150, 5) @ torch.randn(5, 150)}
+    for weight in ranks.values():
+        net = nn.Linear(150, 150, bias=False)
+        net.weight = nn.Parameter(weight)
+        truth = float(torch.linalg.svdvals(weight.double()).mean())
+        for seed in range(6):
+            report = measure(
+                net, torch.randn(2, 150), method="krylov", budget=200, seed=seed, dtype=dtype, progress=False
+            )
+            assert abs(report.mean_jsv / truth - 1) <= report.estimation_error + 1e-5
+            assert report.estimation_error < 0.2
+
+
+def test_one_huge_value_hides_no_error() -> None:
+    torch.manual_seed(0)
+    left, right = (torch.linalg.qr(torch.randn(200, 200))[0] for _ in range(2))
+    values = torch.cat([torch.tensor([20_000.0]), 0.5 + torch.rand(199)])
+    net = nn.Linear(200, 200, bias=False)
+    net.weight = nn.Parameter((left * values) @ right)
+    truth = float(torch.linalg.svdvals(net.weight.detach().double()).mean())
+    reports = [
+        measure(net, torch.randn(1, 200), method="krylov", budget=100, seed=seed, progress=False) for seed in range(20)
+    ]
+    held = sum(abs(report.mean_jsv / truth - 1) <= report.estimation_error for report in reports)
+    assert held >= 17
+
+
 def test_one_sample_is_measured_to_the_tolerance() -> None:
     torch.manual_seed(0)
     net, x = nn.Sequential(nn.Linear(400, 600), nn.ReLU(), nn.Linear(600, 600)), torch.randn(1, 400)
