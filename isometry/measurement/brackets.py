@@ -63,6 +63,13 @@ class Brackets:
         return torch.where(self.probes > 0, one / self.probes.clamp_min(1), 0.0)
 
     @property
+    def error(self) -> float:
+        """How far the mean of the middles may lie from that of all singular values of these samples, with 95 % confidence."""
+        probes = float(self.probe_variance.nanmean() / len(self.lower))  # samples with one probe say nothing of it
+        half = float((self.upper - self.lower).mean() / 2)
+        return math.hypot(1.96 * math.sqrt(probes), float(self.shared.mean())) + half
+
+    @property
     def estimate(self) -> Estimate:
         """The mean with its error: that of samples and probes, joined by brackets (added) and calibration (in squares)."""
         found, shared = mean_with_error(self.middle, self.lower, self.upper), float(self.shared.mean())

@@ -171,7 +171,8 @@ def read_inputs(
             x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)).to(x.device)]
         return Inputs(iter([Batch.of(x)]), len(x), f"inputs of shape {tuple(x.shape[1:])}", notes=notes)
     if whole and isinstance(inputs, tuple | Mapping) and _holds_tensors(inputs):
-        return Inputs(iter([reader.read(inputs)]), None, "inputs, all of the model's", notes=notes)
+        batch = reader.read(inputs)
+        return Inputs(iter([batch]), len(batch), "inputs, all of the model's", notes=notes)
     if isinstance(inputs, Mapping):
         raise InvalidTypeError(
             f"got a dict of inputs, {', '.join(map(repr, inputs))}; say which of them is differentiated, e.g. "
@@ -182,7 +183,14 @@ def read_inputs(
         return Inputs(map(reader.read, loader), total, "inputs of a data set, drawn at random", notes=notes)
     if isinstance(inputs, Iterable) and not isinstance(inputs, str):
         most = None if has_length(inputs) else MOST
-        return Inputs(map(reader.read, inputs), None, "inputs of an iterable", True, most, notes=notes)
+        return Inputs(
+            map(reader.read, inputs),
+            None if whole else _total(inputs),
+            "inputs of an iterable",
+            True,
+            most,
+            notes=notes,
+        )
     raise InvalidTypeError(
         f"got inputs of type {type(inputs).__name__}; it takes a tensor [B, ...] or an iterable of batches, e.g. "
         "measure(model, torch.randn(64, 784))."
@@ -234,6 +242,12 @@ def _in_random_order(inputs: Any, seed: int) -> tuple[Iterable[Any], int | None]
         return None
     order = torch.randperm(len(dataset), generator=generator).tolist()
     return DataLoader(dataset, sampler=order, **options), len(dataset)
+
+
+def _total(inputs: Iterable[Any]) -> int | None:
+    """Return the number of samples of a list of batches; None of what cannot be looked at without reading it."""
+    firsts = [_first(batch) for batch in inputs] if isinstance(inputs, list | tuple) else []
+    return sum(map(len, firsts)) if firsts and all(isinstance(x, Tensor) and x.ndim for x in firsts) else None
 
 
 def _first(batch: Any) -> Any:

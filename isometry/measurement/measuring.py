@@ -18,6 +18,7 @@ from isometry.errors import InvalidTypeError, InvalidValueError, signed
 from isometry.measurement.function import NetworkFunction
 from isometry.measurement.inputs import Inputs, read_inputs, takes_several_inputs
 from isometry.measurement.options import Options, check_model
+from isometry.measurement.planner import FEW
 from isometry.measurement.ranks import Ranks
 from isometry.measurement.ratios import with_reference
 from isometry.measurement.reference import Remembered, check_outputs, check_reference, of_reference
@@ -68,18 +69,21 @@ def measure(
         method: "exact": all r = min(outputs, inputs) singular values, by r products per sample (fewer through a
             bottleneck before the output). "krylov": the mean, estimated from two or more random probes per sample, and bounds
             of the ends, by Golub-Kahan, some tens of products per sample. `interval` allows for samples, probes and the
-            brackets of what a probe says (see `Bidiagonal.narrowed`). Fewer than eight samples get probes until their own
-            mean is known to 3 % (`Report.estimation_error`), or to `rtol`, as far as that takes fewer products than all
-            values, or as well as `budget` allows. "auto": exact up to r = 128; beyond, with `rtol` or `budget`, whatever is
-            expected to give the shorter interval for the same products. Of eight samples or more most then get runs of a
-            few steps only, calibrated by the first ones: see `isometry.measurement.calibration.Calibration`.
+            brackets of what a probe says (see `Bidiagonal.narrowed`). Fewer than eight samples, where that is known beforehand,
+            get probes until their own mean is known to 3 % or to `rtol` (`Report.estimation_error`), at most as many as all
+            values would take products, or until `budget` is spent. "auto": exact up to r = 128; beyond, for eight samples or
+            more with `rtol` or `budget`, whatever is expected to give the shorter interval for the same products. Most
+            samples then get runs of a few steps only, calibrated by the first ones: see
+            `isometry.measurement.calibration.Calibration`. For fewer samples "auto" takes all values where the budget
+            suffices for them, or where two probes have told that the tolerance takes more products than they do.
         layers: also report on the map from layers to the output: True for the network's blocks, a depth, or name
             patterns. Exact only.
         rtol: sample until the half-width of the 95 % interval is below this share of the mean, or inputs run out. Samples are
             taken in random order: those of a tensor, a list of batches, or a data set by index; a generator's order is
             taken to be random, and the report says so. The interval is looked at after 32 samples and then after numbers
             fixed in advance, so that it holds although sampling stops early.
-        budget: limit on the number of products; samples, probes and steps are allocated for the shortest interval.
+        budget: limit on the number of products; samples, probes and steps are allocated for the shortest interval. It is
+            exceeded where it does not suffice for one sample, at about 20 products.
         reference: the dense network, measured at the same inputs with the same probes: the report then has the ratio to its
             JSVs, as a whole, by sample and by layer, and a verdict in words.
         output: the part of the model's output to differentiate: key, index, attribute or function; None takes the
@@ -210,6 +214,8 @@ def _report_ratio(
     if _was_interrupted(report):
         return report
     every = replace(options, method=report.method, rtol=None, budget=None)
+    if report.method == "krylov" and len(report.spectrum) < FEW:
+        every = replace(options, method=report.method)  # as well as the network itself, with the same probes
     again = seen.first(len(report.spectrum), dense.model)
     try:
         with of_reference():

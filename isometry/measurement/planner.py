@@ -14,12 +14,12 @@ from isometry.measurement.preparation import PRODUCTS, Subject
 from isometry.measurement.ranks import Ranks
 from isometry.measurement.tally import FIRST_LOOK, Tally
 
-__all__ = ["Plan", "Planner"]
+__all__ = ["FEW", "Plan", "Planner"]
 
 _EXACT_UP_TO = 128
 _TOLERANCE = 0.028  # half-width of a sample's bracket
-_FEW = 8  # samples below which the errors of probes do not average out
-_FEW_TOLERANCE = 0.012  # of these: half-width of a sample's bracket; a finer mean takes about as much as all values
+FEW = 8  # samples below which the errors of probes do not average out
+_FEW_TOLERANCE = 0.012  # of these: half-width of a sample's bracket
 _ACCURACY = 0.03  # and of the interval of the mean of all of them
 _BRACKET_SHARE = 0.08  # of a tolerance, for the half-width of brackets
 _BYTES = 2**29
@@ -73,22 +73,31 @@ class Planner:
             return Plan(exact)
         if method == "auto" and budget and self.available and PRODUCTS + self.available * exact.price <= budget:
             return Plan(exact)
-        if options.bracket is None and self.available is not None and self.available < _FEW:
-            finely = method == "auto" and budget is None and (options.rtol or 1.0) < _FEW_TOLERANCE
-            return Plan(exact if finely else self._of_few(self.available, exact.price))
+        if options.bracket is None and self.available is not None and self.available < FEW:
+            return Plan(self._of_few(self.available, exact))
         if not options.sampled:
             return Plan(Krylov(self.subject, self.generator, _PROBES, options.bracket or _TOLERANCE, ranks=self.ranks))
         return Plan(self._exact_pilot if self._begins_exactly else self._long_pilot, is_open=True)
 
-    def _of_few(self, samples: int, most: int) -> ControlledKrylov:
-        """Return what measures few samples, all of them: to the tolerance, or as well as the budget allows."""
+    def _of_few(self, samples: int, exact: Estimator) -> ControlledKrylov:
+        """Return what measures few samples: to the tolerance, or as well as the budget allows.
+
+        Where "auto" may choose, all values are taken where that would take more products than they do.
+        """
         rtol, budget = self.options.rtol, self.options.budget
-        accuracy = _ACCURACY if rtol is None else rtol if samples == 1 else min(rtol, _ACCURACY)
+        accuracy, otherwise, most = _ACCURACY, None, exact.price
+        if rtol is not None:
+            accuracy = rtol if samples == 1 else min(rtol, _ACCURACY)
+        elif budget is not None:
+            accuracy = 0.0
         if budget is not None:
-            most = (budget - PRODUCTS) // samples
-            accuracy = 0.0 if rtol is None else accuracy
-        tolerance = _FEW_TOLERANCE * accuracy / _ACCURACY or self._long_tolerance
-        return ControlledKrylov(self.subject, self.generator, tolerance, accuracy, samples, most, self.ranks)
+            most = min(most, (budget - PRODUCTS) // samples)
+        elif self.options.method == "auto":
+            otherwise = exact
+        tolerance = _FEW_TOLERANCE * accuracy / _ACCURACY if accuracy else self._long_tolerance
+        return ControlledKrylov(
+            self.subject, self.generator, tolerance, accuracy, samples, most, otherwise, ranks=self.ranks
+        )
 
     @property
     def _begins_exactly(self) -> bool:

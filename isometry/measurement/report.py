@@ -113,10 +113,7 @@ class Report:
 
         Unlike `interval` it says nothing of other inputs, and it is known for one sample, too. 0 for exact values.
         """
-        parts = self.components
-        if not self.mean_jsv or self.brackets is None:
-            return 0.0
-        return (math.hypot(1.96 * parts["probes"], parts["calibration"]) + parts["quadrature"]) / self.mean_jsv
+        return self.brackets.error / self.mean_jsv if self.brackets is not None and self.mean_jsv else 0.0
 
     @property
     def std_jsv(self) -> float:

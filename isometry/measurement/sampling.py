@@ -120,7 +120,7 @@ def _run(planner: Planner, tally: Tally, batches: Iterable[Batch], bar: tqdm[Any
             bar.update(len(part))
         if enough:
             break
-    return plan.estimator.method if tally.brackets is None else "krylov", enough
+    return "exact" if tally.brackets is None else "krylov", enough
 
 
 def _alike(subject: Subject, batches: Iterable[Batch]) -> Iterator[Batch]:

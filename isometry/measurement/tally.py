@@ -163,16 +163,24 @@ class Tally:
                 self.note(f"budget of {budget} products spent after {samples}")
             return
         reached = f"{samples}, half-width {self.half_width:.2%}"
-        if len(self) == 1 and not interrupted:
-            self.note(
-                f"rtol={rtol:g}: one sample gives no interval; how well its own mean is known is `estimation_error`"
-            )
+        if len(self) == 1:
+            self._note_one_sample(rtol)
         elif self.half_width <= rtol:
             self.note(f"rtol={rtol:g} reached after {reached}")
         else:
             why = "the budget was spent" if enough else "the inputs ran out"
             why = "it was interrupted" if interrupted else why
             self.note(f"rtol={rtol:g} NOT reached: {why} after {reached}")
+
+    def _note_one_sample(self, rtol: float) -> None:
+        """Note how well the only sample's own mean is known."""
+        brackets, mean = self.brackets, float(self.sample_means.mean())
+        error = 0.0 if brackets is None or not mean else brackets.error / mean
+        why = "that takes more products than all values" if self.options.budget is None else "the budget was spent"
+        reached = "reached" if error <= rtol else f"NOT reached: {why}"
+        self.note(
+            f"rtol={rtol:g} {reached}: the one sample's own mean is known to {error:.2%}; it gives no interval for other inputs"
+        )
 
     def _note_doubts(self) -> None:
         """Note small skewed samples, singular samples and underflow."""

@@ -1,5 +1,6 @@
 """Budgets: kept, and spent where they shorten the interval."""
 
+import copy
 import math
 
 import pytest
@@ -81,9 +82,30 @@ def test_one_sample_is_measured_to_the_tolerance() -> None:
     found = [measure(net, x, method="krylov", rtol=rtol, progress=False) for rtol in (0.1, 0.05, 0.025)]
     assert all(report.estimation_error <= rtol for report, rtol in zip(found, (0.1, 0.05, 0.025), strict=True))
     assert found[0].cost.products < found[1].cost.products < found[2].cost.products < 600
-    assert any("rtol=0.1: one sample gives no interval" in note for note in found[0].notes)
-    assert measure(net, x, rtol=0.001, progress=False).method == "exact"
+    assert any("rtol=0.1 reached: the one sample" in note for note in found[0].notes)
     assert measure(net, x, rtol=0.05, progress=False).method == "krylov"
+    fine = measure(net, x, rtol=0.001, progress=False)
+    assert fine.method == "exact"
+    assert 400 < fine.cost.products < 1.6 * 400
+    note = measure(net, x, rtol=0.001, budget=60, progress=False).notes[-1]
+    assert "NOT reached: the budget was spent" in note
+    orthogonal = nn.Linear(400, 400, bias=False)
+    nn.init.orthogonal_(orthogonal.weight)
+    assert measure(orthogonal, x, rtol=0.001, progress=False).cost.products < 40
+
+
+def test_few_samples_and_their_reference_are_measured_alike() -> None:
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(200, 300), nn.ReLU(), nn.Linear(300, 300)), torch.randn(3, 200)
+    for options in ({"budget": 120}, {"rtol": 0.03}):
+        report = measure(net, x, method="krylov", reference=copy.deepcopy(net), progress=False, **options)
+        assert report.ratio == pytest.approx(1, abs=1e-9)
+
+
+def test_a_list_of_batches_is_measured_like_their_samples() -> None:
+    torch.manual_seed(0)
+    net, x = nn.Linear(200, 200), torch.randn(3, 200)
+    assert measure(net, list(x.split(1)), method="krylov", progress=False).estimation_error < 0.034
 
 
 def test_a_budget_for_fewer_samples_than_there_are_measures_some() -> None:

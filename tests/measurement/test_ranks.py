@@ -67,6 +67,25 @@ def sharded() -> nn.Module:
     return model
 
 
+class Gated(nn.Module):
+    """x -> W g(x), g closing all but two units where the first input is negative: Jacobians of rank 150 and 2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(150, 150, bias=False), nn.Linear(150, 150, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        few = (torch.arange(150) < 2).to(x)
+        return self.last(torch.where(x[:, :1] > 0, torch.ones_like(few), few) * self.first(x))
+
+
+def of_different_rank() -> isometry.measurement.Report:
+    torch.manual_seed(0)
+    x = torch.randn(2, 150)
+    x[:, 0] = torch.tensor([1.0, -1.0])
+    return isometry.measure(Gated(), x, method="krylov", budget=301)
+
+
 MEASUREMENTS: dict[str, Callable[[], isometry.measurement.Report]] = {
     "exact": lambda: isometry.measure(network(), inputs()),
     "layers": lambda: isometry.measure(network(), inputs(), layers=True),
@@ -76,6 +95,7 @@ MEASUREMENTS: dict[str, Callable[[], isometry.measurement.Report]] = {
     "krylov, three samples": lambda: few(3),
     "krylov, one sample": lambda: few(1),
     "krylov, three samples, budget": lambda: few(3, budget=250),
+    "krylov, samples of different rank": of_different_rank,
     "rtol": lambda: isometry.measure(network(), inputs(2000), rtol=0.02),
     "krylov to rtol": lambda: isometry.measure(network(200), inputs(500), method="krylov", rtol=0.02),
     "budget": lambda: isometry.measure(network(200), inputs(500), budget=2000),

@@ -19,16 +19,18 @@ __all__ = ["ControlledKrylov"]
 
 _AT_ONCE = 16
 _STEPS, _FEWEST_STEPS = 96, 4
-_RUNS = 2
-_SHARE_OF_FURTHER = (
-    0.25  # of one sample's products, at least, where they are few; errors of probes average out, brackets do not
-)
-_NEGLIGIBLE = 0.1
-_MOST_RUNS, _MOST_FURTHER = 12, 128
+_RUNS, _MOST_RUNS = 2, 12
 _PART = 8  # further probes at a time
-_SHARE_OF_RUNS = 0.7  # of the variance: a run costs much more than a further probe
-_NORMAL = 1.96
 _CHECK = 2  # products, of J against Jᵀ
+_NORMAL = 1.96
+
+# Of a sample's products, what is kept from the first runs for further probes: over √n for n samples, as errors of probes average
+# out and brackets do not. Where all values may be taken instead, a trial must leave half.
+_KEPT, _KEPT_BY_TRIAL = 0.25, 0.5
+
+_SHARE_OF_RUNS = 0.7  # of the variance: a run costs much more than a further probe
+_ABOUT = 1.1  # times the accuracy is reached, too
+_NEGLIGIBLE = 0.1  # of the brackets: the errors of probes that need no more of them
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,15 +38,17 @@ class ControlledKrylov(Estimator):
     """Brackets of every sample's mean from two runs or more, and from probes of one product each; see `Controlled`.
 
     Runs go on until their narrowed brackets are as short as `tolerance`; runs and further probes are added until the error of
-    the probes fits into what is left of `accuracy`, or, where that is 0, is small against the brackets, within limits.
+    the probes fits into what the brackets leave of `accuracy`. With an accuracy of 0 they are added until that error is small
+    against the brackets. `most` ends both.
 
     Attributes:
         subject: what is measured.
         generator: of the probes.
         tolerance: half-width of the bracket, as a share of the mean, at which a run stops.
-        accuracy: half-width wanted of the 95 % interval of the samples' mean, likewise.
+        accuracy: half-width wanted of the 95 % interval of the samples' mean, likewise; 0 for as good as `most` allows.
         samples: how many there are; the errors of their probes average out.
-        most: products per sample beyond which none are added.
+        most: products per sample beyond which none are added; four steps of two runs are done in any case.
+        otherwise: what measures the samples where that does not reach the accuracy; None keeps what was found.
         ranks: the processes that estimate shares of the same batch; they go on together.
     """
 
@@ -54,12 +58,13 @@ class ControlledKrylov(Estimator):
     accuracy: float
     samples: int
     most: int
+    otherwise: Estimator | None = None
     ranks: Ranks = field(default_factory=Ranks)
     method = "krylov"
 
     @property
     def price(self) -> int:
-        """What two runs of 12 steps, 24 further probes and the check of J against Jᵀ take, or fewer."""
+        """What two runs of 12 steps, 24 further probes and the check of J against Jᵀ take, or `most`."""
         return max(2 * _RUNS * _FEWEST_STEPS + _CHECK, min(self.most, 2 * _RUNS * 12 + 24 + _CHECK))
 
     @property
@@ -70,64 +75,87 @@ class ControlledKrylov(Estimator):
     @property
     def entries(self) -> int:
         """The two bases of every run."""
-        return _RUNS * 2 * 24 * self.subject.columns
+        own = _RUNS * 2 * 24 * self.subject.columns
+        return own if self.otherwise is None else max(own, self.otherwise.entries)
 
     def within(self, products: float) -> ControlledKrylov:
-        """Return the estimator with at most `products` per sample; four steps of two runs are done in any case."""
+        """Return the estimator with at most `products` per sample."""
         return replace(self, most=min(self.most, int(products)))
 
     def estimate(self, batch: Batch) -> EstimatedBatch:
         """Estimate the mean of every sample's singular values."""
         x = self.subject.fast_input(batch)
         jacobian = jacobian_of(self.subject, batch, x)
-        first = (1 - _SHARE_OF_FURTHER / self.samples**0.5) * (self.most - _CHECK)
+        kept = _KEPT_BY_TRIAL if self.otherwise is not None else _KEPT / self.samples**0.5
         run = bidiagonalize(
             jacobian,
             self._probes(batch, _RUNS, jacobian),
-            steps=max(_FEWEST_STEPS, min(_STEPS, int(first) // (2 * _RUNS))),
+            steps=max(_FEWEST_STEPS, min(_STEPS, int((1 - kept) * (self.most - _CHECK)) // (2 * _RUNS))),
             rtol=self.tolerance,
             keep_basis=True,
             agree=self.ranks.all_agree,
         )
         control = Controlled.of(run)
-        while not self.ranks.all_agree(self._has_runs(control, run, self.most - jacobian.products)):
-            start = self._probes(batch, _RUNS, jacobian)
-            run = run.joined(bidiagonalize(jacobian, start, steps=run.alpha.shape[-1], keep_basis=True))
+        promising = self.otherwise is None or self.ranks.all_agree(self._may_reach(control, run))
+        while promising and not self.ranks.all_agree(self._has_runs(control, run)):
+            start, steps = self._probes(batch, _RUNS, jacobian), run.alpha.shape[-1]
+            more = bidiagonalize(jacobian, start, steps=steps, keep_basis=True, agree=self.ranks.all_agree)
+            run = run.joined(more)
             control = Controlled.of(run)
         levels = control.level[:, :0]
-        while (count := int(min(_PART, self.most - jacobian.products, _MOST_FURTHER - levels.shape[1]))) > 0:
+        while promising and (count := min(_PART, self._left(run, levels.shape[1]))) > 0:
             if self.ranks.all_agree(self._fits(control, control.variance(levels.shape[1]))):
                 break
             further = self._probes(batch, count, jacobian)
             levels = torch.cat([levels, control.levels(further, _squares(jacobian, further))], 1)
-        return self._found(batch, jacobian, run, control, levels)
+        found = self._found(batch, jacobian, run, control, levels)
+        if self.otherwise is None or (
+            promising and self.ranks.all_agree(self._reaches(control, control.variance(levels.shape[1])))
+        ):
+            return found
+        exact = self.otherwise.estimate(batch)
+        return replace(exact, forwards=exact.forwards + found.forwards, products=exact.products + found.products)
 
     def _probes(self, batch: Batch, count: int, jacobian: Jacobian) -> Tensor:
         whole = probes(batch.whole or jacobian.batch, count, jacobian.rank, self.generator, jacobian.inputs.detach())
         return whole[batch.first : batch.first + jacobian.batch]
 
-    def _has_runs(self, control: Controlled, run: Bidiagonal, left: float) -> bool:
-        """Whether there are enough runs: their variance fits, or what is `left` of the products is worth more as further probes."""
-        count, price = run.alpha.shape[1], _RUNS * run.products
+    def _left(self, run: Bidiagonal, further: int = 0) -> int:
+        """Return how many products per sample are left, the same on all ranks."""
+        return self.most - _CHECK - run.alpha.shape[1] * run.products - further
+
+    def _has_runs(self, control: Controlled, run: Bidiagonal) -> bool:
+        """Whether there are enough runs: their variance fits, or the products left are worth more as further probes."""
+        count, price, left = run.alpha.shape[1], _RUNS * run.products, self._left(run)
         if count >= _MOST_RUNS or price > left:
             return True
         runs, levels = control.variances
-        with_more = runs / (count + _RUNS) + levels / (count + _RUNS + min(left - price, _MOST_FURTHER))
-        pays = bool((with_more < runs / count + levels / (count + min(left, _MOST_FURTHER))).any())
+        with_more = runs / (count + _RUNS) + levels / (count + _RUNS + left - price)
+        pays = bool((with_more < runs / count + levels / (count + left)).any())
         return not pays or self._fits(control, runs / count, _SHARE_OF_RUNS)
 
     def _fits(self, control: Controlled, variance: Tensor, share: float = 1.0) -> bool:
         """Whether the variance [B] is at most a share of what the accuracy leaves to probes.
 
-        Where brackets leave nothing, probes may err as much as the brackets are long, or a tenth of that if products are what counts.
+        Where brackets leave nothing, probes may err as much as the brackets are long, or a tenth of that with an accuracy of 0.
         """
         lower, upper = control.ends(control.level[:, :0])
         half = (upper - lower) / 2
-        left = (
-            torch.maximum(self.accuracy * (lower + upper) / 2 - half, half * (1.0 if self.accuracy else _NEGLIGIBLE))
-            * self.samples**0.5
-        )
+        least = half if self.accuracy else _NEGLIGIBLE * half
+        left = torch.maximum(self.accuracy * (lower + upper) / 2 - half, least) * self.samples**0.5
         return bool((variance <= share * (left / _NORMAL).square()).all())
+
+    def _may_reach(self, control: Controlled, run: Bidiagonal) -> bool:
+        """Whether the accuracy is reached if the products left go into runs and into further probes, both at once."""
+        count, left = run.alpha.shape[1], self._left(run)
+        runs, levels = control.variances
+        return self._reaches(control, runs / (count + left // run.products) + levels / (count + left))
+
+    def _reaches(self, control: Controlled, variance: Tensor) -> bool:
+        """Whether brackets and probes, of this variance [B], are together about as accurate as wanted."""
+        lower, upper = control.ends(control.level[:, :0])
+        error = _NORMAL * (variance / self.samples).sqrt()
+        return bool(((upper - lower) / 2 + error <= _ABOUT * self.accuracy * (lower + upper) / 2).all())
 
     def _found(
         self, batch: Batch, jacobian: Jacobian, run: Bidiagonal, control: Controlled, levels: Tensor
