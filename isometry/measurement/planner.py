@@ -21,6 +21,7 @@ _TOLERANCE = 0.028  # half-width of a sample's bracket
 FEW = 8  # samples below which the errors of probes do not average out
 _FEW_TOLERANCE = 0.012  # of these: half-width of a sample's bracket
 _ACCURACY = 0.03  # and of the interval of the mean of all of them
+_FEW_PRODUCTS = 1500  # per sample, that are spent on it unasked
 _BRACKET_SHARE = 0.08  # of a tolerance, for the half-width of brackets
 _BYTES = 2**29
 _FEWEST_EXACT = 12  # exact samples that a budget must buy for them to be a choice
@@ -82,17 +83,19 @@ class Planner:
     def _of_few(self, samples: int, exact: Estimator) -> ControlledKrylov:
         """Return what measures few samples: to the tolerance, or as well as the budget allows.
 
-        Where "auto" may choose, all values are taken where that would take more products than they do.
+        Where "auto" may choose, all values are taken where that would take more products than they do, if they are not many.
         """
         rtol, budget = self.options.rtol, self.options.budget
         accuracy, otherwise, most = _ACCURACY, None, exact.price
+        if rtol is None and budget is None:
+            most = min(most, _FEW_PRODUCTS)
         if rtol is not None:
             accuracy = rtol if samples == 1 else min(rtol, _ACCURACY)
         elif budget is not None:
             accuracy = 0.0
         if budget is not None:
             most = min(most, (budget - PRODUCTS) // samples)
-        elif self.options.method == "auto":
+        elif self.options.method == "auto" and exact.price <= _FEW_PRODUCTS:
             otherwise = exact
         tolerance = _FEW_TOLERANCE * accuracy / _ACCURACY if accuracy else self._long_tolerance
         return ControlledKrylov(
