@@ -177,7 +177,7 @@ class Tally:
         brackets, mean = self.brackets, float(self.sample_means.mean())
         error = 0.0 if brackets is None or not mean else brackets.error / mean
         why = "that takes more products than all values" if self.options.budget is None else "the budget was spent"
-        reached = "reached" if error <= rtol else f"NOT reached: {why}"
+        reached = "reached" if error <= rtol else f"NOT reached, as {why}"
         self.note(
             f"rtol={rtol:g} {reached}: the one sample's own mean is known to {error:.2%}; it gives no interval for other inputs"
         )

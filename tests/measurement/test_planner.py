@@ -88,7 +88,7 @@ def test_one_sample_is_measured_to_the_tolerance() -> None:
     assert fine.method == "exact"
     assert 400 < fine.cost.products < 1.6 * 400
     note = measure(net, x, rtol=0.001, budget=60, progress=False).notes[-1]
-    assert "NOT reached: the budget was spent" in note
+    assert "NOT reached, as the budget was spent" in note
     orthogonal = nn.Linear(400, 400, bias=False)
     nn.init.orthogonal_(orthogonal.weight)
     assert measure(orthogonal, x, rtol=0.001, progress=False).cost.products < 40
