@@ -2,12 +2,12 @@
 
 Two cores of one machine, one network each, medians of nine interleaved repetitions; other machines give other ratios.
 
-- ResNet-56, 64 CIFAR-10 inputs, all ten singular values each: `measure` takes 1.15 times the floor (0.96 to 1.55 over the repetitions; the
+- ResNet-56, 64 CIFAR-10 inputs, all ten singular values each: `measure` takes 1.20 times the floor (1.09 to 1.32 over the repetitions; the
   floor is one forward pass and one input-gradient pass per class of the network with folded BatchNorms). Of the routes that give the same
-  numbers, `.backward()` per class with an SVD takes 2.1 times as long as `measure`, curvlinops' operator made dense 5.8 times,
-  `vmap(jacrev)` 15 times. With a table of every block `measure` itself takes 1.6 times as long (1.5 to 2.7).
-- Peak memory grows by 234 MiB for 64 inputs and 241 MiB for 256. `.backward()` per class needs 541 MiB; the routes that take one
-  sample at a time need less than `measure` (27 to 133 MiB). One measurement each, no repetition.
+  numbers, `.backward()` per class with an SVD takes 2.0 times as long as `measure`, curvlinops' operator made dense 4.1 times,
+  `vmap(jacrev)` 8.5 times. With a table of every block `measure` itself takes 1.4 times as long (1.2 to 1.5).
+- Peak memory grows by 236 MiB for 64 inputs and 243 MiB for 256. `.backward()` per class needs 476 MiB; the routes that take one
+  sample at a time need less than `measure` (26 to 131 MiB). One measurement each, no repetition.
 
 Run `python analyses/cost.py --out figures` with $ISOMETRY_DATA naming the folder with CIFAR-10 and the pretrained weights (see the
 README); without it a random ResNet-56 on random images is measured, and the table says so. Minutes of two cores. With `--device cuda` the
