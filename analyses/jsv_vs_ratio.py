@@ -8,7 +8,8 @@ not named), just pruned, at ratios 0, 0.5 and 0.9:
   0.43 at 0.9. MLP-7-ReLU 1.301 ± 0.017, 0.507 ± 0.017 and 0.0034 ± 0.0004 (1.828, 0.628, 0.0056): 0.6 to 0.9 of the published values at
   every ratio. LeNet-5-Linear 6.36 ± 0.18, 1.65 and 0.038 ± 0.006 (3.74, 1.52, 0.113): higher when dense, and falling faster at every
   ratio, to 0.34 of the published at 0.9. LeNet-5-ReLU 1.68 ± 0.02, 0.98 ± 0.33 and 0.0163 ± 0.0013 (3.01, 1.84, 0.185): 0.51 to 0.58
-  of the published up to 0.5, then falling much faster, to 0.22 at 0.7 and 0.09 at 0.9. `lenet_recipe.py` looks for a recipe that gives LeNet-5-Linear the published level.
+  of the published up to 0.5, then falling much faster, to 0.22 at 0.7 and 0.09 at 0.9. `lenet_recipe.py` looks for a recipe that gives
+  LeNet-5-Linear the published level.
 - The linear MLP falls faster than the one with ReLU, and Random faster than L1 on all four, at every ratio: 0.046 ± 0.010, 0.038 ± 0.008,
   0.80 ± 0.10 and 0.29 ± 0.06 (LeNet-5-Linear, -ReLU) at 0.5; on LeNet-5-ReLU it is 0 and 0.001 at 0.9.
 - A reconstruction by least squares holds the mean JSV of the MLPs: 2.51 to 2.94 at all ratios on MLP-7-Linear, 1.25 to 1.58 on MLP-7-ReLU;

@@ -23,8 +23,8 @@ ahead of both there, by less the longer one trains: at 0.7 L1 alone overtakes it
   against 56.55 ± 2.31 %.
 - The published 2.9 points by which TPP is ahead at 0.9 on ResNet-56 are not at equal steps: TPP trains for about 157,000 steps, L1 for 47,000.
 
-Not run: more than 1,600 steps at 0.7 and on ResNet-56, more than 800 with half of them before removal, more seeds. Budgets up to 800 steps take some hours of one core, all of them most
-of a day. Run `python analyses/training_budget.py --out figures`, which takes the cheapest budgets first, or parts of it (`--network resnet-56
+Not run: more than 1,600 steps at 0.7 and on ResNet-56, more than 800 with half of them before removal, more seeds. Budgets up to 800
+steps take some hours of one core, all of them most of a day. Run `python analyses/training_budget.py --out figures`, which takes the cheapest budgets first, or parts of it (`--network resnet-56
 --budgets 400 800 --ratios 0.9 --only L1 "TPP, 2/3 before"`), and then all that is there with `--finished`, network by network.
 $ISOMETRY_DATA names the folder with CIFAR-10 and the weights.
 """

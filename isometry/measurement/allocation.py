@@ -11,12 +11,12 @@ from torch import Tensor
 
 from isometry.measurement.brackets import Brackets
 from isometry.measurement.calibration import Calibration
+from isometry.measurement.jacobian import CHECK
 from isometry.spectra import student_quantile
 
 __all__ = ["Option", "Prospect", "Route", "allocate", "allocate_to_reach", "between_samples", "routes"]
 
 _PROBES = (2, 3, 4, 6, 8, 12, 16, 24, 48)
-_CHECK = 2  # products per sample of a krylov part that compare J with Jᵀ
 _PILOT_EXTRA = (1, 2, 3, 4, 6, 8, 12)
 _GRID = torch.logspace(-4, 1, 41, dtype=torch.float64)
 
@@ -48,7 +48,7 @@ def routes(mean: float, calibrations: Iterable[Calibration]) -> list[Route]:
         calibrations: of short runs.
     """
     return [
-        Route(2 * probes * short.steps + _CHECK, short.probe_variance / probes, short.half * mean, probes, short)
+        Route(2 * probes * short.steps + CHECK, short.probe_variance / probes, short.half * mean, probes, short)
         for short in calibrations
         for probes in _PROBES
     ]

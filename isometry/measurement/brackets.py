@@ -63,11 +63,17 @@ class Brackets:
         return torch.where(self.probes > 0, one / self.probes.clamp_min(1), 0.0)
 
     @property
-    def error(self) -> float:
-        """How far the mean of the middles may lie from that of all singular values of these samples, with 95 % confidence."""
+    def components(self) -> dict[str, float]:
+        """The standard error of `probes`, and the half-widths of `calibration` and `quadrature`, of the mean of these samples."""
         probes = float(self.probe_variance.nanmean() / len(self.lower))  # samples with one probe say nothing of it
         half = float((self.upper - self.lower).mean() / 2)
-        return math.hypot(1.96 * math.sqrt(probes), float(self.shared.mean())) + half
+        return {"probes": math.sqrt(probes), "calibration": float(self.shared.mean()), "quadrature": half}
+
+    @property
+    def error(self) -> float:
+        """How far the mean of the middles may lie from that of all singular values of these samples, with 95 % confidence."""
+        parts = self.components
+        return math.hypot(1.96 * parts["probes"], parts["calibration"]) + parts["quadrature"]
 
     @property
     def estimate(self) -> Estimate:

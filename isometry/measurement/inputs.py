@@ -226,11 +226,10 @@ def has_length(inputs: Any) -> bool:
 def _in_random_order(inputs: Any, seed: int) -> tuple[Iterable[Any], int | None] | None:
     """Return (batches, number of samples) in random order of whatever can be read by index; None for a stream."""
     generator = torch.Generator().manual_seed(seed)
-    if isinstance(inputs, list | tuple) and inputs and all(isinstance(_first(batch), Tensor) for batch in inputs):
-        tensors = [_first(batch) for batch in inputs]
-        if all(tensor.ndim and tensor.shape[1:] == tensors[0].shape[1:] for tensor in tensors):
-            samples = torch.cat(tensors)
-            return samples[torch.randperm(len(samples), generator=generator).to(samples.device)].split(64), len(samples)
+    tensors = _listed(inputs)
+    if tensors and all(tensor.shape[1:] == tensors[0].shape[1:] for tensor in tensors):
+        samples = torch.cat(tensors)
+        return samples[torch.randperm(len(samples), generator=generator).to(samples.device)].split(64), len(samples)
     dataset: Any = inputs
     options: dict[str, Any] = {"batch_size": 64}
     if isinstance(inputs, DataLoader):
@@ -246,8 +245,14 @@ def _in_random_order(inputs: Any, seed: int) -> tuple[Iterable[Any], int | None]
 
 def _total(inputs: Iterable[Any]) -> int | None:
     """Return the number of samples of a list of batches; None of what cannot be looked at without reading it."""
+    tensors = _listed(inputs)
+    return sum(map(len, tensors)) if tensors else None
+
+
+def _listed(inputs: Any) -> list[Tensor]:
+    """Return the inputs of a list of batches; nothing where it is something else."""
     firsts = [_first(batch) for batch in inputs] if isinstance(inputs, list | tuple) else []
-    return sum(map(len, firsts)) if firsts and all(isinstance(x, Tensor) and x.ndim for x in firsts) else None
+    return firsts if all(isinstance(x, Tensor) and x.ndim for x in firsts) else []
 
 
 def _first(batch: Any) -> Any:

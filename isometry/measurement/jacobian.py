@@ -15,12 +15,14 @@ from isometry.errors import AdjointError, NonFiniteError, is_out_of_memory
 from isometry.measurement.differences import central_difference, jacobian_by_differences
 from isometry.spectra import Operator
 
-__all__ = ["BACKWARD", "FORWARD", "AdjointError", "Jacobian", "NonFiniteError"]
+__all__ = ["BACKWARD", "CHECK", "FORWARD", "AdjointError", "Jacobian", "NonFiniteError"]
 
 BACKWARD = ("batched", "loop", "replicated", "one by one", "differences")
 """Routes to Jᵀu, from the first tried to the last resort."""
 FORWARD = ("linearize", "double vjp", "jvp", "differences")
 """Routes to J v, likewise; "linearize" pays off only over very many products and is tried where those are expected."""
+CHECK = 2
+"""Products per sample that compare J with Jᵀ before the first product J v."""
 
 _LINEARIZE_FROM = 200
 

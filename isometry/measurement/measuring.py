@@ -213,9 +213,9 @@ def _report_ratio(
     report = _report(function, seen.inputs, options, how)
     if _was_interrupted(report):
         return report
-    every = replace(options, method=report.method, rtol=None, budget=None)
-    if report.method == "krylov" and len(report.spectrum) < FEW:
-        every = replace(options, method=report.method)  # as well as the network itself, with the same probes
+    every = replace(options, method=report.method)  # few samples: as well as the network itself, with the same probes
+    if report.method == "exact" or len(report.spectrum) >= FEW:
+        every = replace(every, rtol=None, budget=None)
     again = seen.first(len(report.spectrum), dense.model)
     try:
         with of_reference():

@@ -95,17 +95,9 @@ class Report:
         """
         if self.brackets is None:
             return {"samples": self.sem, "probes": 0.0, "calibration": 0.0, "quadrature": 0.0}
-        # Samples with one probe say nothing of it.
-        probes = float(self.brackets.probe_variance.nanmean() / len(self.spectrum))
-        half = float((self.brackets.upper - self.brackets.lower).mean() / 2)
-        between = math.sqrt(max(self.sem**2 - probes, 0.0)) if not math.isnan(probes) else self.sem
-        calibration = float(self.brackets.shared.mean())
-        return {
-            "samples": between,
-            "probes": math.sqrt(probes),
-            "calibration": calibration,
-            "quadrature": half,
-        }
+        parts = self.brackets.components
+        between = math.sqrt(max(self.sem**2 - parts["probes"] ** 2, 0.0)) if parts["probes"] >= 0 else self.sem
+        return {"samples": between, **parts}
 
     @property
     def estimation_error(self) -> float:

@@ -10,7 +10,7 @@ from torch import Tensor
 from isometry.measurement.batch import Batch
 from isometry.measurement.brackets import Brackets
 from isometry.measurement.estimators.estimator import EstimatedBatch, Estimator, estimated, jacobian_of
-from isometry.measurement.jacobian import Jacobian
+from isometry.measurement.jacobian import CHECK, Jacobian
 from isometry.measurement.preparation import Subject
 from isometry.measurement.ranks import Ranks
 from isometry.spectra import Bidiagonal, Controlled, bidiagonalize, probes
@@ -21,7 +21,6 @@ _AT_ONCE = 16
 _STEPS, _FEWEST_STEPS = 96, 4
 _RUNS, _MOST_RUNS = 2, 12
 _PART = 8  # further probes at a time
-_CHECK = 2  # products, of J against Jᵀ
 _NORMAL = 1.96
 
 # Of a sample's products, what is kept from the first runs for further probes: over √n for n samples, as errors of probes average
@@ -65,7 +64,7 @@ class ControlledKrylov(Estimator):
     @property
     def price(self) -> int:
         """What two runs of 12 steps, 24 further probes and the check of J against Jᵀ take, or `most`."""
-        return max(2 * _RUNS * _FEWEST_STEPS + _CHECK, min(self.most, 2 * _RUNS * 12 + 24 + _CHECK))
+        return max(2 * _RUNS * _FEWEST_STEPS + CHECK, min(self.most, 2 * _RUNS * 12 + 24 + CHECK))
 
     @property
     def at_once(self) -> int:
@@ -90,7 +89,7 @@ class ControlledKrylov(Estimator):
         run = bidiagonalize(
             jacobian,
             self._probes(batch, _RUNS, jacobian),
-            steps=max(_FEWEST_STEPS, min(_STEPS, int((1 - kept) * (self.most - _CHECK)) // (2 * _RUNS))),
+            steps=max(_FEWEST_STEPS, min(_STEPS, int((1 - kept) * (self.most - CHECK)) // (2 * _RUNS))),
             rtol=self.tolerance,
             keep_basis=True,
             agree=self.ranks.all_agree,
@@ -122,7 +121,7 @@ class ControlledKrylov(Estimator):
 
     def _left(self, run: Bidiagonal, further: int = 0) -> int:
         """Return how many products per sample are left, the same on all ranks."""
-        return self.most - _CHECK - run.alpha.shape[1] * run.products - further
+        return self.most - CHECK - run.alpha.shape[1] * run.products - further
 
     def _has_runs(self, control: Controlled, run: Bidiagonal) -> bool:
         """Whether there are enough runs: their variance fits, or the products left are worth more as further probes."""
