@@ -38,55 +38,24 @@ from isometry.trials import script
 from isometry.trials.script import Row
 
 CIFAR = [
-    "resnet_cifar.resnet20",
-    "preresnet_cifar.preresnet20",
-    "resnext_cifar.resnext20_16x4d",
-    "seresnet_cifar.seresnet20",
-    "sepreresnet_cifar.sepreresnet20",
-    "densenet_cifar.densenet40_k12_bc",
-    "xdensenet_cifar.xdensenet40_2_k24_bc",
-    "pyramidnet_cifar.pyramidnet110_a48",
-    "ror_cifar.ror3_56",
-    "rir_cifar.rir",
-    "shakeshakeresnet_cifar.shakeshakeresnet20_2x16d",
-    "diaresnet_cifar.diaresnet20",
-    "diapreresnet_cifar.diapreresnet20",
-    "nin_cifar.nin",
-    "resdropresnet_cifar.resdropresnet20",
+    "resnet_cifar.resnet20", "preresnet_cifar.preresnet20", "resnext_cifar.resnext20_16x4d", "seresnet_cifar.seresnet20",
+    "sepreresnet_cifar.sepreresnet20", "densenet_cifar.densenet40_k12_bc", "xdensenet_cifar.xdensenet40_2_k24_bc",
+    "pyramidnet_cifar.pyramidnet110_a48", "ror_cifar.ror3_56", "rir_cifar.rir", "shakeshakeresnet_cifar.shakeshakeresnet20_2x16d",
+    "diaresnet_cifar.diaresnet20", "diapreresnet_cifar.diapreresnet20", "nin_cifar.nin", "resdropresnet_cifar.resdropresnet20",
     "shakedropresnet_cifar.shakedropresnet20",
-]
+]  # fmt: skip
 IMAGENET = {
-    "ImageNet, chains": [
-        "alexnet.alexnet",
-        "squeezenet.squeezenet_v1_1",
-        "squeezenext.sqnxt23_w1",
-        "hardnet.hardnet39ds",
-        "dla.dla46c",
-    ],
+    "ImageNet, chains": ["alexnet.alexnet", "squeezenet.squeezenet_v1_1", "squeezenext.sqnxt23_w1", "hardnet.hardnet39ds", "dla.dla46c"],
     "ImageNet, shuffles": [
-        "shufflenet.shufflenet_g2_w1",
-        "shufflenetv2.shufflenetv2_wd2",
-        "shufflenetv2b.shufflenetv2b_wd2",
-        "menet.menet108_8x1_g3",
-        "igcv3.igcv3_wd2",
-        "ghostnet.ghostnet",
+        "shufflenet.shufflenet_g2_w1", "shufflenetv2.shufflenetv2_wd2", "shufflenetv2b.shufflenetv2b_wd2", "menet.menet108_8x1_g3",
+        "igcv3.igcv3_wd2", "ghostnet.ghostnet",
     ],
     "ImageNet, mobile": [
-        "mobilenet.mobilenet_wd4",
-        "mobilenetv2.mobilenetv2_wd4",
-        "mobilenetv3.mobilenetv3_small_w7d20",
-        "mnasnet.mnasnet_small",
-        "efficientnet.efficientnet_b0",
-        "mixnet.mixnet_s",
+        "mobilenet.mobilenet_wd4", "mobilenetv2.mobilenetv2_wd4", "mobilenetv3.mobilenetv3_small_w7d20", "mnasnet.mnasnet_small",
+        "efficientnet.efficientnet_b0", "mixnet.mixnet_s",
     ],
-    "ImageNet, branches": [
-        "regnet.regnetx002",
-        "cbamresnet.cbam_resnet18",
-        "octresnet.octresnet10_ad2",
-        "resnesta.resnestabc14",
-        "sknet.sknet50",
-    ],
-}
+    "ImageNet, branches": ["regnet.regnetx002", "cbamresnet.cbam_resnet18", "octresnet.octresnet10_ad2", "resnesta.resnestabc14", "sknet.sknet50"],
+}  # fmt: skip
 _TRANSFORMER = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 _PATCHES = {"image_size": 32, "patch_size": 8, **_TRANSFORMER}
 _STAGES = {"image_size": 32, "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}
