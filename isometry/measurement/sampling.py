@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from isometry.errors import InvalidValueError, is_out_of_memory
@@ -19,7 +20,7 @@ from isometry.measurement.function import NetworkFunction
 from isometry.measurement.independence import check_independence
 from isometry.measurement.inputs import Inputs
 from isometry.measurement.options import Options
-from isometry.measurement.planner import Plan, Planner
+from isometry.measurement.planner import FEW, Plan, Planner
 from isometry.measurement.preparation import Subject, prepare, sample_shape
 from isometry.measurement.ranks import Ranks
 from isometry.measurement.tally import Tally
@@ -60,19 +61,19 @@ def measure_samples(
     most = None if options.sampled else inputs.most
     every = ranks.alike(inputs.batches)
     batches = every if most is None else _first_samples(every, most)
-    first = next(batches, None)
-    if first is None:
+    ahead, following, total = _read_ahead(batches, inputs.total)
+    if not ahead:
         raise InvalidValueError(
             "got no inputs: the iterable is empty. Pass at least one batch, e.g. measure(model, x)."
         )
-    subject = ranks.together(lambda: prepare(function, first, options))
+    subject = ranks.together(lambda: prepare(function, ahead[0], options))
     notes = subject.notes if ranks.size == 1 else (*subject.notes, f"samples split over {ranks.size} ranks")
     tally = Tally(options, notes, inputs.is_stream and options.sampled)
-    planner = Planner(subject, options, inputs.total, torch.Generator().manual_seed(options.seed), ranks)
+    planner = Planner(subject, options, total, torch.Generator().manual_seed(options.seed), ranks)
     method, enough, interrupted = "exact", False, False
-    with tqdm(total=inputs.total, unit="sample", desc="measure", disable=how.hidden, delay=2) as bar:
+    with tqdm(total=total, unit="sample", desc="measure", disable=how.hidden, delay=2) as bar:
         try:
-            method, enough = _run(planner, tally, itertools.chain([first], batches), bar)
+            method, enough = _run(planner, tally, itertools.chain(ahead, following), bar)
         except KeyboardInterrupt:
             if not how.keeps or len(tally) < 2:
                 raise
@@ -99,6 +100,33 @@ def _first_samples(batches: Iterable[Batch], most: int) -> Iterator[Batch]:
         most -= len(batch)
         if most <= 0:
             return
+
+
+def _read_ahead(batches: Iterator[Batch], total: int | None) -> tuple[list[Batch], Iterator[Batch], int | None]:
+    """Return the first batches, the others, and the number of all samples: where there are fewer than `FEW`, it becomes known."""
+    ahead = list(itertools.islice(batches, 1))
+    if total is not None:
+        return ahead, batches, total
+    while ahead and (count := sum(map(len, ahead))) < FEW:
+        ahead[-1] = ahead[-1].map(_kept)  # the source may use its memory again
+        try:
+            following = next(batches, None)
+        except KeyboardInterrupt as interrupt:
+            return ahead, _interrupted(interrupt), None
+        if following is None:
+            return ahead, batches, count
+        ahead.append(following)
+    return ahead, batches, None
+
+
+def _interrupted(interrupt: KeyboardInterrupt) -> Iterator[Batch]:
+    """Raise, once what was read is measured."""
+    raise interrupt
+    yield
+
+
+def _kept(part: Any) -> Any:
+    return part.clone() if isinstance(part, Tensor) else part
 
 
 def _run(planner: Planner, tally: Tally, batches: Iterable[Batch], bar: tqdm[Any]) -> tuple[str, bool]:

@@ -2,16 +2,19 @@
 
 import copy
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from isometry import measure
 from isometry.measurement.allocation import Option, Prospect, Route, allocate, between_samples, routes
 from isometry.measurement.brackets import Brackets
 from isometry.measurement.calibration import Calibration
-from tests.models import wide_net
+from tests.models import Wired, wide_net
 
 
 def test_a_budget_is_kept() -> None:
@@ -102,10 +105,24 @@ def test_few_samples_and_their_reference_are_measured_alike() -> None:
         assert report.ratio == pytest.approx(1, abs=1e-9)
 
 
-def test_a_list_of_batches_is_measured_like_their_samples() -> None:
+def test_few_samples_of_an_iterable_are_measured_like_those_of_a_tensor() -> None:
     torch.manual_seed(0)
-    net, x = nn.Linear(200, 200), torch.randn(3, 200)
-    assert measure(net, list(x.split(1)), method="krylov", progress=False).estimation_error < 0.034
+    net = Wired(lambda m, x: m.layer(x).square(), layer=nn.Linear(200, 200))
+    x, memory = torch.randn(3, 200) * torch.tensor([[1.0], [2.0], [4.0]]), torch.empty(1, 200)
+    truth = measure(net, x, method="exact", progress=False).mean_jsv
+    sources: dict[str, Callable[[], Any]] = {
+        "list": lambda: list(x.split(1)),
+        "loader": lambda: DataLoader(x, batch_size=2),  # type: ignore[arg-type]
+        "generator": lambda: iter(x.split(1)),
+        "one that uses its memory again": lambda: (memory.copy_(row) for row in x.split(1)),
+    }
+    for source in sources.values():
+        for options in ({}, {"budget": 300}):
+            report = measure(net, source(), method="krylov", progress=False, **options)
+            assert len(report.spectrum) == 3
+            assert 270 <= report.cost.products <= options.get("budget", math.inf)  # short runs end at half of them
+            assert report.estimation_error < 0.034
+            assert abs(report.mean_jsv / truth - 1) < 1.5 * report.estimation_error
 
 
 def test_a_budget_for_fewer_samples_than_there_are_measures_some() -> None:
