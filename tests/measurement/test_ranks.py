@@ -48,10 +48,11 @@ def negative_at_the_end() -> torch.Tensor:
     return x
 
 
-def few(samples: int, **options: Any) -> isometry.measurement.Report:
+def few(samples: int, *, apart: bool = False, **options: Any) -> isometry.measurement.Report:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(200, 250), nn.ReLU(), nn.Linear(250, 250), nn.ReLU(), nn.Linear(250, 200))
-    return isometry.measure(model, torch.randn(samples, 200), method="krylov", **options)
+    x = torch.randn(samples, 200)
+    return isometry.measure(model, iter(x.split(1)) if apart else x, method="krylov", **options)
 
 
 def sharded() -> nn.Module:
@@ -95,6 +96,7 @@ MEASUREMENTS: dict[str, Callable[[], isometry.measurement.Report]] = {
     "krylov, three samples": lambda: few(3),
     "krylov, one sample": lambda: few(1),
     "krylov, three samples, budget": lambda: few(3, budget=250),
+    "krylov, three samples one by one": lambda: few(3, apart=True),
     "krylov, samples of different rank": of_different_rank,
     "rtol": lambda: isometry.measure(network(), inputs(2000), rtol=0.02),
     "krylov to rtol": lambda: isometry.measure(network(200), inputs(500), method="krylov", rtol=0.02),
