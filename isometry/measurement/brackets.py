@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from isometry.spectra import Estimate, mean_with_error
+from isometry.spectra import Estimate, bracketed_half_width, mean_with_error
 
 __all__ = ["Brackets"]
 
@@ -73,7 +73,8 @@ class Brackets:
     def error(self) -> float:
         """How far the mean of the middles may lie from that of all singular values of these samples, with 95 % confidence."""
         parts = self.components
-        return math.hypot(1.96 * parts["probes"], parts["calibration"]) + parts["quadrature"]
+        deviation = math.hypot(parts["probes"], parts["calibration"] / 1.96)
+        return float(bracketed_half_width(torch.tensor(deviation).double(), torch.tensor(parts["quadrature"]).double()))
 
     @property
     def estimate(self) -> Estimate:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from isometry.spectra.intervals import choose_rule, confidence_interval
+from isometry.spectra.intervals import bracketed_half_width, choose_rule, confidence_interval
 
 
 def coverage(draw, truth: float, count: int, repeats: int = 1500) -> float:  # type: ignore[no-untyped-def]
@@ -58,3 +58,18 @@ def test_more_confidence_is_a_wider_interval() -> None:
     low, high = confidence_interval(units)
     lower, higher = confidence_interval(units, confidence=0.99)
     assert lower < low < high < higher
+
+
+def test_errors_of_brackets_and_probes_hold_the_truth_wherever_it_lies() -> None:
+    deviation = torch.tensor([1.0, 1.0, 1.0, 2.0, 0.0, 0.0], dtype=torch.float64)
+    half = torch.tensor([0.0, 0.3, 5.0, 0.5, 1.0, 0.0], dtype=torch.float64)
+    reach = bracketed_half_width(deviation, half)
+    errors = torch.randn(200_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for bias in (-1.0, 0.0, 0.5, 1.0):
+        held = ((bias * half + errors[:, None] * deviation).abs() <= reach + 1e-12).double().mean(0)
+        assert bool((held > 0.948).all())
+        if abs(bias) == 1:  # the worst places
+            assert bool((held[:4] < 0.952).all())
+    assert reach[0] == pytest.approx(1.959964)
+    assert reach[2] == pytest.approx(5 + 1.644854)
+    assert reach[4:].tolist() == pytest.approx([1, 0])

@@ -13,7 +13,7 @@ from isometry.measurement.estimators.estimator import EstimatedBatch, Estimator,
 from isometry.measurement.jacobian import CHECK, Jacobian
 from isometry.measurement.preparation import Subject
 from isometry.measurement.ranks import Ranks
-from isometry.spectra import Bidiagonal, Controlled, bidiagonalize, probes
+from isometry.spectra import Bidiagonal, Controlled, bidiagonalize, bracketed_half_width, probes
 
 __all__ = ["ControlledKrylov"]
 
@@ -21,7 +21,6 @@ _AT_ONCE = 16
 _STEPS, _FEWEST_STEPS = 96, 4
 _RUNS, _MOST_RUNS = 2, 12
 _PART = 8  # further probes at a time
-_NORMAL = 1.96
 
 # Of a sample's products, what is kept from the first runs for further probes: over √n for n samples, as errors of probes average
 # out and brackets do not. Where all values may be taken instead, a trial must leave half.
@@ -134,15 +133,14 @@ class ControlledKrylov(Estimator):
         return not pays or self._fits(control, runs / count, _SHARE_OF_RUNS)
 
     def _fits(self, control: Controlled, variance: Tensor, share: float = 1.0) -> bool:
-        """Whether the variance [B] is at most a share of what the accuracy leaves to probes.
+        """Whether a variance [B] of probes, a share of what there may be, leaves the mean within the accuracy.
 
         Where brackets leave nothing, probes may err as much as the brackets are long, or a tenth of that with an accuracy of 0.
         """
         lower, upper = control.ends(control.level[:, :0])
-        half = (upper - lower) / 2
-        least = half if self.accuracy else _NEGLIGIBLE * half
-        left = torch.maximum(self.accuracy * (lower + upper) / 2 - half, least) * self.samples**0.5
-        return bool((variance <= share * (left / _NORMAL).square()).all())
+        least = (2 if self.accuracy else 1 + _NEGLIGIBLE) * (upper - lower) / 2
+        wanted = torch.maximum(self.accuracy * (lower + upper) / 2, least)
+        return bool((self._error(control, variance / share) <= wanted).all())
 
     def _may_reach(self, control: Controlled, run: Bidiagonal) -> bool:
         """Whether the accuracy is reached if the products left go into runs and into further probes, both at once."""
@@ -153,8 +151,12 @@ class ControlledKrylov(Estimator):
     def _reaches(self, control: Controlled, variance: Tensor) -> bool:
         """Whether brackets and probes, of this variance [B], are together about as accurate as wanted."""
         lower, upper = control.ends(control.level[:, :0])
-        error = _NORMAL * (variance / self.samples).sqrt()
-        return bool(((upper - lower) / 2 + error <= _ABOUT * self.accuracy * (lower + upper) / 2).all())
+        return bool((self._error(control, variance) <= _ABOUT * self.accuracy * (lower + upper) / 2).all())
+
+    def _error(self, control: Controlled, variance: Tensor) -> Tensor:
+        """Return how far the samples' mean may be off [B], if all were like each: probes of this variance, and brackets."""
+        lower, upper = control.ends(control.level[:, :0])
+        return bracketed_half_width((variance / self.samples).sqrt(), (upper - lower) / 2)
 
     def _found(
         self, batch: Batch, jacobian: Jacobian, run: Bidiagonal, control: Controlled, levels: Tensor
