@@ -6,8 +6,8 @@ Two cores of one machine, one network each, medians of nine interleaved repetiti
   floor is one forward pass and one input-gradient pass per class of the network with folded BatchNorms). Of the routes that give the same
   numbers, `.backward()` per class with an SVD takes 2.0 times as long as `measure`, curvlinops' operator made dense 4.1 times,
   `vmap(jacrev)` 8.5 times. With a table of every block `measure` itself takes 1.4 times as long (1.2 to 1.5).
-- Peak memory grows by 236 MiB for 64 inputs and 243 MiB for 256. `.backward()` per class needs 476 MiB; the routes that take one
-  sample at a time need less than `measure` (26 to 131 MiB). One measurement each, no repetition.
+- Peak memory grows by 236 MiB for 64 inputs and 243 MiB for 256. `.backward()` per class needs 476 MiB, `vmap(jacrev)` 6,107; the routes that
+  take one sample at a time need less than `measure` (26 to 131 MiB). One measurement each, no repetition.
 
 Run `python analyses/cost.py --out figures` with $ISOMETRY_DATA naming the folder with CIFAR-10 and the pretrained weights (see the
 README); without it a random ResNet-56 on random images is measured, and the table says so. Minutes of two cores. With `--device cuda` the

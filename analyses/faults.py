@@ -1,20 +1,22 @@
 """Does a sweep that is killed, loses power or has its files damaged still end in the same table, and does a call change nothing else?
 
-Yes: all 2,162 faults were survived. An earlier run of the 450 interrupts met two that were not: one left a checkpoint locked in its process, so
-that `train` refused it (mended since), and one of `measure`, at a random time, left something changed or another number (not met again).
-Every fault of a sweep is followed by a restart, whose table and networks are compared bit for bit with those of a sweep that
-nothing happened to; a fault is survived where they are equal, or where an error names the file (archives, which have nothing to be
-computed again from). Simulated crashes end the process before, within and after every file operation; simulated losses of power then
-also drop what was not synced: the data of files, and the names in folders. "ext4 image" is a real file system behind a loop device, as
-its disk was when the process was killed. The sweep is tiny (two trials, trainings of 2 or 8 epochs).
+Yes: of 1,662 faults and 500 measurements in unusual modes 1,966 ended in the same result, 196 in an error that says why (134 damaged
+archives, 62 measurements, 50 of them in torch.inference_mode, where nothing has a derivative), none in a wrong one. An earlier run of the 450
+interrupts met two that were not: one left a checkpoint locked in its process, so that `train` refused it (mended since), and one of
+`measure`, at a random time, left something changed or another number (not met again). Every fault of a sweep is followed by a restart, whose
+table and networks are compared bit for bit with those of a sweep that nothing happened to; a fault is survived where they are equal, or where
+an error names the file (archives, which have nothing to be computed again from). Simulated crashes end the process before, within and after
+every file operation; simulated losses of power then also drop what was not synced: the data of files, and the names in folders. "ext4 image"
+is a real file system behind a loop device, as its disk was when the process was killed. The sweep is tiny (two trials, trainings of 2 or 8
+epochs).
 
 Fifty kinds of network are measured in ten modes: survived where everything that `isometry.trials.faults.surroundings` records of network
 and process is as before and the mean is that of the same network in no mode, or where the measurement is refused by an error of its own.
 Verbs are interrupted by KeyboardInterrupt or an error, and called again: survived where the interrupt changed nothing and the second
 call returns what an undisturbed one does; `train` changes its network and goes on from its checkpoint.
 
-Not tested: disks that lie, other systems than Linux, network folders. Run `python analyses/faults.py --out figures`: half an hour on two
-cores. Linux only.
+Not tested: disks that lie, other systems than Linux, network folders. Run `python analyses/faults.py --out figures`: two hours of one core.
+Linux only.
 """
 
 from __future__ import annotations
@@ -264,7 +266,9 @@ def draw(table: pd.DataFrame, path: Path) -> None:
         ax.text(tried, index, f" {survived} of {tried}", va="center", fontsize="small")
     ax.set(xlabel="faults", xlim=(0, 1.25 * rows["tried"].max()))
     lost = int((table["tried"] - table["survived"]).sum())
-    ax.set_title(f"{int(table['tried'].sum())} faults, {lost} not survived", fontsize="medium")
+    same, refused = int(table["same_table"].sum()), int(table["refused"].sum())
+    told = f"{same} of {int(table['tried'].sum())} ended in the same result,\n{refused} in an error that says why, {lost} in neither"
+    figure.suptitle(told, fontsize="medium")
     ax.legend(frameon=False, fontsize="small", loc="lower right")
     figure.savefig(path, dpi=150)
     plt.close(figure)

@@ -5,10 +5,10 @@
   error of a probe (2 to 15 % but for equal values, where it is 0), which is that of its random direction; more probes do that.
 - Coverage over 400 seeds: intervals from brackets of 12 probes hold the truth for 94.8 to 100 % of the seeds on the four spectra,
   intervals from 24 of 2,000 CIFAR-10 images for 94.3 % on the pretrained ResNet-56. Such a share has a standard error of about one
-  point, so 94.3 and 95 % are not told apart. Fewer than 12 probes and other networks are not tested.
+  point, so 94.3 and 95 % are not told apart. Fewer than 12 probes and other networks are not tested here; see `coverage.py`.
 
 Run `python analyses/intervals.py --out figures` with $ISOMETRY_DATA naming the folder with CIFAR-10 and the pretrained weights; without
-it a random ResNet-56 on random images is measured, and the table says so. A minute of two cores.
+it a random ResNet-56 on random images is measured, and the table says so. Two minutes of one core.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     left.set_xticks([2, 8, 16, 32, 64], ["2", "8", "16", "32", "64"])
     left.minorticks_off()
     left.set_title(
-        "One probe's error (solid, median of 64) and half-width of its bracket (dotted); 0 is drawn at 1e-9",
+        "One probe's error (solid, median of 64) and half-width of its bracket (dotted); below 1e-9 drawn at 1e-9",
         fontsize="small",
     )
     left.legend(frameon=False, fontsize="small")

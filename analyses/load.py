@@ -1,18 +1,20 @@
 """How do memory and time grow with samples, outputs, inputs, depth, network and number of trials?
 
-Linearly, in CPU seconds of one run per size (one thread; a factor of 4, or of 100 for outputs and inputs, between the smallest and the largest
-size): per unit the largest takes 0.46 to 1.21 times as long as the smallest.
+At most about linearly, in CPU seconds of one run per size (one thread; a factor of 4, or of 100 for outputs and inputs, between the smallest
+and the largest size): per unit the largest takes 0.46 to 1.21 times as long as the smallest. Memory grows 1.0 to 4.8 times for four times the
+size, 47 and 60 times for a hundred times the outputs and inputs.
 
 - 50,000 samples of an MLP take 1.8 s and 55 MiB more than before; 100,000 outputs at eight samples 1.7 s and 318 MiB, a million inputs 1.2 s and
   664 MiB; a linear network of 1,000 layers 0.43 s to measure and 0.40 s to recover; pruning 300 convolutions 2.6 s.
-- The trained ResNet-56 takes 204 CPU seconds for 10,000 images, 0.020 s each, and as much memory as for 2,500: 1.3 GiB, reading CIFAR-10 included.
+- The trained ResNet-56 takes 204 CPU seconds for 10,000 images, 0.020 s each, and as much memory as for 2,500: 1.3 GiB, reading CIFAR-10
+  included.
 - A ResNet-50 at 224 x 224 with 1,000 outputs takes 11 to 13 s per image by brackets, and 468 MiB for one, 863 MiB for four.
 - A ViT-B/16 at 224 x 224 takes 131 to 228 s per image by brackets and 2.1 GiB for four images, a transformer of GPT-2's size 78 to 169 s per
   sequence of 16 tokens (804,112 outputs) and 5.9 GiB for four sequences.
 - A sweep costs 0.07 s per trial of a network that is pruned in almost no time, whether it has 500 or 2,000 trials.
 
 Run `python analyses/load.py --out figures`, with $ISOMETRY_DATA naming the folder with CIFAR-10 and the pretrained
-weights; an hour of two cores. Every row is one process of its own; seconds are CPU seconds of one run.
+weights; an hour of one core. Every row is one process of its own; seconds are CPU seconds of one run.
 """
 
 from __future__ import annotations

@@ -9,10 +9,10 @@ Reconstruction, at every ratio, for L1 and for Random, on both networks (given C
 - Solving for the last layer, too, is worth 0.3 and 0.8 points on ResNet-56 with L1 at 0.5 and 0.7 (6 and 16 of 2,000 images), 10.2 at 0.9
   (51.65 %), and up to 17 on ResNet-20; but it raises the mean JSV, at 0.7 from 12.72 to 16.29.
 - Matching sums and solving downstream matter: without both ("no drift") 88.00, 66.75 and 17.60 %, with a mean JSV of 9.67, 6.49 and 0.38.
-- That the mean JSV returns to the dense network's, within 1 %, is a result of L1 on ResNet-56 up to 0.7 only. ResNet-20 (dense 15.9)
-  stays at 13.15 and 12.22, Random on ResNet-56 at 11.93 ± 0.20 and 10.28 ± 0.97, and at 0.9 all stay at 16 to 39 % of it.
-- Recalibrating after reconstruction costs accuracy in every case (0.5 to 26.6 points) and mostly takes the mean JSV above the dense one's.
-  After OrthP it helps, but what results stays below 33 %; OrthP alone is near chance everywhere.
+- That the mean JSV returns to the dense network's, within 1 %, is a result of L1 on ResNet-56 up to 0.7 only. ResNet-20
+  with L1 (dense 15.9) stays at 13.15 and 12.22, Random on ResNet-56 at 11.93 ± 0.20 and 10.28 ± 0.97, and at 0.9 all stay at 16 to 39 % of it.
+- Recalibrating after reconstruction costs accuracy in the mean of every case (0.5 to 26.6 points; one of 72 runs gained 1.1) and mostly takes
+  the mean JSV above the dense one's. After OrthP it helps, but what results stays below 33 %; OrthP alone is near chance everywhere.
 
 Not tested here: pruners that train, data other than training images. Fine-tuning of repaired networks: `repair_finetuning.py`; the number
 of images, and networks without residual sums: `repair_images.py`. Run `OMP_NUM_THREADS=1 python analyses/repair.py --out figures`,

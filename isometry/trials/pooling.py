@@ -20,7 +20,7 @@ class Pooled:
     Attributes:
         mean: over a population of studies like these.
         low, high: its 95 % confidence interval.
-        tau: standard deviation of the effect between studies.
+        tau: standard deviation of the effect between studies; nan for one.
         studies: their number.
     """
 
@@ -47,23 +47,18 @@ class Pooled:
 def pool(effects: Array, variances: Array) -> Pooled:
     """Return the random-effects mean of effects [K] with sampling variances [K]; nan are left out.
 
-    Weights 1 / (v + tau²), tau² by moments (DerSimonian & Laird, Controlled Clinical Trials 1986, Eq. 8); the interval with
-    Student's t of K - 1 degrees of freedom and the weighted residual variance (Hartung & Knapp, Statistics in Medicine 2001),
-    nan for one study.
+    All studies count the same: weights 1 / (v + tau²) would favor shares and correlations near the ends of what they can be,
+    where these vary least. tau² is the variance between effects less the mean of v (Hedges & Olkin, Statistical Methods for
+    Meta-Analysis, 1985, chapter 9); the interval is Student's with K - 1 degrees of freedom, nan for one study.
     """
     known = np.isfinite(effects) & np.isfinite(variances)
-    effects, variances = effects[known], np.maximum(variances[known], 1e-9)
+    effects, variances = effects[known], variances[known]
     count = len(effects)
     if not count:
         return Pooled(np.nan, np.nan, np.nan, np.nan, 0)
-    fixed = 1 / variances
-    spread = float(fixed @ (effects - fixed @ effects / fixed.sum()) ** 2)
-    excess = (spread - (count - 1)) / (fixed.sum() - (fixed**2).sum() / fixed.sum()) if count > 1 else 0.0
-    tau2 = max(0.0, float(excess))
-    weights = 1 / (variances + tau2)
-    mean = float(weights @ effects / weights.sum())
-    half = float("nan")
-    if count > 1:
-        error = np.sqrt(weights @ (effects - mean) ** 2 / ((count - 1) * weights.sum()))
-        half = float(stats.t.ppf(0.975, count - 1) * error)
-    return Pooled(mean, mean - half, mean + half, tau2**0.5, count)
+    mean = float(effects.mean())
+    if count == 1:
+        return Pooled(mean, np.nan, np.nan, np.nan, 1)
+    spread = float(effects.var(ddof=1))
+    half = float(stats.t.ppf(0.975, count - 1)) * (spread / count) ** 0.5
+    return Pooled(mean, mean - half, mean + half, max(0.0, spread - float(variances.mean())) ** 0.5, count)
