@@ -119,11 +119,11 @@ def tables(table: pd.DataFrame) -> str:
     accuracies, epochs = [], []
     for (network, method), group in outcomes(table).groupby(["network", "method"], sort=False):
         line, waits = ({"network": network, "method": method} for _ in range(2))
-        means = {}
+        means: dict[float, float] = {}
         for lr, rows in group.groupby("lr", sort=False):
             failed = int(rows["diverged"].sum())
             line[f"lr {lr:g}"] = f"{failed} of {len(rows)} diverged" if failed else percent(rows)
-            means[lr] = rows["accuracy"].mean() if not failed else math.nan
+            means[float(str(lr))] = rows["accuracy"].mean() if not failed else math.nan
             typical = rows["epochs_to_dense_jsv"].median()
             waits[f"lr {lr:g}"] = "never" if math.isinf(typical) else f"{typical:g}"
         known = [mean for lr, mean in means.items() if lr <= STABLE and not math.isnan(mean)]
