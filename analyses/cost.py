@@ -136,8 +136,11 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     figure, ax = plt.subplots(figsize=(8.5, 4.6), layout="constrained")
     reach = np.stack([rows["ratio"] - rows["ratio_low"], rows["ratio_high"] - rows["ratio"]]).clip(0)
     colors = ["#bbbbbb" if m == FLOOR else "#2ca02c" if m.startswith(OURS) else "#1f77b4" for m in rows["method"]]
-    bars = ax.barh(rows["method"], rows["ratio"], xerr=reach, color=colors, capsize=3)
-    ax.bar_label(bars, [f" {ratio:.2g}" if ratio < 10 else f" {ratio:.0f}" for ratio in rows["ratio"]], padding=8)
+    ax.errorbar(rows["ratio"], rows["method"], xerr=reach, fmt="none", ecolor="black", capsize=3, linewidth=1)
+    ax.scatter(rows["ratio"], rows["method"], s=60, color=colors, zorder=3)
+    for place, high, ratio in zip(rows["method"], rows["ratio_high"], rows["ratio"], strict=True):
+        ax.annotate(f"{ratio:.3g}", (high, place), (8, 0), textcoords="offset points", va="center")
+    ax.grid(axis="y", alpha=0.25)
     ax.axvline(1, color="black", linewidth=0.8)
     ax.set_xscale("log")
     ax.set_xlim(right=2.5 * rows["ratio"].max())

@@ -212,10 +212,13 @@ def short(table: pd.DataFrame) -> str:
 def draw(table: pd.DataFrame, path: Path) -> None:
     """Draw the coverage of every measurement, one panel per population."""
     groups = list(table.groupby("case", sort=False))
+    columns = math.ceil(len(groups) / 2)
     figure, axes = plt.subplots(
-        1, len(groups), figsize=(2.9 * len(groups), 5), layout="constrained", sharex=True, squeeze=False
+        2, columns, figsize=(3.4 * columns, 7.5), layout="constrained", sharex=True, squeeze=False
     )
-    for ax, (name, rows) in zip(axes[0], groups, strict=True):
+    for ax in axes.flat[len(groups) :]:
+        ax.set_visible(False)
+    for ax, (name, rows) in zip(axes.flat, groups, strict=False):
         ax.errorbar(
             100 * rows["coverage"],
             range(len(rows)),
@@ -227,15 +230,15 @@ def draw(table: pd.DataFrame, path: Path) -> None:
         )
         ax.axvspan(93, 97, color="#2ca02c", alpha=0.15, linewidth=0)
         ax.axvline(95, color="black", linewidth=0.8, linestyle=":")
-        ax.set_yticks(range(len(rows)), rows["method"], fontsize="x-small")
+        ax.set_yticks(range(len(rows)), rows["method"], fontsize="small")
         ax.invert_yaxis()
         ax.set_title(str(name), fontsize="small")
-        ax.set_xlim(right=100.5)
+        ax.set_xlim(right=101)
         ax.set_xlabel("coverage, %")
     shares = table.loc[~table["case"].str.startswith("orthogonal"), "coverage"]
     figure.suptitle(
-        f"{shares.between(0.93, 0.97).sum()} of {len(shares)} shares of 95 % intervals that hold the truth lie between 93 and 97 % (green; "
-        "without the orthogonal map, which has no error; bars: 95 % interval of the share)"
+        f"{shares.between(0.93, 0.97).sum()} of {len(shares)} shares of 95 % intervals that hold the truth lie between 93 and 97 % (green)\n"
+        "(without the orthogonal map, which has no error; bars: 95 % interval of the share)"
     )
     figure.savefig(path, dpi=150)
     plt.close(figure)
