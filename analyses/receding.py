@@ -119,7 +119,9 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     plots.sweep(last_epoch(table), axes[1, 1], y="accuracy").set_title(
         "after fine-tuning (bars: std over seeds)", fontsize="medium"
     )
-    plots.sweep(pruned[pruned["mean_jsv"] > 0], axes[1, 2]).set_title("mean JSV just after pruning", fontsize="medium")
+    plots.sweep(pruned[pruned["mean_jsv"] > 0], axes[1, 2]).set_title(
+        "mean JSV just after pruning (dotted red: 1)", fontsize="medium"
+    )
     ratio = float(pruned["ratio"].median())
     means = 100 * pruned[pruned["ratio"] == ratio].groupby("method", sort=False)["accuracy"].mean()
     results = "; ".join(f"{name}: {value:.1f} %" for name, value in means.items())

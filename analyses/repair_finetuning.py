@@ -190,7 +190,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
             ax.axhline(100 * before, color=f"C{index}", linestyle="--", linewidth=1)
         ax.set(xscale="log", xlabel="learning rate", ylabel="accuracy, %")
         setting = NETWORKS[network]
-        steps = f"{setting.before + setting.after} steps (TPP {setting.before} + {setting.after})"
+        steps = f"about {setting.before + setting.after} steps (TPP {setting.before} + {setting.after})"
         ax.set_title(f"{network}, ratio {ratio:g}\n{steps}, n = {part['seed'].nunique()}", fontsize="medium")
     last = axes[0, -1]
     last.axhline(math.nan, color="black", linestyle="--", linewidth=1, label="before fine-tuning")
