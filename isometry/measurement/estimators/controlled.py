@@ -102,13 +102,13 @@ class ControlledKrylov(Estimator):
             control = Controlled.of(run)
         levels = control.level[:, :0]
         while promising and (count := min(_PART, self._left(run, levels.shape[1]))) > 0:
-            if self.ranks.all_agree(self._fits(control, control.variance(levels.shape[1]))):
+            if self.ranks.all_agree(self._fits(control.ends(levels), control.variance(levels.shape[1]))):
                 break
             further = self._probes(batch, count, jacobian)
             levels = torch.cat([levels, control.levels(further, _squares(jacobian, further))], 1)
         found = self._found(batch, jacobian, run, control, levels)
         if self.otherwise is None or (
-            promising and self.ranks.all_agree(self._reaches(control, control.variance(levels.shape[1])))
+            promising and self.ranks.all_agree(self._reaches(control.ends(levels), control.variance(levels.shape[1])))
         ):
             return found
         exact = self.otherwise.estimate(batch)
@@ -130,33 +130,32 @@ class ControlledKrylov(Estimator):
         runs, levels = control.variances
         with_more = runs / (count + _RUNS) + levels / (count + _RUNS + left - price)
         pays = bool((with_more < runs / count + levels / (count + left)).any())
-        return not pays or self._fits(control, runs / count, _SHARE_OF_RUNS)
+        return not pays or self._fits(control.ends(control.level[:, :0]), runs / count, _SHARE_OF_RUNS)
 
-    def _fits(self, control: Controlled, variance: Tensor, share: float = 1.0) -> bool:
-        """Whether a variance [B] of probes, a share of what there may be, leaves the mean within the accuracy.
+    def _fits(self, ends: tuple[Tensor, Tensor], variance: Tensor, share: float = 1.0) -> bool:
+        """Whether a variance [B] of probes, a share of what there may be, leaves the mean between `ends` within the accuracy.
 
         Where brackets leave nothing, probes may err as much as the brackets are long, or a tenth of that with an accuracy of 0.
         """
-        lower, upper = control.ends(control.level[:, :0])
+        lower, upper = ends
         least = (2 if self.accuracy else 1 + _NEGLIGIBLE) * (upper - lower) / 2
         wanted = torch.maximum(self.accuracy * (lower + upper) / 2, least)
-        return bool((self._error(control, variance / share) <= wanted).all())
+        return bool((self._error(ends, variance / share) <= wanted).all())
 
     def _may_reach(self, control: Controlled, run: Bidiagonal) -> bool:
         """Whether the accuracy is reached if the products left go into runs and into further probes, both at once."""
         count, left = run.alpha.shape[1], self._left(run)
         runs, levels = control.variances
-        return self._reaches(control, runs / (count + left // run.products) + levels / (count + left))
+        variance = runs / (count + left // run.products) + levels / (count + left)
+        return self._reaches(control.ends(control.level[:, :0]), variance)
 
-    def _reaches(self, control: Controlled, variance: Tensor) -> bool:
+    def _reaches(self, ends: tuple[Tensor, Tensor], variance: Tensor) -> bool:
         """Whether brackets and probes, of this variance [B], are together about as accurate as wanted."""
-        lower, upper = control.ends(control.level[:, :0])
-        return bool((self._error(control, variance) <= _ABOUT * self.accuracy * (lower + upper) / 2).all())
+        return bool((self._error(ends, variance) <= _ABOUT * self.accuracy * (ends[0] + ends[1]) / 2).all())
 
-    def _error(self, control: Controlled, variance: Tensor) -> Tensor:
+    def _error(self, ends: tuple[Tensor, Tensor], variance: Tensor) -> Tensor:
         """Return how far the samples' mean may be off [B], if all were like each: probes of this variance, and brackets."""
-        lower, upper = control.ends(control.level[:, :0])
-        return bracketed_half_width((variance / self.samples).sqrt(), (upper - lower) / 2)
+        return bracketed_half_width((variance / self.samples).sqrt(), (ends[1] - ends[0]) / 2)
 
     def _found(
         self, batch: Batch, jacobian: Jacobian, run: Bidiagonal, control: Controlled, levels: Tensor
