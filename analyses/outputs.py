@@ -10,15 +10,17 @@ mean to 3.2 % (random convolutions), to 5.9 to 9.1 % on the four other random ne
   explicit matrix, the spread of a probe being known.
 - 32 samples, two seeds: the half-width of the interval for inputs like these. With certified brackets it is 1.2 to 4.1 %, and 15.9 %. On the
   trained network the images differ so much that their spread alone, with no other error, would leave 7 %.
-- Sharing leading directions between samples is not built: eight other samples' 12 (half of 25 products each) hold 3 to 9 % of the sum of a
-  sample's singular values on the random networks, its own 4 to 10 %. On the trained one they hold 36 of 41 %, but there images matter more.
+- Finding leading directions once for several samples was not built: 12 directions (half of 25 products) from eight other samples hold 3 to 9 %
+  of the sum of a sample's singular values on the random networks (its own 12: 4 to 10 %), too little to help; on the trained one 36 (its
+  own: 41), but there differences between images dominate.
 - Nor is splitting off the last layer, for estimates: it makes the problem smaller only where fewer features than outputs reach it (exact
   spectra are split there, see `ThroughBottleneck`).
 
-Not tested: other trained networks of this size. The trained one tells which of 1,000 CIFAR-10 images is nearest, after 250 steps.
+Inputs have 32 x 32 pixels, of the ResNet-50 64 x 64, of the MLP 28 x 28. Not tested: other trained networks of this size. The trained one
+tells which of 1,000 CIFAR-10 images is nearest, after 250 steps.
 
-Run `python analyses/outputs.py --out figures`, with $ISOMETRY_DATA naming the folder with CIFAR-10 for the trained network; a quarter of an
-hour of one core. The table is written after every part; `--only` goes on with those that are missing.
+Run `python analyses/outputs.py --out figures`, with $ISOMETRY_DATA naming the folder with CIFAR-10 for the trained network; half an hour of one
+core. The table is written after every part; `--only` goes on with those that are missing.
 """
 
 from __future__ import annotations

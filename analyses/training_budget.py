@@ -166,14 +166,15 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     seeds = ends.groupby(["network", "ratio", "method", "budget"])["seed"].nunique()
     low, high = seeds.min(), seeds.max()
     spread = "one seed" if high == 1 else f"bars: std over {low if low == high else f'{low} to {high}'} seeds"
-    first = ends[(ends["network"] == networks[0]) & (ends["ratio"] == ratios[-1])]
+    first = ends[ends["network"] == networks[0]]
+    first = first[first["ratio"] == first["ratio"].max()]
     last = first[first["budget"] == first["budget"].max()]
     counts = last.groupby("seed")["method"].nunique()  # of seeds that all methods have
     last = last[last["seed"].isin(counts.index[counts == counts.max()])]
     means = 100 * last.groupby("method")["accuracy"].mean()
     told = ", ".join(f"{name} {means[name]:.1f} %" for name in names if name in means)
     figure.suptitle(
-        f"{networks[0]} on {ends['dataset'].iloc[0]}, ratio {ratios[-1]:g}: with {last['budget'].iloc[0]} training steps in all {told}\n"
+        f"{networks[0]} on {ends['dataset'].iloc[0]}, ratio {last['ratio'].iloc[0]:g}: with {last['budget'].iloc[0]} training steps in all {told}\n"
         f"({spread}; L1 of the same seed is subtracted on the right)"
     )
     figure.savefig(path, dpi=150)
