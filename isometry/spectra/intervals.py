@@ -29,7 +29,7 @@ def bracketed_half_width(deviation: Tensor, half: Tensor) -> Tensor:
     of their distance, w = h + C s holds it in 95 % of all cases wherever it lies, if Phi(C + 2h / s) - Phi(-C) = 0.95. C falls from
     1.96 where h is 0 to 1.645 where h is large, as the truth can then be missed on one side only.
 
-    Source: Imbens & Manski, Econometrica 72 (2004), 1845-1857, section 4.
+    Source: Imbens & Manski, Econometrica 72 (2004), 1845-1857.
 
     Args:
         deviation: s, float64, of any shape.
