@@ -179,7 +179,7 @@ class Tally:
         why = "that takes more products than all values" if self.options.budget is None else "the budget was spent"
         reached = "reached" if error <= rtol else f"NOT reached, as {why}"
         self.note(
-            f"rtol={rtol:g} {reached}: the one sample's own mean is known to {error:.2%}; it gives no interval for other inputs"
+            f"rtol={rtol:g} {reached}: the one sample's own mean is known to {100 * error:.4g} %; it gives no interval for other inputs"
         )
 
     def _note_doubts(self) -> None:
