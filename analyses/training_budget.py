@@ -23,7 +23,8 @@ overtakes it between 800 and 1,600 steps.
   400, 800 and 1,600 steps, and at 0.7 by 1.9 and 1.3 with 400 and 800 (200: -1.2). So it comes level with L1 at 0.9: 7.8, 2.0, 0.5 and 0.2
   points behind (57.40 ± 0.25 % with 1,600; with 800 and 1,600 ahead in one seed of two), at 0.7 8.8, 2.2 and 1.5 (79.10 ± 0.47 % with 800).
 - The others, likewise, end behind TPP in the mean but for GReg with 200 steps: with 1,600 at 0.9 GReg 51.79 ± 0.40, Slimming 44.63 ± 1.27,
-  RNI 36.62 ± 4.58 %; with 800 at 0.7 77.54 ± 0.20, 67.88 ± 1.07, 45.30 ± 2.96 %.
+  RNI 36.62 ± 4.58 %; with 800 at 0.7 77.54 ± 0.20, 67.88 ± 1.07, 45.30 ± 2.96 % (Slimming's and RNI's strengths are the same at every budget,
+  so that more steps are also more of the penalty).
 - With 400 steps and half of them before removal (`cifar_pruners.py`, 2 seeds) TPP ends behind L1 on ResNet-20: 83.65 ± 0.13 against 85.90 ±
   0.08 % at 0.5, 74.32 ± 0.07 against 76.60 ± 0.11 % at 0.7, 41.46 ± 0.61 against 44.03 ± 3.70 % at 0.9; on ResNet-56 at 0.9 ahead in both
   seeds, by 5.9 and 1.3 points: 60.15 ± 0.98 against 56.55 ± 2.31 %.
