@@ -69,10 +69,10 @@ def measure(
         method: "exact": all r = min(outputs, inputs) singular values, by r products per sample (fewer through a
             bottleneck before the output). "krylov": the mean, estimated from two or more random probes per sample, and bounds
             of the ends, by Golub-Kahan, some tens of products per sample. `interval` allows for samples, probes and the
-            brackets of what a probe says (see `Bidiagonal.narrowed`). Fewer than eight samples, where that is known beforehand,
-            get probes until their own mean is known to 3 % or to `rtol` (`Report.estimation_error`), for at most as many products
-            as all values take (and 1,500 each where no `rtol` is given), or until `budget` is spent. "auto": exact up to
-            r = 128; beyond, for eight samples or more with `rtol` or `budget`, whatever is expected to give the shorter
+            brackets of what a probe says (see `Bidiagonal.narrowed`). Fewer than eight samples (iterables are read ahead to
+            see that) get probes until their own mean is known to 3 % or to `rtol` (`Report.estimation_error`), for at most
+            as many products as all values take (and 1,500 each where no `rtol` is given), or until `budget` is spent. "auto":
+            exact up to r = 128; beyond, for eight samples or more with `rtol` or `budget`, whatever is expected to give the shorter
             interval for the same products. Most samples then get runs of a few steps only, calibrated by the first ones: see
             `isometry.measurement.calibration.Calibration`. For fewer samples "auto" takes all values where the budget
             suffices for them, or, up to r = 1,500, where two probes have told that the tolerance takes more products.
