@@ -28,7 +28,7 @@ Mean ± standard deviation, by rate:
 - At lr 0.01 L1 alone is 0.5 to 10.5 points ahead of TPP in the mean of every setting, and between 13.8 behind its reconstruction and, on
   MNIST, ahead of it (0.2 points and less on LeNet-5, 19.9 on conv-4); on the digits at 0.5 0.7 ahead. At 0.0001 it is 0.9 to 52 points behind
   its reconstruction.
-- Equal steps are about equal seconds: a step of TPP took 0.96 to 1.02 times a plain one on ResNet-56 (`tpp_step.py`), and the reconstruction,
+- Equal steps are about equal seconds: a step of TPP took 0.98 to 1.03 times a plain one on ResNet-56 (`tpp_step.py`), and the reconstruction,
   not counted, about as long as 20 steps (12 CPU seconds).
 
 Where both have one and the same short fine-tuning, TPP's 600 steps coming on top, reconstruction is ahead at lr 0.001, by a median of 0.8
