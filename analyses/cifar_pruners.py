@@ -198,7 +198,7 @@ def contrast(rows: pd.DataFrame, ratios: list[float]) -> str:
 
 def main() -> None:
     """Run, write, draw."""
-    parser = script.build_parser(__doc__, seeds=3, ratios=(0.5, 0.7, 0.9), device=True, seconds=True)
+    parser = script.build_parser(__doc__, seeds=3, ratios=(0.5, 0.7, 0.9), device=True, seconds=True, extend=True)
     parser.add_argument("--network", choices=["resnet-20", "resnet-56"], default="resnet-56", help="which network")
     parser.add_argument(
         "--schedule",

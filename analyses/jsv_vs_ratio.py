@@ -138,7 +138,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
 
 def main() -> None:
     """Run, write, draw."""
-    parser = script.build_parser(__doc__, seeds=3, ratios=RATIOS[1:], device=True)
+    parser = script.build_parser(__doc__, seeds=3, ratios=RATIOS[1:], device=True, extend=True)
     parser.add_argument(
         "--dataset", choices=["digits", "mnist", "fashion-mnist", "cifar10"], default="digits", help="images"
     )

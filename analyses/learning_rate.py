@@ -174,7 +174,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
 
 def main() -> None:
     """Run, write, draw."""
-    parser = script.build_parser(__doc__, seeds=3)
+    parser = script.build_parser(__doc__, seeds=3, extend=True)
     parser.add_argument("--ratio", type=script.ratio, default=0.8, help="fraction of units removed")
     parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=["mlp-7-linear", "lenet-5-relu"])
     options = script.parse(parser, quick_ignores=("networks", "seeds"))

@@ -128,7 +128,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
 
 def main() -> None:
     """Run, write, draw."""
-    parser = script.build_parser(__doc__, seeds=1)
+    parser = script.build_parser(__doc__, seeds=1, extend=True)
     parser.add_argument("--epochs", type=script.positive, default=15, help="of training the dense network")
     options = script.parse(parser, quick_ignores=("seeds", "epochs"))
     output = script.Output.of("lenet_recipe", options)

@@ -178,7 +178,7 @@ def draw_details(table: pd.DataFrame, rows: pd.DataFrame) -> Figure:
 
 def main() -> None:
     """Run, write, draw."""
-    parser = script.build_parser(__doc__, seeds=3, ratios=(0.8, 0.9))
+    parser = script.build_parser(__doc__, seeds=3, ratios=(0.8, 0.9), extend=True)
     parser.add_argument("--dataset", choices=["digits", "mnist", "fashion-mnist"], default="digits", help="images")
     options = script.parse(parser, quick_ignores=("seeds", "dataset"))
     dataset, seeds = ("digits", 1) if options.quick else (options.dataset, options.seeds)

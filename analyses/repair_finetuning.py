@@ -207,7 +207,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
 
 def main() -> None:
     """Run, write, draw."""
-    parser = script.build_parser(__doc__, seeds=3, ratios=(0.5, 0.7, 0.9))
+    parser = script.build_parser(__doc__, seeds=3, ratios=(0.5, 0.7, 0.9), extend=True)
     parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS)[:2])
     parser.add_argument("--finished", action="store_true", help="take the trials that have been run, run no others")
     options = script.parse(parser, quick_ignores=("seeds", "networks"))

@@ -197,7 +197,7 @@ def mark_published(ax: Axes, network: str, ratio: float) -> list[int]:
 
 def main() -> None:
     """Run, write, draw."""
-    parser = script.build_parser(__doc__, seeds=2, ratios=(0.9, 0.7), device=True)
+    parser = script.build_parser(__doc__, seeds=2, ratios=(0.9, 0.7), device=True, extend=True)
     parser.add_argument("--network", choices=["resnet-20", "resnet-56"], default="resnet-20")
     parser.add_argument(
         "--budgets", type=script.positive, nargs="+", default=list(BUDGETS), help="total training steps"

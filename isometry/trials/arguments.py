@@ -52,6 +52,7 @@ def build_parser(
     ratios: Sequence[float] = (),
     device: bool = False,
     seconds: bool = False,
+    extend: bool = False,
 ) -> argparse.ArgumentParser:
     """Return a parser with the options that analyses share; those of trials only where `seeds` is given.
 
@@ -61,6 +62,7 @@ def build_parser(
         ratios: default ratios; none leaves out `--ratios`.
         device: whether `--device` is taken, and `--eager` with it where trials run.
         seconds: whether `--seconds` is taken, by a script whose pictures and tables do with the trials that are finished.
+        extend: whether `--extend` is taken, by a script whose table holds the rows of its trials and nothing else.
     """
     parser = argparse.ArgumentParser(description=(doc or "").split("\n")[0], formatter_class=_Help)
     parser.add_argument("--quick", action="store_true", help="a tiny version, to see that everything runs")
@@ -86,6 +88,12 @@ def build_parser(
             "--seconds",
             type=positive,
             help="end after so many, resumably, and show what is finished (default: no limit)",
+        )
+    if extend:
+        parser.add_argument(
+            "--extend",
+            action="store_true",
+            help="keep the rows of the table at --out and run only the trials that it lacks",
         )
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where trials keep their state")
     parser.add_argument("--out", type=Path, help="where table and figure are written (default: a folder in --runs)")
@@ -115,6 +123,11 @@ def parse(parser: argparse.ArgumentParser, *, quick_ignores: Sequence[str] = ())
     if options.quick and (both := [f"--{name}" for name in quick_ignores if name in given]):
         parser.error(
             f"argument --quick: its tiny version has {join_names(both)} of its own; leave out one or the other"
+        )
+    if getattr(options, "extend", False) and (options.quick or options.redraw):
+        parser.error(
+            f"argument --extend: {'--quick runs trials of its own' if options.quick else '--redraw runs no trials'}; "
+            "leave out one or the other"
         )
     ratios = getattr(options, "ratios", [])
     if len(set(ratios)) < len(ratios):

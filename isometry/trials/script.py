@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import itertools
 import json
 import math
 import time
@@ -32,6 +33,7 @@ from isometry.files import check_writable, markdown, read_table, software, write
 from isometry.measurement.measuring import interrupts_raised
 from isometry.trials.arguments import build_parser, parse, positive, ratio
 from isometry.trials.connection import connect
+from isometry.trials.extension import Written, join_origins, read_written
 from isometry.trials.manner import Manner
 from isometry.trials.provenance import describe_origin
 from isometry.trials.runner import run_tables
@@ -91,44 +93,67 @@ class Output:
     ) -> tuple[pd.DataFrame, dict[str, Any]]:
         """Run trials, each stage once; return the table of those that are finished, and its provenance.
 
-        Where time ends before the trials do, a line says what remains.
+        Where time ends before the trials do, a line says what remains. With `--extend` those in the written table are not
+        run, and all its rows come first.
 
         Args:
             trials: what to run.
             labels: further columns of every trial's rows.
             ranks: trials of a lower rank come first.
         """
-        runs, device = self.options.runs, getattr(self.options, "device", "cpu")
-        jobs = self.options.jobs or (1 if self.options.quick else None)  # processes start longer than tiny trials take
+        labels = labels or [{}] * len(trials)
+        written, lacking = self._read_written(trials, labels)
+        run, own = list(itertools.compress(trials, lacking)), itertools.compress(labels, lacking)
+        tables = self._run_tables(run, ranks if ranks is None else list(itertools.compress(ranks, lacking)))
+        ended = zip(run, tables, own, strict=True)
+        kept = [(trial, table.assign(**label)) for trial, table, label in ended if len(table)]
+        if remaining := [trial.key for trial, table in zip(run, tables, strict=True) if not len(table)]:
+            print(
+                f"{len(kept)} of {len(run)} trials are finished. The same command goes on with {join_names(remaining)}."
+            )
+        if not kept:
+            return (written.table, written.origin) if written else (pd.DataFrame(), {})
+        origin = describe_origin([trial for trial, _ in kept], self.options.runs)
+        if not written:
+            return pd.concat([table for _, table in kept], ignore_index=True), origin
+        parts = [written.table, *(written.rename(*each) for each in kept)]
+        return pd.concat(parts, ignore_index=True), join_origins(written.origin, origin)
+
+    def _run_tables(self, trials: Sequence[Trial], ranks: Sequence[int] | None) -> list[pd.DataFrame]:
+        """Return the table of each trial, empty where time ended before it did."""
+        options, device = self.options, getattr(self.options, "device", "cpu")
+        jobs = options.jobs or (1 if options.quick else None)  # processes start longer than tiny trials take
         with contextlib.ExitStack() as stack:
             try:
-                check_writable(runs)
-                client = stack.enter_context(connect(self.options.cluster))
+                check_writable(options.runs)
+                client = stack.enter_context(connect(options.cluster))
             except OSError as error:
                 raise SystemExit(str(error)) from error
-            capture = device == "cuda" and not self.options.eager
             how = Manner(
-                runs,
+                options.runs,
                 jobs,
                 device,
                 progress=True,
                 client=client,
-                capture=capture,
-                deadline=self.options.deadline,
+                capture=device == "cuda" and not options.eager,
+                deadline=options.deadline,
                 ranks=ranks,
             )
-            tables = run_tables(trials, how, "run")
-        ended = zip(trials, tables, labels or [{}] * len(trials), strict=True)
-        kept = [(trial, table.assign(**label)) for trial, table, label in ended if len(table)]
-        if remaining := [trial.key for trial, table in zip(trials, tables, strict=True) if not len(table)]:
-            print(
-                f"{len(kept)} of {len(trials)} trials are finished. The same command goes on with {join_names(remaining)}."
-            )
-        if not kept:
-            return pd.DataFrame(), {}
-        return pd.concat([table for _, table in kept], ignore_index=True), describe_origin(
-            [trial for trial, _ in kept], runs
-        )
+            return run_tables(trials, how, "run")
+
+    def _read_written(self, trials: Sequence[Trial], labels: Sequence[Row]) -> tuple[Written | None, list[bool]]:
+        """Return the table that --extend adds to, and of each trial whether it lacks it."""
+        if not getattr(self.options, "extend", False) or not trials:
+            return None, [True] * len(trials)
+        csv = self.path("csv")
+        try:
+            written = read_written(csv, labels[0].get("network", trials[0].network_name))
+            lacking = [not (written and written.has(*pair)) for pair in zip(trials, labels, strict=True)]
+        except ValueError as error:
+            raise SystemExit(f"--extend got {csv}: {error}") from error
+        if written:
+            print(f"{lacking.count(False)} of {len(trials)} trials are in {csv}, whose rows are kept.")
+        return written, lacking
 
     def write(self, table: pd.DataFrame, origin: dict[str, Any]) -> None:
         """Write the table and its provenance."""
@@ -146,10 +171,8 @@ class Output:
             table = pd.concat([table, others], ignore_index=True)
             table = table.sort_values("network", ascending=False, kind="stable")
         origins |= {network: origin}
-        versions = [entry for each in origins.values() for entry in each["software"]]
-        unique = [entry for index, entry in enumerate(versions) if entry not in versions[:index]]
-        seconds = round(sum(each["computing_seconds"] for each in origins.values()), 1)
-        self.write(table, {"networks": origins, "software": unique, "computing_seconds": seconds})
+        joined = functools.reduce(join_origins, origins.values())
+        self.write(table, {"networks": origins, **{name: joined[name] for name in ("software", "computing_seconds")}})
 
     def read(self) -> tuple[pd.DataFrame, dict[str, Any]]:
         """Return the written table and its provenance."""
