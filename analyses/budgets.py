@@ -37,7 +37,14 @@ from torch import Tensor, nn
 
 import isometry
 from isometry.measurement.calibration import LENGTHS
-from isometry.spectra import Matrices, bidiagonalize, probes, singular_vectors, student_quantile
+from isometry.spectra import (
+    Matrices,
+    bidiagonalize,
+    bracketed_half_width,
+    probes,
+    singular_vectors,
+    student_quantile,
+)
 from isometry.trials import script
 from isometry.trials.script import Row
 from isometry.trials.subjects import Scaled, resnet_56
@@ -62,6 +69,12 @@ def network(name: str) -> tuple[nn.Module, Callable[[int, int], Tensor]]:
     }  # fmt: skip
     net, shape = nets[name]
     return net, lambda count, seed: torch.randn(count, *shape, generator=torch.Generator().manual_seed(seed))
+
+
+def joined(reach: float, half: float) -> float:
+    """Return the half-width of an interval around brackets of this half-width, whose ends have intervals that reach so far."""
+    deviation, bracket = (torch.tensor(value, dtype=torch.float64) for value in (reach / 1.96, half))
+    return float(bracketed_half_width(deviation, bracket))
 
 
 @dataclass
@@ -127,7 +140,7 @@ class Known:
             variance += self.near(steps)[0] / each if each else 0.0
             error += self.calibration(steps, pilot, 8 if exactly else 2) if short else 0.0
         half = float((found.upper - found.lower).mean()) / 2 / self.mean
-        return math.hypot(student_quantile(count) * math.sqrt(variance), error) / count + half
+        return joined(math.hypot(student_quantile(count) * math.sqrt(variance), error) / count, half)
 
     def best_exact(self, budget: int) -> float:
         """Return the half-width that exact samples give, at least 8 of them."""
@@ -149,7 +162,7 @@ class Known:
                     variance = count * self.variance + pilot * noise / 2 + short * self.runs[steps][0] / each
                     error = short * self.calibration(steps, pilot, 2) if pilot else 0.0
                     wide = math.hypot(student_quantile(count) * math.sqrt(variance), error) / count
-                    best = min(best, wide + (half if pilot else self.runs[steps][1]))
+                    best = min(best, joined(wide, half if pilot else self.runs[steps][1]))
         return best
 
 

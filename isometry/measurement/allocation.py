@@ -12,7 +12,7 @@ from torch import Tensor
 from isometry.measurement.brackets import Brackets
 from isometry.measurement.calibration import Calibration
 from isometry.measurement.jacobian import CHECK
-from isometry.spectra import student_quantile
+from isometry.spectra import bracketed_half_width, bracketed_quantile, student_quantile
 
 __all__ = ["Option", "Prospect", "Route", "allocate", "allocate_to_reach", "between_samples", "routes"]
 
@@ -109,9 +109,10 @@ class Prospect:
     def half_widths(self, options: Sequence[Option]) -> Tensor:
         """Return the expected half-widths of the interval after the samples of each option: [options].
 
-        t sqrt(V + W) / n, joined in squares by the error of calibration, plus the half-width of brackets: n samples with
-        variance V between them and W of their probes. As V is not known, its mean over `between` plus one standard
-        deviation: products spent on a wrong guess do not come back. Infinite for fewer than two samples.
+        t sqrt(V + W) / n, joined in squares by the error of calibration, around brackets of a half-width (see
+        `bracketed_quantile`): n samples with variance V between them and W of their probes. As V is not known, its mean over
+        `between` plus one standard deviation: products spent on a wrong guess do not come back. Infinite for fewer than two
+        samples.
         """
         found = self.brackets
         middle, noise, shared = float(found.middle.mean()), float(found.noise.sum()), float(found.shared.sum())
@@ -135,10 +136,10 @@ class Prospect:
         variances, weights = self.between
         quantiles = torch.tensor([student_quantile(max(2, int(count))) for count in counts], dtype=torch.float64)
         reach = quantiles[:, None].square() * (counts[:, None] * variances + noises[:, None]).clamp_min(1e-300)
-        sides = (reach + errors[:, None].square()).sqrt()
+        sides = bracketed_half_width((reach + errors[:, None].square()).sqrt() / 1.96, halves[:, None])
         mean = sides @ weights
         deviation = (sides.square() @ weights - mean.square()).clamp_min(0).sqrt()
-        return torch.where(counts < 2, math.inf, (mean + deviation + halves) / counts)
+        return torch.where(counts < 2, math.inf, (mean + deviation) / counts)
 
 
 def allocate(
@@ -190,10 +191,12 @@ def allocate_to_reach(choices: Iterable[Route], prospect: Prospect, half_width: 
 
     def products(route: Route) -> tuple[float, float]:
         error = 0.0 if route.calibration is None else mean * route.calibration.error
-        room = max(half_width - route.half, 0.0) ** 2 - error**2
-        if room <= 0:
+        left = max(half_width - route.half, 1e-300)
+        quantile = float(bracketed_quantile(torch.tensor(1.8 * route.half / left).double()))
+        room = (left / quantile) ** 2 - (error / 1.96) ** 2
+        if room <= 0 or half_width <= route.half:
             return math.inf, math.hypot(route.half, error)
-        count = max(least, math.ceil(4 * (variance + route.noise) / room))
+        count = max(least, math.ceil(1.04 * (variance + route.noise) / room))
         return float(route.price) * max(1, count - measured), 0.0
 
     return min(choices, key=products)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -78,15 +78,5 @@ class Brackets:
 
     @property
     def estimate(self) -> Estimate:
-        """The mean with its error: that of samples and probes, joined by brackets (added) and calibration (in squares)."""
-        found, shared = mean_with_error(self.middle, self.lower, self.upper), float(self.shared.mean())
-        low, high = found.interval
-        if not shared > 0:
-            return found
-        return replace(
-            found,
-            interval=(
-                found.value - math.hypot(found.value - low, shared),
-                found.value + math.hypot(high - found.value, shared),
-            ),
-        )
+        """The mean with its error: of samples and probes, and of calibration, which joins them in squares, around the brackets."""
+        return mean_with_error(self.middle, self.lower, self.upper, shared=float(self.shared.mean()))

@@ -6,7 +6,13 @@ from isometry.spectra.convolution import Convolution, circular
 from isometry.spectra.estimate import Bound, Estimate, mean_with_error
 from isometry.spectra.exact import RESOLUTION, exact, row_singular_values, singular_values, singular_vectors
 from isometry.spectra.golub_kahan import Bidiagonal, bidiagonalize, probes
-from isometry.spectra.intervals import bracketed_half_width, confidence_interval, skewness, student_quantile
+from isometry.spectra.intervals import (
+    bracketed_half_width,
+    bracketed_quantile,
+    confidence_interval,
+    skewness,
+    student_quantile,
+)
 from isometry.spectra.operator import Matrices, Operator
 from isometry.spectra.spectrum import Spectrum
 
@@ -22,6 +28,7 @@ __all__ = [
     "Spectrum",
     "bidiagonalize",
     "bracketed_half_width",
+    "bracketed_quantile",
     "circular",
     "confidence_interval",
     "exact",

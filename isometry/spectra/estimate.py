@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 
 from torch import Tensor
 
-from isometry.spectra.intervals import choose_rule, confidence_interval
+from isometry.spectra.intervals import choose_rule, confidence_interval, confidence_of_ends
 
 __all__ = ["Bound", "Estimate", "mean_with_error"]
+
+_TWO_SIDED = NormalDist().inv_cdf(0.975)
 
 
 class Bound(float):
@@ -59,7 +62,12 @@ class Estimate:
 
 
 def mean_with_error(
-    units: Tensor, low: Tensor | None = None, high: Tensor | None = None, *, confidence: float = 0.95
+    units: Tensor,
+    low: Tensor | None = None,
+    high: Tensor | None = None,
+    *,
+    shared: float = 0.0,
+    confidence: float = 0.95,
 ) -> Estimate:
     """Return the mean of independent `units` [B] with its standard error and confidence interval.
 
@@ -68,20 +76,27 @@ def mean_with_error(
     Args:
         units: [B], one number per unit.
         low: [B], lower bounds of the units' true values, where `units` are estimates inside brackets.
-        high: [B], upper bounds likewise. The interval then reaches from the lower end of the interval of `low` to the
-            upper end of that of `high`.
+        high: [B], upper bounds likewise. The interval then reaches from the lower end of an interval of `low` to the
+            upper end of one of `high`, both of the confidence that makes the whole hold; see `intervals.confidence_of_ends`.
+        shared: half-width of the 95 % interval of an error that all units have in common; it joins that of the mean in squares.
         confidence: of the interval.
     """
     count = len(units)
     value = float(units.mean())
     if count < 2:
         return Estimate(value, math.nan, (math.nan, math.nan), count)
-    rule = choose_rule(units)
+    rule, sem = choose_rule(units), float(units.std()) / math.sqrt(count)
     low, high = units if low is None else low, units if high is None else high
     if rule == "cox" and not bool((low > 0).all()):
         rule = "student"
-    interval = (
-        confidence_interval(low, confidence=confidence, rule=rule)[0],
-        confidence_interval(high, confidence=confidence, rule=rule)[1],
+    half = float((high - low).mean()) / 2
+    each = confidence_of_ends(half / max(math.hypot(sem, shared / _TWO_SIDED), 1e-300), count, confidence)
+    ends = (
+        confidence_interval(low, confidence=each, rule=rule)[0],
+        confidence_interval(high, confidence=each, rule=rule)[1],
     )
-    return Estimate(value, float(units.std()) / math.sqrt(count), interval, count, rule)
+    if shared > 0:
+        reach = shared * NormalDist().inv_cdf((1 + each) / 2) / _TWO_SIDED
+        means = float(low.mean()), float(high.mean())
+        ends = means[0] - math.hypot(means[0] - ends[0], reach), means[1] + math.hypot(ends[1] - means[1], reach)
+    return Estimate(value, sem, ends, count, rule)

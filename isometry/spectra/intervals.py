@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import math
-from functools import cache
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-__all__ = ["bracketed_half_width", "choose_rule", "confidence_interval", "skewness", "student_quantile"]
+__all__ = [
+    "bracketed_half_width",
+    "bracketed_quantile",
+    "choose_rule",
+    "confidence_interval",
+    "confidence_of_ends",
+    "skewness",
+    "student_quantile",
+]
 
 _COX_BELOW = 8
 """With fewer units than this, positive units are always taken on the log scale: skewness cannot be seen in so few."""
 
 
-@cache
+@lru_cache(maxsize=10_000)
 def student_quantile(count: int, confidence: float = 0.95) -> float:
     """Return Student's two-sided quantile for the mean of `count` units, at least 2: 12.7 for 2 units at 95 %."""
     from scipy import special  # takes a fifth of a second to import
@@ -23,24 +31,58 @@ def student_quantile(count: int, confidence: float = 0.95) -> float:
 
 
 def bracketed_half_width(deviation: Tensor, half: Tensor) -> Tensor:
-    """Return the half-width w of the 95 % interval around the middle of a bracket whose ends are normal estimates.
+    """Return the half-width of the 95 % interval around the middle of a bracket whose ends are normal estimates: h + C s.
 
-    The truth lies anywhere between the two ends' means; with the same error of standard deviation s in both ends, and h the half
-    of their distance, w = h + C s holds it in 95 % of all cases wherever it lies, if Phi(C + 2h / s) - Phi(-C) = 0.95. C falls from
-    1.96 where h is 0 to 1.645 where h is large, as the truth can then be missed on one side only.
+    Args:
+        deviation: s, the standard deviation of the error that both ends have, float64, of any shape.
+        half: h, half the distance of the ends' means, of the same shape.
+    """
+    return half + bracketed_quantile(half / deviation.clamp_min(1e-300)) * deviation
+
+
+def bracketed_quantile(ratio: Tensor) -> Tensor:
+    """Return how many standard deviations C around a bracket hold the truth in 95 % of all cases, wherever in it the truth lies.
+
+    Phi(C + 2h / s) - Phi(-C) = 0.95: C falls from 1.96 where h is 0 to 1.645 where h is large, as the truth can then be missed
+    on one side only.
 
     Source: Imbens & Manski, Econometrica 72 (2004), 1845-1857.
 
     Args:
-        deviation: s, float64, of any shape.
-        half: h, of the same shape.
+        ratio: h / s, half the length of the bracket over the standard deviation of its ends, float64, of any shape.
     """
-    twice = 2 * half / deviation.clamp_min(1e-300)
-    quantile = torch.full_like(twice, 1.645)
+    quantile = torch.full_like(ratio, 1.645)
     for _ in range(6):  # Newton's method, from below the root of a concave function
-        missing = 0.95 - torch.special.ndtr(quantile + twice) + torch.special.ndtr(-quantile)
-        quantile = quantile + missing / (_density(quantile + twice) + _density(quantile))
-    return half + quantile * deviation
+        missing = 0.95 - torch.special.ndtr(quantile + 2 * ratio) + torch.special.ndtr(-quantile)
+        quantile = quantile + missing / (_density(quantile + 2 * ratio) + _density(quantile))
+    return quantile
+
+
+def confidence_of_ends(ratio: float, count: int, confidence: float = 0.95) -> float:
+    """Return how confident the two-sided intervals of a bracket's ends must be for the whole to hold the truth with `confidence`.
+
+    The whole reaches from the lower end of the one to the upper end of the other, and holds the truth wherever in the bracket it
+    lies: `bracketed_quantile` with Student's distribution. It falls from `confidence` for a bracket without length to
+    2 confidence - 1 for a long one.
+
+    Args:
+        ratio: half the length of the bracket over the standard error of its ends.
+        count: how many units the standard error is estimated from, at least 2.
+        confidence: wanted.
+    """
+    from scipy import special  # takes a fifth of a second to import
+
+    lowest, highest = max(2 * confidence - 1, 0.0), confidence
+    if not ratio > 0:
+        return highest
+    for _ in range(30):
+        middle = (lowest + highest) / 2
+        near = student_quantile(count, middle)
+        if (1 - middle) / 2 + float(special.stdtr(count - 1, -near - 2 * ratio)) > 1 - confidence:
+            lowest = middle
+        else:
+            highest = middle
+    return highest
 
 
 def _density(x: Tensor) -> Tensor:

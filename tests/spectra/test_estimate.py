@@ -25,3 +25,32 @@ def test_the_error_of_one_sample_is_unknown() -> None:
 @pytest.mark.parametrize("count", [2, 3, 10, 64, 5000])
 def test_the_quantile_is_that_of_students_distribution(count: int) -> None:
     assert student_quantile(count) == stats.t.ppf(0.975, count - 1)
+
+
+@pytest.mark.parametrize("count", [2, 8, 32])
+@pytest.mark.parametrize("half", [0.0, 0.3, 1.0, 5.0])  # standard errors of the mean
+@pytest.mark.parametrize("shared", [0.0, 1.0])  # likewise, of an error that all units have in common
+def test_intervals_around_brackets_hold_the_truth_at_either_end_and_no_more(
+    count: int, half: float, shared: float
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    repeats = 2000
+    units = torch.randn(repeats, count, generator=generator, dtype=torch.float64)
+    common = shared * torch.randn(repeats, 1, generator=generator, dtype=torch.float64) / math.sqrt(count)
+    bracket = half / math.sqrt(count)
+    for place in (-1, 0, 1):
+        held = 0
+        for each in units + common + place * bracket - 100:  # not positive: none is taken on the log scale
+            low, high = mean_with_error(
+                each, each - bracket, each + bracket, shared=1.96 * shared / math.sqrt(count)
+            ).interval
+            held += low <= -100 <= high
+        at_least = 0.935
+        at_most = 0.975 if place and not shared else 1.0  # Student's quantile is too much for the error in common
+        assert at_least < held / repeats <= at_most, (place, held / repeats)
+
+
+def test_the_interval_around_a_long_bracket_is_one_sided_at_either_end() -> None:
+    units = torch.randn(20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = mean_with_error(units, units - 100, units + 100)
+    assert found.interval[1] == pytest.approx(found.value + 100 + stats.t.ppf(0.95, 19) * found.sem, abs=1e-6)
