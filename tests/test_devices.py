@@ -19,8 +19,8 @@ from isometry.training.capture import capture_steps
 from isometry.trials import Trial, describe_origin, run
 from isometry.trials.manner import Manner
 from isometry.trials.runner import run_tables
+from tests.architectures import WORKS
 from tests.fake_cuda import fake_cuda
-from tests.models import WORKS
 
 
 def residual() -> nn.Module:

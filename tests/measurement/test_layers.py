@@ -14,7 +14,8 @@ from torch.utils.checkpoint import checkpoint
 from isometry import Report, measure, networks
 from isometry.measurement.layers import operator_statistics, select_layers
 from isometry.spectra import orthogonal
-from tests.models import Wired, batch_norm_net, checkpointed, last_state
+from tests.architectures import checkpointed
+from tests.models import Wired, batch_norm_net, last_state
 from tests.references import slow_singular_values
 
 

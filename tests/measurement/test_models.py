@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
 from isometry import measure
-from tests.models import WORKS
+from tests.architectures import WORKS
 from tests.references import assert_spectrum, slow_singular_values
 
 

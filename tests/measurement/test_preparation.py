@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
 from isometry import measure
-from tests.models import Wired, checkpointed
+from tests.architectures import checkpointed
+from tests.models import Wired
 from tests.references import assert_spectrum, slow_mean_jsv, slow_singular_values
 
 

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 import isometry
 from isometry import L1, TPP, Random, prune
 from isometry.surgery import trace
-from tests.models import WORKS, ViT
+from tests.architectures import WORKS
+from tests.models import ViT
 from tests.references import masked_by
 
 X = torch.randn(3, 5, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
