@@ -190,7 +190,11 @@ def main() -> None:
     output = script.Output.of("depth", options)
     if not options.redraw:
         named = trials(options.ratio, 1 if options.quick else options.seeds, options.quick)
-        output.write(*output.run_trials([trial for _, trial in named], [labels for labels, _ in named]))
+        output.write(
+            *output.run_trials(
+                [trial for _, trial in named], [labels for labels, _ in named], fixed=("dataset", "ratio")
+            )
+        )
     output.publish(draw, tables)
 
 

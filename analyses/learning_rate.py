@@ -186,7 +186,7 @@ def main() -> None:
                 each for seed in range(seeds) for each in trials(network, seed, options.ratio, options.quick).items()
             ]
             labels = [{"method": method} for (method, _), _ in named]
-            output.write_network(*output.run_trials([trial for _, trial in named], labels))
+            output.write_network(*output.run_trials([trial for _, trial in named], labels, fixed=("dataset", "ratio")))
     output.publish(draw, tables)
 
 

@@ -192,7 +192,7 @@ def allocate_to_reach(choices: Iterable[Route], prospect: Prospect, half_width: 
     def products(route: Route) -> tuple[float, float]:
         error = 0.0 if route.calibration is None else mean * route.calibration.error
         left = max(half_width - route.half, 1e-300)
-        quantile = float(bracketed_quantile(torch.tensor(1.8 * route.half / left).double()))
+        quantile = float(bracketed_quantile(torch.tensor(1.8 * route.half / left, dtype=torch.float64)))
         room = (left / quantile) ** 2 - (error / 1.96) ** 2
         if room <= 0 or half_width <= route.half:
             return math.inf, math.hypot(route.half, error)

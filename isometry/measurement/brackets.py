@@ -74,7 +74,8 @@ class Brackets:
         """How far the mean of the middles may lie from that of all singular values of these samples, with 95 % confidence."""
         parts = self.components
         deviation = math.hypot(parts["probes"], parts["calibration"] / 1.96)
-        return float(bracketed_half_width(torch.tensor(deviation).double(), torch.tensor(parts["quadrature"]).double()))
+        ends = torch.tensor([deviation, parts["quadrature"]], dtype=torch.float64)
+        return float(bracketed_half_width(ends[0], ends[1]))
 
     @property
     def estimate(self) -> Estimate:

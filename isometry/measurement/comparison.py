@@ -154,5 +154,5 @@ def _difference(name: str, report: Report, first_name: str, first: Report, confi
         )
     if report is first:
         return mean_with_error(means - first_means, confidence=confidence)
-    (low, high), (first_low, first_high) = ratios.bounds_of(report), ratios.bounds_of(first)
+    (low, high), (first_low, first_high) = (ratios.bounds_of(each, confidence) for each in (report, first))
     return mean_with_error(means - first_means, low - first_high, high - first_low, confidence=confidence)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from isometry.measurement.verdict import describe_ratio
-from isometry.spectra import Estimate, mean_with_error
+from isometry.spectra import Estimate, mean_with_error, normal_quantile
 
 if TYPE_CHECKING:
     from isometry.measurement.report import Report
@@ -65,7 +65,7 @@ def ratio_estimates(report: Report, reference: Report, confidence: float = 0.95)
 
     The second is nan where a sample of the reference has JSVs of 0.
     """
-    bounds, reference_bounds = bounds_of(report), bounds_of(reference)
+    bounds, reference_bounds = bounds_of(report, confidence), bounds_of(reference, confidence)
     ratio = paired_ratio(report.sample_means, reference.sample_means, bounds, reference_bounds, confidence=confidence)
     (low, high), (reference_low, reference_high) = bounds, reference_bounds
     if not bool((reference_low > 0).all()):
@@ -85,12 +85,13 @@ def ratio_statistics(report: Report, reference: Report, confidence: float = 0.95
     return columns | {"verdict": describe_ratio(report, estimates["ratio"])}
 
 
-def bounds_of(report: Report) -> _Bounds:
-    """Return bounds [B] of every sample's mean."""
+def bounds_of(report: Report, confidence: float = 0.95) -> _Bounds:
+    """Return bounds [B] of every sample's mean, which hold what calibration says with this confidence."""
     if report.brackets is None:
         return report.sample_means, report.sample_means
     found = report.brackets
-    return found.lower - found.shared, found.upper + found.shared
+    shared = found.shared * normal_quantile(confidence) / normal_quantile()
+    return found.lower - shared, found.upper + shared
 
 
 def with_reference(report: Report, reference: Report) -> Report:

@@ -10,6 +10,7 @@ from isometry.spectra.intervals import (
     bracketed_half_width,
     bracketed_quantile,
     confidence_interval,
+    normal_quantile,
     skewness,
     student_quantile,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "exact",
     "laws",
     "mean_with_error",
+    "normal_quantile",
     "orthogonal",
     "probes",
     "row_singular_values",

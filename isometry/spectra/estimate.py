@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from statistics import NormalDist
 
 from torch import Tensor
 
-from isometry.spectra.intervals import choose_rule, confidence_interval, confidence_of_ends
+from isometry.spectra.intervals import (
+    choose_rule,
+    confidence_interval,
+    confidence_of_ends,
+    misses_evenly,
+    normal_quantile,
+)
 
 __all__ = ["Bound", "Estimate", "mean_with_error"]
-
-_TWO_SIDED = NormalDist().inv_cdf(0.975)
 
 
 class Bound(float):
@@ -77,7 +80,8 @@ def mean_with_error(
         units: [B], one number per unit.
         low: [B], lower bounds of the units' true values, where `units` are estimates inside brackets.
         high: [B], upper bounds likewise. The interval then reaches from the lower end of an interval of `low` to the
-            upper end of one of `high`, both of the confidence that makes the whole hold; see `intervals.confidence_of_ends`.
+            upper end of one of `high`. Their confidence is what makes the whole hold (see `intervals.confidence_of_ends`); for
+            skewed units, which are missed on one side much more often, the full one.
         shared: half-width of the 95 % interval of an error that all units have in common; it joins that of the mean in squares.
         confidence: of the interval.
     """
@@ -86,17 +90,19 @@ def mean_with_error(
     if count < 2:
         return Estimate(value, math.nan, (math.nan, math.nan), count)
     rule, sem = choose_rule(units), float(units.std()) / math.sqrt(count)
+    evenly = misses_evenly(units, rule)
     low, high = units if low is None else low, units if high is None else high
     if rule == "cox" and not bool((low > 0).all()):
         rule = "student"
     half = float((high - low).mean()) / 2
-    each = confidence_of_ends(half / max(math.hypot(sem, shared / _TWO_SIDED), 1e-300), count, confidence)
+    ratio = half / max(math.hypot(sem, shared / normal_quantile()), 1e-300)
+    each = confidence_of_ends(ratio, count, confidence) if evenly else confidence
     ends = (
         confidence_interval(low, confidence=each, rule=rule)[0],
         confidence_interval(high, confidence=each, rule=rule)[1],
     )
     if shared > 0:
-        reach = shared * NormalDist().inv_cdf((1 + each) / 2) / _TWO_SIDED
+        reach = shared * normal_quantile(each) / normal_quantile()
         means = float(low.mean()), float(high.mean())
         ends = means[0] - math.hypot(means[0] - ends[0], reach), means[1] + math.hypot(ends[1] - means[1], reach)
     return Estimate(value, sem, ends, count, rule)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from statistics import NormalDist
 
 import torch
 from torch import Tensor
@@ -14,9 +15,14 @@ __all__ = [
     "choose_rule",
     "confidence_interval",
     "confidence_of_ends",
+    "misses_evenly",
+    "normal_quantile",
     "skewness",
     "student_quantile",
 ]
+
+_SKEWED = 0.1
+"""Variance of the logarithms above which positive units miss the mean of lognormal ones much more often on one side than on the other."""
 
 _COX_BELOW = 8
 """With fewer units than this, positive units are always taken on the log scale: skewness cannot be seen in so few."""
@@ -30,13 +36,19 @@ def student_quantile(count: int, confidence: float = 0.95) -> float:
     return float(special.stdtrit(count - 1, (1 + confidence) / 2))
 
 
+def normal_quantile(confidence: float = 0.95) -> float:
+    """Return the normal distribution's two-sided quantile: 1.96 at 95 %."""
+    return NormalDist().inv_cdf((1 + confidence) / 2)
+
+
 def bracketed_half_width(deviation: Tensor, half: Tensor) -> Tensor:
     """Return the half-width of the 95 % interval around the middle of a bracket whose ends are normal estimates: h + C s.
 
     Args:
-        deviation: s, the standard deviation of the error that both ends have, float64, of any shape.
-        half: h, half the distance of the ends' means, of the same shape.
+        deviation: s, the standard deviation of the error that both ends have, of any shape.
+        half: h, half the distance of the ends' means, of the same shape; taken as 0 where rounding makes it negative.
     """
+    half, deviation = half.double().clamp_min(0), deviation.double()
     return half + bracketed_quantile(half / deviation.clamp_min(1e-300)) * deviation
 
 
@@ -132,6 +144,11 @@ def choose_rule(units: Tensor) -> str:
         if lognormal > normal and abs(skewness(logs)) <= limit:
             return "cox"
     return "hall" if count >= _COX_BELOW and abs(skewness(units.double())) > limit else "student"
+
+
+def misses_evenly(units: Tensor, rule: str) -> bool:
+    """Whether intervals by a rule of `choose_rule` miss about as often on either side, as those of units that are not skewed do."""
+    return rule == "student" or (rule == "cox" and float(units.double().log().var()) <= _SKEWED)
 
 
 def _student(units: Tensor, quantile: float) -> tuple[float, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
@@ -31,24 +31,33 @@ class Written:
     table: pd.DataFrame
     origin: dict[str, Any]
 
-    def has(self, trial: Trial, label: Mapping[str, Any]) -> bool:
+    def has(self, trial: Trial, label: Mapping[str, Any], fixed: Sequence[str] = ("dataset",)) -> bool:
         """Whether the table has a trial, with the columns of its label.
 
         Args:
             trial: one that was run under the same settings, whichever the version of isometry.
             label: {column: value}, written as numbers of six digits.
+            fixed: columns, of the trial's attributes, that have one value in the whole table.
 
         Raises:
-            ValueError: under this name and label the table has a trial of other settings, with which this one would be mixed.
+            ValueError: under this name and label the table has a trial of other settings, with which this one would be mixed; or
+                all its trials have another value in a fixed column.
         """
+        for column in fixed:
+            own = trial.dataset_name if column == "dataset" else getattr(trial, column)
+            if others := sorted(set(self.table[column].map(_text)) - {_text(own)}):
+                raise ValueError(
+                    f"its rows have the {column} {', '.join(others)}, this command {_text(own)}; give them the same, or name "
+                    "another folder, e.g. --out runs/extended"
+                )
         names = self._names_of(label)
         if self._name(trial) in names:
             return True
         alike = re.compile(re.escape(trial.key) + "(-[0-9a-f]{8})?")
         if mixed := [name for name in names if alike.fullmatch(name)]:
             raise ValueError(
-                f"its trial {mixed[0]} was run with other settings than this command would, as `settings` in its .json show; run "
-                "without --extend, or name another folder, e.g. --out runs/extended"
+                f"its trial {mixed[0]} was run with other settings than this command would{self._difference(trial)}; name another "
+                "folder, e.g. --out runs/extended"
             )
         return False
 
@@ -65,6 +74,15 @@ class Written:
             return None
         names = set(self.table["trial"])
         return next((name for name in (_digested(trial), trial.key) if name in names), None)
+
+    def _difference(self, trial: Trial) -> str:
+        """Return the settings in which the trial of that name here differs, in brackets."""
+        settings: dict[str, Any] = self.origin["settings"]
+        own = plan_stages(trial)[-1].settings
+        for folder, other in settings.items():
+            if folder[:-9] == trial.key:
+                return f" ({', '.join(name for name in {**own, **other} if own.get(name) != other.get(name))})"
+        return ", or its .json is older than it, which lacks them"
 
     def _names_of(self, label: Mapping[str, Any]) -> list[str]:
         """Return the trials with these columns."""
@@ -92,15 +110,32 @@ def read_written(csv: Path, network: str) -> Written | None:
     if not provenance.exists():
         raise ValueError(f"{provenance}, which tells its trials' settings, is not beside it; run without --extend")
     table, origin = read_table(csv), json.loads(provenance.read_text())
-    if "networks" not in origin:
+    if "networks" in origin:
+        if network not in origin["networks"]:
+            return None
+        table, origin = table[table["network"] == network], origin["networks"][network]
+    return _without_failures(table, origin)
+
+
+def _without_failures(table: pd.DataFrame, origin: dict[str, Any]) -> Written | None:
+    """Return what is left without the trials that failed, which are to be tried again; None where nothing is."""
+    if "error" not in table.columns or not table["error"].notna().any():
         return Written(table, origin)
-    if network not in origin["networks"]:
-        return None
-    return Written(table[table["network"] == network], origin["networks"][network])
+    names = set(table.loc[table["error"].notna(), "trial"])
+    table = table[~table["trial"].isin(names)].drop(columns="error")
+    settings = {
+        folder: each for folder, each in origin["settings"].items() if not {folder, folder[:-9]} & names
+    }  # a trial is called by its folder, or by that without the digest
+    left = {name: value for name, value in origin.items() if name != "failed"}
+    return (
+        Written(table, {**left, "settings": settings, "trials": origin["trials"] - len(names)}) if len(table) else None
+    )
 
 
 def join_origins(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
     """Return the provenance of two sets of trials as that of one: counts and seconds add up, lists hold every entry once.
+
+    A stage that trials of both share, and that was not computed again, is counted in the seconds of both.
 
     Args:
         first: as `describe_origin` returns it.
@@ -118,7 +153,7 @@ def join_origins(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[st
             joined[name] = before | value
         elif isinstance(value, int | float):
             joined[name] = round(before + value, 1)
-        elif value != before:
+        elif value not in before.split("; "):
             joined[name] = f"{before}; {value}"
     return joined
 

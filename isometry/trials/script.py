@@ -19,7 +19,7 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,12 @@ class Output:
         return self.folder / f"{self.name}.{suffix}"
 
     def run_trials(
-        self, trials: Sequence[Trial], labels: Sequence[Row] | None = None, *, ranks: Sequence[int] | None = None
+        self,
+        trials: Sequence[Trial],
+        labels: Sequence[Row] | None = None,
+        *,
+        ranks: Sequence[int] | None = None,
+        fixed: Sequence[str] = ("dataset",),
     ) -> tuple[pd.DataFrame, dict[str, Any]]:
         """Run trials, each stage once; return the table of those that are finished, and its provenance.
 
@@ -100,13 +105,18 @@ class Output:
             trials: what to run.
             labels: further columns of every trial's rows.
             ranks: trials of a lower rank come first.
+            fixed: columns that have one value in the table; another one is not added.
         """
         labels = labels or [{}] * len(trials)
-        written, lacking = self._read_written(trials, labels)
+        written, lacking = self._read_written(trials, labels, fixed)
+        if written and not any(lacking):
+            return written.table, written.origin
         run, own = list(itertools.compress(trials, lacking)), itertools.compress(labels, lacking)
-        tables = self._run_tables(run, ranks if ranks is None else list(itertools.compress(ranks, lacking)))
-        ended = zip(run, tables, own, strict=True)
-        kept = [(trial, table.assign(**label)) for trial, table, label in ended if len(table)]
+        with self._manner(ranks if ranks is None else list(itertools.compress(ranks, lacking))) as how:
+            tables = run_tables(run, how, "run")
+        kept = [
+            (trial, table.assign(**label)) for trial, table, label in zip(run, tables, own, strict=True) if len(table)
+        ]
         if remaining := [trial.key for trial, table in zip(run, tables, strict=True) if not len(table)]:
             print(
                 f"{len(kept)} of {len(run)} trials are finished. The same command goes on with {join_names(remaining)}."
@@ -119,19 +129,19 @@ class Output:
         parts = [written.table, *(written.rename(*each) for each in kept)]
         return pd.concat(parts, ignore_index=True), join_origins(written.origin, origin)
 
-    def _run_tables(self, trials: Sequence[Trial], ranks: Sequence[int] | None) -> list[pd.DataFrame]:
-        """Return the table of each trial, empty where time ended before it did."""
+    @contextlib.contextmanager
+    def _manner(self, ranks: Sequence[int] | None) -> Iterator[Manner]:
+        """Lend how trials are run, with a connection to the cluster where there is one."""
         options, device = self.options, getattr(self.options, "device", "cpu")
-        jobs = options.jobs or (1 if options.quick else None)  # processes start longer than tiny trials take
         with contextlib.ExitStack() as stack:
             try:
                 check_writable(options.runs)
                 client = stack.enter_context(connect(options.cluster))
             except OSError as error:
                 raise SystemExit(str(error)) from error
-            how = Manner(
+            yield Manner(
                 options.runs,
-                jobs,
+                options.jobs or (1 if options.quick else None),  # processes start longer than tiny trials take
                 device,
                 progress=True,
                 client=client,
@@ -139,20 +149,23 @@ class Output:
                 deadline=options.deadline,
                 ranks=ranks,
             )
-            return run_tables(trials, how, "run")
 
-    def _read_written(self, trials: Sequence[Trial], labels: Sequence[Row]) -> tuple[Written | None, list[bool]]:
+    def _read_written(
+        self, trials: Sequence[Trial], labels: Sequence[Row], fixed: Sequence[str]
+    ) -> tuple[Written | None, list[bool]]:
         """Return the table that --extend adds to, and of each trial whether it lacks it."""
         if not getattr(self.options, "extend", False) or not trials:
             return None, [True] * len(trials)
-        csv = self.path("csv")
+        csv, network = self.path("csv"), labels[0].get("network", trials[0].network_name)
         try:
-            written = read_written(csv, labels[0].get("network", trials[0].network_name))
-            lacking = [not (written and written.has(*pair)) for pair in zip(trials, labels, strict=True)]
+            written = read_written(csv, network)
+            lacking = [not (written and written.has(*pair, fixed)) for pair in zip(trials, labels, strict=True)]
         except ValueError as error:
             raise SystemExit(f"--extend got {csv}: {error}") from error
         if written:
             print(f"{lacking.count(False)} of {len(trials)} trials are in {csv}, whose rows are kept.")
+        else:
+            print(f"--extend found no trials of {network} in {csv}; all {len(trials)} are run.")
         return written, lacking
 
     def write(self, table: pd.DataFrame, origin: dict[str, Any]) -> None:

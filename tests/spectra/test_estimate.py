@@ -54,3 +54,19 @@ def test_the_interval_around_a_long_bracket_is_one_sided_at_either_end() -> None
     units = torch.randn(20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     found = mean_with_error(units, units - 100, units + 100)
     assert found.interval[1] == pytest.approx(found.value + 100 + stats.t.ppf(0.95, 19) * found.sem, abs=1e-6)
+
+
+@pytest.mark.parametrize(("sigma", "count"), [(1.0, 4), (1.0, 30), (0.3, 4), (0.5, 7)])
+def test_intervals_of_skewed_units_in_brackets_hold_about_as_often_as_without(sigma: float, count: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    units = torch.randn(2000, count, generator=generator, dtype=torch.float64).mul(sigma).exp()
+    truth = math.exp(sigma**2 / 2)
+    half = float(units.mean(1).std()) / truth  # of brackets, as a share
+    known = held = 0
+    for each in units:  # at the upper end of its bracket, where the truth is missed most often
+        low, high = mean_with_error(each).interval
+        known += low <= truth <= high
+        middle = each / (1 + half)
+        low, high = mean_with_error(middle, middle * (1 - half), each).interval
+        held += low <= truth <= high
+    assert held > known - 0.02 * 2000, (held, known)

@@ -73,3 +73,9 @@ def test_errors_of_brackets_and_probes_hold_the_truth_wherever_it_lies() -> None
     assert reach[0] == pytest.approx(1.959964)
     assert reach[2] == pytest.approx(5 + 1.644854)
     assert reach[4:].tolist() == pytest.approx([1, 0])
+
+
+def test_brackets_turned_round_by_rounding_have_no_length() -> None:
+    zero = torch.tensor(0.0)
+    assert float(bracketed_half_width(zero, zero)) == 0
+    assert float(bracketed_half_width(zero.double(), torch.tensor(-1e-16))) == 0

@@ -10,7 +10,7 @@ import pytest
 
 from isometry import Recipe
 from isometry.files import read_table
-from isometry.trials import run, runner, script
+from isometry.trials import run, runner, script, stages
 from isometry.trials.extension import join_origins, read_written
 from tests.trials.examples import trial
 
@@ -76,7 +76,9 @@ def test_a_trial_under_another_label_is_run_and_one_of_other_settings_is_not_mix
     )
     third = output(monkeypatch, tmp_path, "runs", "--extend")
     assert len(third.run_trials([longer], [{"budget": 3}])[0]) == len(table)
-    with pytest.raises(SystemExit, match=r"--extend got .*name\.csv: its trial mlp-7-linear/.* was run with other set"):
+    with pytest.raises(
+        SystemExit, match=r"--extend got .*name\.csv: its trial mlp-7.* was run with other set.* \(finetune\)"
+    ):
         third.run_trials([longer], [{"budget": 2}])
 
 
@@ -127,4 +129,52 @@ def test_provenances_add_up() -> None:
         "settings": {"k": 1, "l": 2}, "devices": ["gpu"],
     }  # fmt: skip
     assert join_origins(first, first)["machine"] == "x"
+    assert join_origins(join_origins(first, second), first)["machine"] == "x; y"
     json.dumps(join_origins(first, second))
+
+
+@pytest.mark.parametrize(
+    ("other", "fixed", "message"),
+    [
+        ({"dataset": "mnist"}, ("dataset",), "its rows have the dataset digits, this command mnist"),
+        ({"ratio": 0.25}, ("dataset", "ratio"), r"its rows have the ratio 0\.5, this command 0\.25"),
+    ],
+)
+def test_trials_of_another_data_set_or_of_what_else_is_fixed_are_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, other: dict, fixed: tuple[str, ...], message: str
+) -> None:
+    first = output(monkeypatch, tmp_path, "runs")
+    first.write(*first.run_trials([trial()]))
+    with pytest.raises(SystemExit, match=message):
+        output(monkeypatch, tmp_path, "runs", "--extend").run_trials([trial(**other)], fixed=fixed)
+
+
+def test_what_failed_is_tried_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    wanted, fine_tune = [trial(finetune=None), trial()], stages.FineTuning.execute
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("no memory today")
+
+    monkeypatch.setattr(stages.FineTuning, "execute", fail)
+    first = output(monkeypatch, tmp_path, "runs")
+    with pytest.warns(UserWarning, match="no memory today"):
+        first.write(*first.run_trials(wanted))
+    assert first.read()[0]["error"].notna().any()
+    monkeypatch.setattr(stages.FineTuning, "execute", fine_tune)
+    second = output(monkeypatch, tmp_path, "runs", "--extend")
+    second.write(*second.run_trials(wanted))
+    whole = output(monkeypatch, tmp_path / "whole", "runs")
+    whole.write(*whole.run_trials(wanted))
+    table, origin = second.read()
+    pd.testing.assert_frame_equal(table, whole.read()[0])
+    assert (origin["trials"], origin.get("failed")) == (2, None)
+    assert set(origin["settings"]) == set(whole.read()[1]["settings"])
+
+
+def test_a_folder_without_the_table_is_said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output(monkeypatch, tmp_path, "runs", "--extend").run_trials([trial(finetune=None)])
+    assert (
+        f"--extend found no trials of mlp-7-linear in {tmp_path / 'name.csv'}; all 1 are run" in capsys.readouterr().out
+    )
