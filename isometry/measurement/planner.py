@@ -21,12 +21,14 @@ _TOLERANCE = 0.028  # half-width of a sample's bracket
 FEW = 8  # samples below which the errors of probes do not average out
 _FEW_TOLERANCE = 0.01  # of these: half-width of a sample's bracket
 _ACCURACY = 0.03  # and of the interval of the mean of all of them
+_FEW_BY_BUDGET = 0.06  # over √budget: the same, where a budget limits it and no accuracy is asked for
 _FEW_PRODUCTS = 1500  # per sample, that are spent on it unasked
 _BRACKET_SHARE = 0.08  # of a tolerance, for the half-width of brackets
 _BYTES = 2**29
 _FEWEST_EXACT = 12  # exact samples that a budget must buy for them to be a choice
 _EXACT_PILOT = 2  # samples
 _LONG_PILOT = 4  # samples
+_PILOT_TOLERANCE = 0.15  # over √budget: half-width of their brackets, small against the interval that the budget buys
 _LONG_STEPS = 24
 _PROBES = 2
 _OPEN = 5  # until so much of the budget is left, plans are looked at again
@@ -97,7 +99,7 @@ class Planner:
             most = min(most, (budget - PRODUCTS) // samples)
         elif self.options.method == "auto" and exact.price <= _FEW_PRODUCTS:
             otherwise = exact
-        tolerance = _FEW_TOLERANCE * accuracy / _ACCURACY if accuracy else self._long_tolerance
+        tolerance = _FEW_TOLERANCE * accuracy / _ACCURACY if accuracy else _FEW_BY_BUDGET / (budget or most) ** 0.5
         return ControlledKrylov(
             self.subject, self.generator, tolerance, accuracy, samples, most, otherwise, ranks=self.ranks
         )
@@ -125,12 +127,9 @@ class Planner:
     @property
     def _long_pilot(self) -> Krylov:
         """Long runs, their brackets small against the interval that is asked for, or that the budget may buy."""
-        return Krylov(self.subject, self.generator, _PROBES, self._long_tolerance, studied=True, ranks=self.ranks)
-
-    @property
-    def _long_tolerance(self) -> float:
         rtol, budget = self.options.rtol, self.options.budget
-        return 0.06 / budget**0.5 if budget is not None else _BRACKET_SHARE * (rtol or 1.0)
+        tolerance = _BRACKET_SHARE * (rtol or 1.0) if budget is None else _PILOT_TOLERANCE / budget**0.5
+        return Krylov(self.subject, self.generator, _PROBES, tolerance, studied=True, ranks=self.ranks)
 
     @property
     def _long_price(self) -> int:
