@@ -3,12 +3,12 @@
 One sample takes on average 58 products (four random convolutions) to 270 (VGG-16), single runs 54 to 382, where runs alone with certified
 brackets take 266 to 58,000 and all values 512 (VGG-16, whose last layer reads as many features) to 1,000; the aim of 60 is reached on the random
 convolutions only. 60 products tell the mean to 2.9 % there, to 5.2 to 8.4 % on the four other random networks and to 18 % on the trained one.
-Of 32 samples, 800 products give 1.1 to 3.2 % on the five random networks, and 12.6 % on the trained one.
+Of 32 samples, 800 products (25 each) give 1.3 to 2.8 % on the five random networks, and 11.4 % on the trained one.
 
 - One sample: two samples, four seeds of probes each. The root mean square error was 0.9 to 1.8 % of the mean, with 60 products 0.9 to 3.1 %,
   and 5.5 % on the trained network; 94 of 96 estimates lay within the half-width they told, of 95 %. "Runs alone" is reckoned from 32 runs on the
   explicit matrix, the spread of a probe being known.
-- 32 samples, two seeds: the half-width of the interval for inputs like these. With certified brackets it is 1.2 to 4.1 %, and 15.9 %. On the
+- 32 samples, two seeds: the half-width of the interval for inputs like these. With certified brackets it is 1.3 to 3.7 %, and 14.9 %. On the
   trained network the images differ so much that their spread alone, with no other error, would leave 7 %.
 - Finding leading directions once for several samples was not built: 12 directions (half of 25 products) from eight other samples hold 3 to 9 %
   of the sum of a sample's singular values on the random networks (its own 12: 4 to 10 %), too little to help; on the trained one 36 (its
