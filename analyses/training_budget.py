@@ -23,8 +23,8 @@ by less the longer one trains: at 0.7 L1 alone overtakes it between 800 and 1,60
   to 3,200 steps, and at 0.7 by 1.9, 1.3 and 0.9 with 400 to 1,600 (200: -1.2). So it is 7.8, 2.0, 0.5, 0.2 and 1.8 points behind L1 at 0.9
   (62.06 ± 0.70 % with 3,200; with 800 and 1,600 ahead in one seed of two, otherwise in none), and 8.8, 2.2, 1.5 and 1.2 at 0.7 (82.21 ± 0.10
   % with 1,600; in every comparison).
-- The others, likewise, end behind TPP in the mean but for GReg with 200 steps: with 1,600 at 0.9 GReg 51.79 ± 0.40, Slimming 44.63 ± 1.27,
-  RNI 36.62 ± 4.58 % (GReg with 3,200: 56.91, one seed); with 1,600 at 0.7 81.00 ± 0.24, 68.38 ± 2.69, 58.89 ± 1.03 % (Slimming's and RNI's
+- The others, likewise, end behind TPP in the mean but for GReg with 200 steps: with 3,200 at 0.9 GReg 57.15 ± 0.34, Slimming 48.16 ± 2.21,
+  RNI 36.30 ± 13.51 %; with 1,600 at 0.7 81.00 ± 0.24, 68.38 ± 2.69, 58.89 ± 1.03 % (Slimming's and RNI's
   strengths are the same at every budget, so that more steps are also more of the penalty).
 - With 400 steps and half of them before removal (`cifar_pruners.py`, 2 seeds) TPP ends behind L1 on ResNet-20: 83.65 ± 0.13 against 85.90 ±
   0.08 % at 0.5, 74.32 ± 0.07 against 76.60 ± 0.11 % at 0.7, 41.46 ± 0.61 against 44.03 ± 3.70 % at 0.9; on ResNet-56 at 0.9 ahead in both
@@ -33,7 +33,7 @@ by less the longer one trains: at 0.7 L1 alone overtakes it between 800 and 1,60
   47,000.
 
 Not run: ResNet-56 at 0.7; more than 3,200 steps at 0.7 and 1,600 on ResNet-56; with half of the steps before removal more than 3,200 at 0.9
-(Slimming, RNI: 1,600) and 1,600 at 0.7; more seeds. Budgets up to 800 steps take some hours of one core, all of them most of a day. Run
+and 1,600 at 0.7; more seeds. Budgets up to 800 steps take some hours of one core, all of them most of a day. Run
 `python analyses/training_budget.py --out figures`, which takes the cheapest budgets first, or parts of it (`--network resnet-56 --budgets 400
 800 --ratios 0.9 --only L1 "TPP, 2/3 before"`), and then all that is there with `--finished`, network by network; `--extend` adds it to a
 table whose runs are elsewhere. $ISOMETRY_DATA names the folder with CIFAR-10 and the weights.
