@@ -19,7 +19,7 @@ of the runs, by up to 2 % in the median of a cell.
 
 Run `python analyses/budgets.py --out figures` with $ISOMETRY_DATA naming the folder with CIFAR-10 and the pretrained weights; without
 it a random ResNet-56 on random images is measured, and the table says so. It is written after every part; `--only` goes on with those
-that are missing. 40 minutes of one core; the seconds in the table are of a machine with other work.
+that are missing. Twenty minutes of one core; the seconds in the table are of a machine with other work.
 """
 
 from __future__ import annotations
