@@ -157,7 +157,8 @@ def tables(table: pd.DataFrame) -> str:
     pooled, networks, shares = [], [], []
     for each in found:
         heading = {"number just after pruning": TEXTS[each.candidate]}
-        texts = {"rank correlation": each.correlation.text(2), "given accuracy": each.partial.text(2)}
+        texts = {"rank correlation": each.correlation.text(2), "between networks, tau": f"{each.correlation.tau:.2f}"}
+        texts["given accuracy"] = each.partial.text(2)
         pooled.append({**heading, **texts, "right choices, %": each.choices.text(0, scale=100, limits=(0, 1))})
         values = {name: "" if np.isnan(value) else f"{value:.2f}" for name, value in each.correlations.items()}
         networks.append({"rank correlation": TEXTS[each.candidate], **values})

@@ -95,11 +95,12 @@ class Planner:
             accuracy = rtol if samples == 1 else min(rtol, _ACCURACY)
         elif budget is not None:
             accuracy = 0.0
+        tolerance = _FEW_TOLERANCE * accuracy / _ACCURACY
         if budget is not None:
             most = min(most, (budget - PRODUCTS) // samples)
+            tolerance = tolerance or _FEW_BY_BUDGET / budget**0.5
         elif self.options.method == "auto" and exact.price <= _FEW_PRODUCTS:
             otherwise = exact
-        tolerance = _FEW_TOLERANCE * accuracy / _ACCURACY if accuracy else _FEW_BY_BUDGET / (budget or most) ** 0.5
         return ControlledKrylov(
             self.subject, self.generator, tolerance, accuracy, samples, most, otherwise, ranks=self.ranks
         )
