@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from isometry.errors import InvalidTypeError, InvalidValueError
 from isometry.measurement.batch import Batch, map_entries
 from isometry.networks.modules import clone, clone_output, first_tensor, hooked, replace_first_tensor
-from isometry.networks.precision import full_precision
+from isometry.networks.precision import full_precision, no_fast_path
 
 __all__ = ["NetworkFunction"]
 
@@ -154,17 +154,8 @@ class NetworkFunction:
         """
         recurrent = any(isinstance(module, _RECURRENT) for module in self.model.modules())
         kernels = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
-        kinds = {"cpu", *(tensor.device.type for tensor in (*self.model.parameters(), *self.model.buffers()))}
-        with contextlib.ExitStack() as stack:
-            for kind in filter(torch.amp.is_autocast_available, kinds):
-                stack.enter_context(torch.autocast(kind, enabled=False))
-            for setting in (
-                warnings.catch_warnings(),
-                torch.enable_grad(),
-                kernels,
-                full_precision(cudnn=not recurrent),
-            ):
-                stack.enter_context(setting)
+        precise = full_precision(cudnn=not recurrent)
+        with warnings.catch_warnings(), torch.enable_grad(), kernels, precise, no_fast_path():
             # Re-entrant checkpoints say so in every forward pass that needs no gradient.
             warnings.filterwarnings("ignore", "None of the inputs have requires_grad")
             # Torch's own forward differentiation loads scripts, which it discourages on Python 3.14.

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils._pytree import tree_leaves
 
 from isometry.errors import InvalidValueError, signed
 from isometry.networks.masks import mask_of, refresh
-from isometry.networks.modules import call, clone, feeding_layers
+from isometry.networks.modules import call, clone, feeding_layers, output_leaves
+from isometry.networks.precision import full_precision
 from isometry.networks.preservation import evaluating
 from isometry.networks.shapes import example_inputs, placed
 
@@ -147,14 +147,14 @@ def convert(
     x = before = None
     if negative:
         x = placed(example_inputs(result, 2, call="convert(model, inputs)") if inputs is None else inputs, result)
-        with evaluating(result):
+        with evaluating(result), full_precision():
             pairs, before = feeding_layers(result, lambda: call(result, x))
         _move_signs(result, negative, {norm: layer for layer, norm in pairs})
         refresh(result)
     for norm in norms.values():
         _replace(result, norm, _bounded(norm, headroom))
     if negative:
-        with evaluating(result):
+        with evaluating(result), full_precision():
             outputs = zip(_tensors(call(result, x)), _tensors(before), strict=True)
         if any(float((new - old).abs().max()) > 1e-3 * float(old.abs().max()) for new, old in outputs):
             names = ", ".join(list(negative)[:5]) + (f" and {len(negative) - 5} more" if len(negative) > 5 else "")
@@ -201,7 +201,7 @@ def _move_signs(model: nn.Module, norms: Mapping[str, Any], feeders: Mapping[str
 
 
 def _tensors(output: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    return [leaf for leaf in output_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
 def _bounded(norm: Any, headroom: float) -> _Bounded:

@@ -10,8 +10,9 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from isometry.data.nests import map_tensors
+from isometry.data.nests import first_samples
 from isometry.networks.modules import call, clone
+from isometry.networks.preservation import random_states_of
 from isometry.networks.shapes import placed
 
 __all__ = ["Size", "size"]
@@ -43,8 +44,9 @@ def size(model: nn.Module, inputs: Any) -> Size:
     # kernels are not counted.
     copy = clone(model).requires_grad_(True).eval()
     inputs = placed(inputs, model)
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        call(copy, map_tensors(inputs, lambda tensor: tensor[:1]))
+    counter = FlopCounterMode(display=False)
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), random_states_of(model), counter:
+        call(copy, first_samples(inputs, 1))
     tensors = [*model.parameters(), *model.buffers()]
     return Size(
         sum(p.numel() for p in model.parameters()),

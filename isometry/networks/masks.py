@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
-__all__ = ["computed_weight", "mask_of", "masked_layers", "refresh", "set_masks", "set_weight", "support"]
+__all__ = ["computed_weight", "mask_of", "masked_layers", "refresh", "set_masks", "set_parameter", "support"]
 
 _CHANCE = 0.01  # a share of zeros that no pruning leaves
 
@@ -56,14 +56,14 @@ def refresh(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def set_weight(layer: Any, weight: Tensor) -> None:
-    """Set a layer's weight, of its shape; of a masked one, the entries that the mask keeps."""
-    mask = mask_of(layer)
-    if mask is None:
-        layer.weight.copy_(weight)
+def set_parameter(layer: Any, name: str, value: Tensor) -> None:
+    """Set a layer's "weight" or "bias", of its shape; of a masked one, the entries that the mask keeps."""
+    mask, original = layer._buffers.get(f"{name}_mask"), layer._parameters.get(f"{name}_orig")
+    if mask is None or original is None:
+        getattr(layer, name).copy_(value)
         return
-    layer.weight_orig.copy_(torch.where(mask != 0, weight.to(layer.weight_orig), layer.weight_orig))
-    layer.weight = layer.weight_orig * mask
+    original.copy_(torch.where(mask != 0, value.to(original), original))
+    setattr(layer, name, original * mask)
 
 
 def set_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from isometry.networks.preservation import restoring
 
@@ -24,6 +25,7 @@ __all__ = [
     "first_tensor",
     "hooked",
     "is_transposed",
+    "output_leaves",
     "replace_first_tensor",
     "unwrap",
 ]
@@ -42,7 +44,11 @@ def is_transposed(layer: nn.Module) -> bool:
 
 
 def call(model: nn.Module, inputs: Any) -> Any:
-    """Return what a network gives at `inputs`: one argument, or a tuple of positional or a dict of keyword arguments."""
+    """Return what a network gives at `inputs`: one argument, or a tuple of positional or a dict of keyword arguments.
+
+    It gets copies, as it may change them in place.
+    """
+    inputs = tree_map_only(Tensor, torch.clone, inputs)
     if isinstance(inputs, Mapping):
         return model(**inputs)
     return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
@@ -60,7 +66,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def clone(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
-    """Return a deep copy, also of a network that holds weights computed from others (masks, weight normalization).
+    """Return a deep copy, also of a network that holds tensors computed from others (masks, features of the last pass).
 
     Args:
         model: any network.
@@ -68,10 +74,37 @@ def clone(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
     """
     memo = dict(memo or {})
     for module in model.modules():
-        for value in vars(module).values():
+        for value in tree_leaves(list(vars(module).values())):
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
     return copy.deepcopy(model, memo)
+
+
+def output_leaves(result: Any) -> list[Any]:
+    """Return what a network returned holds, tensors among it: in tuples, lists, dicts and dataclasses, nested or not.
+
+    Of an object of another kind, what its attributes hold. What they in turn refer to, a cache for instance, is no output.
+    """
+    entries = _entries(result)
+    if entries is None:
+        return [result] if isinstance(result, Tensor) or not hasattr(result, "__dict__") else _leaves(vars(result))
+    return _leaves(result)
+
+
+def _leaves(result: Any) -> list[Any]:
+    entries = _entries(result)
+    return [result] if entries is None else [leaf for _, part in entries for leaf in _leaves(part)]
+
+
+def _entries(result: Any) -> list[tuple[Any, Any]] | None:
+    """Return the (key, entry) of a container or a dataclass, None of anything else."""
+    if isinstance(result, Mapping):
+        return list(result.items())
+    if isinstance(result, tuple | list):
+        return list(enumerate(result))
+    if dataclasses.is_dataclass(result) and not isinstance(result, type):
+        return [(field.name, getattr(result, field.name)) for field in dataclasses.fields(result)]
+    return None
 
 
 def first_tensor(result: Any) -> Tensor | None:
@@ -93,15 +126,7 @@ def _replaced(result: Any, change: Callable[[Tensor], Tensor]) -> tuple[Tensor |
     """Return the first tensor in a result, and the result with that tensor changed; (None, result) where there is none."""
     if isinstance(result, Tensor):
         return result, change(result)
-    if isinstance(result, Mapping):
-        entries: Iterable[tuple[Any, Any]] = result.items()
-    elif isinstance(result, tuple | list):
-        entries = enumerate(result)
-    elif dataclasses.is_dataclass(result) and not isinstance(result, type):
-        entries = [(field.name, getattr(result, field.name)) for field in dataclasses.fields(result)]
-    else:
-        return None, result
-    for key, part in entries:
+    for key, part in _entries(result) or ():
         found, changed = _replaced(part, change)
         if found is not None:
             return found, _with_entry(result, key, changed)

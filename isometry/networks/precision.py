@@ -11,15 +11,15 @@ import torch
 
 from isometry.networks.preservation import restoring
 
-__all__ = ["full_precision"]
+__all__ = ["full_precision", "no_fast_path"]
 
 
 @contextlib.contextmanager
 def full_precision(*, cudnn: bool = True) -> Iterator[None]:
-    """Compute products of float32 in float32; afterwards every setting has its former value again.
+    """Compute products of float32 in float32, also where the caller uses autocast; afterwards every setting is what it was.
 
     CUDA's convolutions use TensorFloat-32 by default, with a relative error of about 1e-3: too much for checks of
-    equality and for small singular values.
+    equality, for least squares and for small singular values.
 
     Args:
         cudnn: whether cuDNN may be used at all; its recurrent layers have no second derivative.
@@ -47,9 +47,21 @@ def full_precision(*, cudnn: bool = True) -> Iterator[None]:
         backends.cudnn.enabled = enabled
         restore_precision()
 
-    with restoring(restore):
+    with contextlib.ExitStack() as stack:
+        for kind in filter(torch.amp.is_autocast_available, ("cpu", "cuda", "mps", "xpu")):
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        stack.enter_context(restoring(restore))
         raise_precision()
         backends.cudnn.enabled = enabled and cudnn
+        yield
+
+
+@contextlib.contextmanager
+def no_fast_path() -> Iterator[None]:
+    """Let torch's transformer layers run module by module, on ordinary tensors, in eval mode without gradients, too."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    with restoring(partial(torch.backends.mha.set_fastpath_enabled, enabled)):
+        torch.backends.mha.set_fastpath_enabled(False)
         yield
 
 

@@ -14,6 +14,7 @@ __all__ = [
     "evaluating",
     "modes_preserved",
     "random_preserved",
+    "random_states_of",
     "requires_grad_preserved",
     "restoring",
     "state_preserved",
@@ -128,6 +129,12 @@ def random_preserved(devices: Sequence[torch.device]) -> contextlib.AbstractCont
     return restoring(restore)
 
 
+def random_states_of(model: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """Put back the states of the global generators, those of the devices of a network among them."""
+    tensors = (*model.parameters(), *model.buffers())
+    return random_preserved(list({tensor.device for tensor in tensors if tensor.device.type == "cuda"}))
+
+
 @contextlib.contextmanager
 def state_preserved(model: nn.Module) -> Iterator[nn.Module]:
     """Lend `model` in eval mode with parameters that take no gradient, and put everything back afterwards.
@@ -135,12 +142,10 @@ def state_preserved(model: nn.Module) -> Iterator[nn.Module]:
     Every module's own mode, every `requires_grad`, buffers, hooks, tensors that modules hold and the global random states
     (torch's, NumPy's and Python's) come out as they went in, whatever happens meanwhile (an interrupt included).
     """
-    tensors = (*model.parameters(), *model.buffers())
-    devices = list({tensor.device for tensor in tensors if tensor.device.type == "cuda"})
     with (
         _buffers_preserved(model),
         _attributes_preserved(model),
-        random_preserved(devices),
+        random_states_of(model),
         evaluating(model),
         requires_grad_preserved(model, False),
     ):

@@ -20,7 +20,7 @@ from isometry.networks.preservation import evaluating
 from isometry.pruners.preparation import samples_of
 from isometry.pruners.pruner import Pruner, PruningContext
 from isometry.pruners.result import Pruned
-from isometry.pruners.selection import check_request
+from isometry.pruners.selection import check_request, listed
 from isometry.surgery import Plan, UnitGroup
 from isometry.training.objective import Loss
 
@@ -82,6 +82,7 @@ def mask_weights(
     from pandas import DataFrame  # takes long to import
 
     check_module(model, "prune(isometry.networks.build('lenet-5-relu'), isometry.Magnitude(), 0.9)")
+    layers, skip = listed(layers), listed(skip)
     check_request(ratio=ratio, flops=flops, round_to=round_to, layers=layers, skip=skip, seed=seed, masks=True)
     if ratio is None or flops is not None or round_to != 1:
         raise InvalidValueError(

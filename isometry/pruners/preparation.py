@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,12 +18,12 @@ from isometry.data.nests import first_samples, tensors_in
 from isometry.errors import InvalidTypeError, InvalidValueError, join_names
 from isometry.networks import describe_inputs, example_inputs, placed, size
 from isometry.networks.checks import check_module
-from isometry.networks.modules import UNIT_LAYERS
+from isometry.networks.modules import UNIT_LAYERS, clone, unwrap
 from isometry.networks.preservation import random_preserved
 from isometry.pruners.pruner import Pruner, PruningContext
 from isometry.pruners.result import Pruned
-from isometry.pruners.selection import check_request, requested_ratios, select
-from isometry.surgery import Graph, Selection, check_supported, cut, find_inexact, remove, to_plan, trace
+from isometry.pruners.selection import check_request, listed, requested_ratios, select
+from isometry.surgery import Graph, InexactError, Selection, check_supported, cut, find_inexact, remove, to_plan, trace
 from isometry.training.objective import Loss, Metric
 
 __all__ = ["Preparation", "prepare", "samples_of"]
@@ -88,7 +87,11 @@ class Preparation:
             return self._select(scores, dict.fromkeys(self.ratios, ratio), clamp=True)
 
         def removed(ratio: float) -> float:
-            smaller = remove(network, to_plan(select_at(ratio)), self.inputs)
+            """Return the fraction of FLOPs; 1 where so much cannot be cut exactly, a layer of a single unit for instance."""
+            try:
+                smaller = remove(network, to_plan(select_at(ratio)), self.inputs)
+            except InexactError:
+                return 1.0
             return 1 - size(smaller, self.inputs).flops / before
 
         low, high = 0.0, 0.999
@@ -170,6 +173,7 @@ def prepare(
     no data are needed, and `steps_per_epoch` is how many of the user's steps are an epoch.
     """
     check_module(model, "prune(isometry.networks.build('lenet-5-relu'), isometry.L1(), 0.5)")
+    model, layers, skip = unwrap(model), listed(layers), listed(skip)
     check_request(ratio=ratio, flops=flops, round_to=round_to, layers=layers, skip=skip, seed=seed)
     _check_arguments(pruner, ratio, flops, inputs)
     if pruner.needs_data and data is None and not own_loop:
@@ -183,7 +187,7 @@ def prepare(
         call = f"{'Pruning' if own_loop else 'prune'}(model, pruner, ratio, inputs=inputs)"
         inputs = example_inputs(model, 2, call=call) if data is None else samples_of(data)
     inputs = placed(inputs, model)
-    graph = trace(copy.deepcopy(model), inputs)
+    graph = trace(clone(model), inputs)
     requested = requested_ratios(graph, 0.5 if ratio is None else ratio, layers, skip)
     if not requested:
         raise InvalidValueError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -14,10 +14,15 @@ from isometry.errors import InvalidTypeError, InvalidValueError, join_names
 from isometry.limits import SEED, Number, check_number
 from isometry.surgery import Graph, Selection, UnitGroup
 
-__all__ = ["check_request", "requested_ratios", "select"]
+__all__ = ["check_request", "listed", "requested_ratios", "select"]
 
 _RATIO = Number(0, below=1)
 _FLOPS = Number(0, above=True, below=1)
+
+
+def listed(patterns: Any) -> Any:
+    """Return patterns that can be read several times: of a generator a list, anything else as it is."""
+    return list(patterns) if isinstance(patterns, Iterator) else patterns
 
 
 def check_request(
@@ -81,7 +86,7 @@ def requested_ratios(
                 f"together. Pass the same for both, e.g. {{{one!r}: {first}, {other!r}: {first}}}."
             )
         if requested:
-            ratios[group.root] = next(iter(requested.values()))
+            ratios[group.root] = float(next(iter(requested.values())))  # NumPy's and torch's scalars, too
     return ratios
 
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from isometry.errors import InvalidValueError, signed
 from isometry.networks.checks import check_module
-from isometry.networks.masks import computed_weight, refresh, set_weight, support
+from isometry.networks.masks import computed_weight, refresh, set_parameter, support
 from isometry.networks.modules import UNIT_LAYERS, clone
 from isometry.repairs.approximation import fit_orthogonal
 from isometry.spectra import orthogonal
@@ -49,7 +49,7 @@ def orthogonalize(model: nn.Module, *, gain: float = 1.0) -> nn.Module:
         check_own_weight(name, layer)
         weight, free = layer.weight.detach().flatten(1), support(layer).flatten(1)
         factor = orthogonal.qr(weight) if bool(free.all()) else fit_orthogonal(weight, free)
-        set_weight(layer, gain * factor.view_as(layer.weight))
+        set_parameter(layer, "weight", gain * factor.view_as(layer.weight))
     return result
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,16 +10,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
 from isometry.errors import InvalidValueError, join_names
 from isometry.networks import placed
 from isometry.networks.masks import computed_weight
-from isometry.networks.modules import BATCH_NORMS, UNIT_LAYERS, call, feeding_layers, hooked, is_transposed
+from isometry.networks.modules import (
+    BATCH_NORMS,
+    UNIT_LAYERS,
+    call,
+    feeding_layers,
+    hooked,
+    is_transposed,
+    output_leaves,
+)
+from isometry.networks.units import is_transposed_linear
 
-__all__ = ["Reader", "Sums", "find_readers"]
+__all__ = ["Reader", "Sums", "find_readers", "find_unrepaired"]
 
 _ADDITIONS = (torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__)
+_WITHOUT_INPUTS = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm)
 _ADVICE = "It takes the network before pruning, e.g. repair(pruned, reference=dense, data=x)."
 
 
@@ -111,6 +120,30 @@ def find_readers(
     return readers
 
 
+def find_unrepaired(model: nn.Module, reference: nn.Module, readers: Sequence[Reader]) -> list[str]:
+    """Return the modules that read removed units, or may, and that are no layers that could be solved for.
+
+    These are output projections inside torch's attention, linear layers with transposed weights, and modules with matrices of
+    their own that are narrower than in `reference`.
+    """
+    solved, originals, names = {reader.layer for reader in readers}, dict(reference.named_modules()), list[str]()
+    for name, module in model.named_modules():
+        original: Any = originals.get(name)
+        if original is None or name in solved or isinstance(module, nn.MultiheadAttention):
+            continue
+        if isinstance(module, UNIT_LAYERS):
+            reads = _reads_removed(module, original)
+        elif is_transposed_linear(module):
+            reads = len(module.weight) != len(original.weight)
+        else:
+            before, known = dict(original.named_parameters(recurse=False)), isinstance(module, _WITHOUT_INPUTS)
+            own = module.named_parameters(recurse=False)
+            reads = not known and any(p.ndim > 1 and key in before and p.shape != before[key].shape for key, p in own)
+        if reads:
+            names.append(name or type(module).__name__)
+    return names
+
+
 def _unit_layers(model: nn.Module) -> dict[str, Any]:
     return {name: module for name, module in model.named_modules() if isinstance(module, UNIT_LAYERS)}
 
@@ -197,6 +230,6 @@ def _trace(model: nn.Module, inputs: Any) -> _Trace:
 
     with hooked(*(module.register_forward_hook(watch(name)) for name, module in modules.items())), sums:
         pairs, returned = feeding_layers(model, lambda: call(model, placed(inputs, model)))
-    tensors = [leaf for leaf in tree_leaves(returned) if isinstance(leaf, Tensor)]
+    tensors = [leaf for leaf in output_leaves(returned) if isinstance(leaf, Tensor)]
     outputs = {name for name, result in results.items() if any(result is tensor for tensor in tensors)}
     return _Trace(counts, dict(pairs), summed, outputs, [tuple(tensor.shape) for tensor in tensors])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -15,17 +16,18 @@ from tqdm.auto import tqdm
 from isometry.data import Batches, Pair, read_data
 from isometry.data.nests import channels_last, concatenate, count_samples, describe, first_samples, map_tensors, outline
 from isometry.data.reading import first_inputs
-from isometry.errors import InvalidValueError, signed
+from isometry.errors import InvalidValueError, join_names, signed
 from isometry.limits import SEED, Number, check_number
 from isometry.networks import placed
 from isometry.networks.bounded import to_batchnorm
 from isometry.networks.checks import check_module
-from isometry.networks.masks import refresh, set_weight
+from isometry.networks.masks import refresh, set_parameter
 from isometry.networks.modules import clone, hooked, unwrap
+from isometry.networks.precision import full_precision, no_fast_path
 from isometry.networks.preservation import evaluating
 from isometry.repairs.correspondence import match_outputs, match_weights
 from isometry.repairs.least_squares import NormalEquations, output_samples, patches
-from isometry.repairs.readers import Reader, Sums, find_readers
+from isometry.repairs.readers import Reader, Sums, find_readers, find_unrepaired
 from isometry.repairs.resumption import Passes, Stop, find_cuts, follow
 from isometry.repairs.targets import Target, collect_targets, draw_targets
 
@@ -62,7 +64,8 @@ def repair(
     t is taken behind the BatchNorm that follows, if any, whose running mean then takes c; otherwise the bias does; a layer
     with neither is solved without c. Where the output is added to another tensor of its shape, the sum is matched: t
     is corrected by what that other tensor, a shortcut for instance, has drifted. Weights that are exactly 0 stay 0, so
-    that masked networks stay masked. Dropout and the like are off; nothing is random but the draw of samples and places.
+    that masked networks stay masked. A warning names modules that read removed units and are neither linear layers nor
+    convolutions that run as modules; they stay as they are. Dropout and the like are off; nothing is random but the draw of samples and places.
 
     Equations are sums over batches, so that memory does not grow with `samples`, but for the inputs, what the dense network
     gives at the places of the layers being solved for, and the activations at one point of both networks, which go to
@@ -102,8 +105,15 @@ def repair(
     repaired, original = clone(unwrap(model)), unwrap(reference)
     refresh(repaired)
     inputs = placed(_read_samples(data, samples, seed), repaired)
-    with evaluating(repaired, original):
+    with evaluating(repaired, original), full_precision(), no_fast_path():
         readers = find_readers(repaired, original, first_samples(inputs, 2), downstream=downstream, outputs=outputs)
+        if unrepaired := find_unrepaired(repaired, original, readers):
+            # Above the frames that sign the errors and turn gradients off: the caller's line.
+            warnings.warn(
+                f"repair() leaves {join_names(unrepaired)} as they are: they read removed units, or may, and are no layers that it "
+                "solves for (linear layers and convolutions that run as modules).",
+                stacklevel=4,
+            )
         if not match_sums:
             readers = [replace(reader, summed=False) for reader in readers]
         passes = _passes(repaired, inputs, batch_size), _passes(original, inputs, batch_size)
@@ -235,12 +245,12 @@ class _Reconstruction:
     def _set(self, reader: Reader, weight: Tensor, constant: Tensor) -> None:
         """Set a layer's weight, and its bias or the mean of its BatchNorm so that constant [units] is added."""
         layer: Any = self.passes.model.get_submodule(reader.layer)
-        set_weight(layer, weight.reshape(layer.weight.shape))
+        set_parameter(layer, "weight", weight.reshape(layer.weight.shape))
         if reader.norm is not None:
             bias = 0.0 if layer.bias is None else layer.bias.double()
             self.passes.model.get_submodule(reader.norm).get_buffer("running_mean").copy_(bias - constant)
         elif layer.bias is not None:
-            layer.bias.copy_(constant)
+            set_parameter(layer, "bias", constant)
 
 
 class _Problem:

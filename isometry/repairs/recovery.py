@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from isometry.errors import InvalidValueError, join_names, signed
 from isometry.networks.checks import check_module
-from isometry.networks.masks import refresh, set_weight, support
+from isometry.networks.masks import refresh, set_parameter, support
 from isometry.networks.modules import clone
 from isometry.repairs.approximation import fit_product
 from isometry.repairs.orthogonalization import check_own_weight
@@ -61,7 +61,7 @@ def recover(model: nn.Module) -> nn.Module:
     sparse = [name for name, free in zip(names, supports, strict=True) if not bool(free.all())]
     factors = fit_product(weights, supports) if sparse else _isometric(weights)
     for layer, factor in zip(layers, factors, strict=True):
-        set_weight(layer, factor)
+        set_parameter(layer, "weight", factor)
     if sparse and (reached := _describe_shortfall(factors)):
         message = f"recover() keeps the zeros of {join_names(sparse)}, with which {reached}"
         warnings.warn(message, stacklevel=3)  # above the frame that signs the errors: the caller's line

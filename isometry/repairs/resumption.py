@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
-from isometry.data.nests import count_samples, map_tensors, tensors_in
-from isometry.networks.modules import call, hooked
+from isometry.data.nests import count_samples, tensors_in
+from isometry.networks.modules import call, hooked, output_leaves
 
 __all__ = ["Course", "Passes", "Stop", "find_cuts", "follow"]
 
@@ -59,7 +58,7 @@ def follow(model: nn.Module, inputs: Any) -> Course:
     handles = [module.register_forward_pre_hook(enter(name)) for name, module in named]
     handles += [module.register_forward_hook(leave(name)) for name, module in named]
     with hooked(*handles):
-        result = call(model, map_tensors(inputs, torch.clone))
+        result = call(model, inputs)
     names = [name for name, _ in finished]
     once = {name: output for name, output in finished if names.count(name) == 1}
     return Course(inputs, once, {name: sum(n in once for n in names[:count]) for name, count in starts.items()}, result)
@@ -81,7 +80,7 @@ def _resumed(model: nn.Module, course: Course, cut: str, output: Tensor) -> Iter
     try:
         for module, result in modules:
             vars(module)["forward"] = lambda *args, result=result, **kwargs: result
-        yield map_tensors(course.inputs, torch.clone)
+        yield course.inputs
     finally:
         for module, forward in own:
             del vars(module)["forward"]
@@ -126,9 +125,9 @@ def _separates(model: nn.Module, course: Course, full: Course, name: str) -> boo
     try:
         with _resumed(model, course, name, output.clone()) as inputs:
             result = call(model, inputs)
-    except (RuntimeError, ValueError, IndexError, TypeError):
+    except (RuntimeError, ValueError, IndexError, TypeError, AssertionError):
         return False
-    pairs = list(zip(tree_leaves(full.result), tree_leaves(result), strict=False))
+    pairs = list(zip(output_leaves(full.result), output_leaves(result), strict=False))
     tensors = [(a, b) for a, b in pairs if isinstance(a, Tensor) and isinstance(b, Tensor)]
     return bool(tensors) and all(
         a.shape == b.shape and bool((a - b).abs().max() <= 1e-5 * a.abs().max()) for a, b in tensors
@@ -156,7 +155,7 @@ class Passes:
         for number, batch in enumerate(self.batches):
             with contextlib.suppress(Stop):
                 if self._cut is None:
-                    call(self.model, map_tensors(batch, torch.clone))
+                    call(self.model, batch)
                 else:
                     output = self._kept[number].to(tensors_in(batch)[0].device, copy=True)
                     with _resumed(self.model, self.course, self._cut, output) as inputs:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from isometry.errors import InvalidTypeError, InvalidValueError, signed
 from isometry.networks.checks import check_module
+from isometry.networks.modules import clone, unwrap
 from isometry.surgery.widths import resize
 
-__all__ = ["adopt", "fill"]
+__all__ = ["adopt", "fill", "unsaved_buffers"]
 
 
 @signed("adopt")
@@ -35,7 +36,8 @@ def adopt(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
             f"got a state of type {type(state).__name__}; it takes {{name: tensor}}, as state_dict() returns it, e.g. "
             "adopt(isometry.networks.build('resnet-56'), torch.load('pruned.pt', weights_only=True))."
         )
-    result = copy.deepcopy(model)
+    model = unwrap(model)
+    result = clone(model)
     expected = dict(result.state_dict())
     _check_names(expected, state)
     for name, tensor in state.items():
@@ -55,6 +57,12 @@ def adopt(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     return result
 
 
+def unsaved_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Return the buffers of a network that its state dict leaves out, by name."""
+    saved = model.state_dict().keys()
+    return {name: buffer for name, buffer in model.named_buffers() if name not in saved}
+
+
 def _check_names(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
     """Raise an error unless both have the same names, each with as many dimensions."""
     wrong = [name for name in expected.keys() ^ state.keys() if not name.endswith("num_batches_tracked")]
@@ -69,9 +77,20 @@ def _check_names(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) ->
         )
 
 
-def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Give a model the values of the tensors, each in its own precision; what they do not name gets the first one's."""
+def fill(model: nn.Module, tensors: Mapping[str, Tensor], unsaved: Mapping[str, str] | None = None) -> None:
+    """Give a model the values of the tensors, each in its own precision.
+
+    Args:
+        model: changed.
+        tensors: {name: tensor}, as of a state dict.
+        unsaved: {name: dtype} of the buffers that state dicts leave out; None gives them the first tensor's.
+    """
+    buffers = {name: buffer.clone() for name, buffer in unsaved_buffers(model).items()}
     model.to(next((tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()), None))
+    for name, kind in (unsaved or {}).items():
+        if name in buffers:
+            owner, _, key = name.rpartition(".")
+            setattr(model.get_submodule(owner), key, buffers[name].to(getattr(torch, kind)))
     for name, entry in model.state_dict(keep_vars=True).items():
         if name in tensors and entry.dtype != tensors[name].dtype:
             entry.data = entry.data.to(tensors[name].dtype)

@@ -15,9 +15,9 @@ from isometry.files import read_tensors, write_tensors
 from isometry.networks import InputSpec, find_inputs
 from isometry.networks.checks import check_module
 from isometry.networks.masks import refresh, set_masks
-from isometry.networks.modules import clone, is_transposed
+from isometry.networks.modules import clone, is_transposed, unwrap
 from isometry.networks.units import unit_weight
-from isometry.surgery.adoption import fill
+from isometry.surgery.adoption import fill, unsaved_buffers
 from isometry.surgery.plan import Applied, Plan
 from isometry.surgery.removal import remove
 
@@ -46,7 +46,8 @@ def save(result: Applied, path: str | os.PathLike[str]) -> None:
 
     Raises:
         TypeError: `result` is a network alone.
-        ValueError: a layer of the network has another number of units than its plan keeps; a suffix of pickles, e.g. ".pth".
+        ValueError: a layer of the network has another number of units than its plan keeps; a state that holds more than
+            tensors; a suffix of pickles, e.g. ".pth".
     """
     if not (isinstance(getattr(result, "model", None), nn.Module) and isinstance(getattr(result, "plan", None), Plan)):
         raise InvalidTypeError(
@@ -69,7 +70,18 @@ def save(result: Applied, path: str | os.PathLike[str]) -> None:
     metadata = {"format": "isometry-2", "plan": result.plan.to_json(), "architecture": _describe(result.model)}
     if (stored := _to_json(_input_spec(result))) is not None:
         metadata["inputs"] = stored
-    write_tensors(path, result.model.state_dict(), metadata)
+    kinds = {name: str(buffer.dtype).removeprefix("torch.") for name, buffer in unsaved_buffers(result.model).items()}
+    if kinds:
+        metadata["unsaved"] = json.dumps(kinds)
+    state = result.model.state_dict()
+    if strange := [
+        f"{name} ({type(entry).__name__})" for name, entry in state.items() if not isinstance(entry, Tensor)
+    ]:
+        raise InvalidValueError(
+            f"got a network whose state holds more than tensors, which safetensors cannot: {join_names(strange)}. Let its "
+            "get_extra_state() return a tensor, or keep the rest beside it, e.g. torch.save(result.model.state_dict(), 'state.pt')."
+        )
+    write_tensors(path, state, metadata)
 
 
 def _check_path(path: object, example: str) -> None:
@@ -158,11 +170,12 @@ def load(path: str | os.PathLike[str], model: nn.Module, *, inputs: Any = None) 
     """
     _check_path(path, "isometry.load('pruned.safetensors', model)")
     check_module(model, "isometry.load('pruned.safetensors', isometry.networks.build('resnet-56'))")
-    tensors, plan, architecture, spec = _read(path)
+    model = unwrap(model)
+    tensors, plan, architecture, spec, unsaved = _read(path)
     if any(plan.removed.values()):
         if inputs is None:
             inputs = _draw(spec or find_inputs(model, "load(path, model, inputs=inputs)"), model)
-        pruned = remove(model, plan, inputs)
+        pruned = remove(model, plan, inputs, check=False)
     else:
         pruned = clone(model)
     set_masks(pruned, _missing_masks(pruned, tensors))
@@ -176,7 +189,7 @@ def load(path: str | os.PathLike[str], model: nn.Module, *, inputs: Any = None) 
             "isometry.networks.build('resnet-56'))."
         )
     _check_modules(path, architecture, _describe(pruned))
-    fill(pruned, tensors)
+    fill(pruned, tensors, unsaved)
     refresh(pruned)
     return Loaded(pruned.eval(), plan)
 
@@ -188,7 +201,7 @@ def _shape(shapes: Mapping[str, tuple[int, ...]], name: str) -> str:
 
 def _missing_masks(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return {parameter: its mask} of the masks of a file, as torch.nn.utils.prune names them, that a network lacks."""
-    parameters = dict(model.named_parameters())
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     return {
         name: mask
         for name, mask in (
@@ -226,10 +239,10 @@ def _has_nan(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and bool(tensor.float().isnan().any())  # eight-bit types know no isnan
 
 
-def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Plan, str | None, Any]:
-    """Return tensors, plan, what `_describe` returned when the file was written, and the inputs.
+def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Plan, str | None, Any, dict[str, str] | None]:
+    """Return tensors, plan, what `_describe` returned when the file was written, the inputs, and {unsaved buffer: dtype}.
 
-    The last two are None in files of earlier versions.
+    The last three are None in files of earlier versions.
     """
     try:
         tensors, metadata = read_tensors(path)
@@ -247,7 +260,8 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Plan, str | 
         )
     try:
         spec = _from_json(metadata["inputs"]) if "inputs" in metadata else None
-        return tensors, Plan.from_json(metadata["plan"]), metadata.get("architecture"), spec
+        unsaved = json.loads(metadata["unsaved"]) if "unsaved" in metadata else None
+        return tensors, Plan.from_json(metadata["plan"]), metadata.get("architecture"), spec, unsaved
     except (ValueError, KeyError, TypeError) as error:
         raise InvalidValueError(
             f"got {path}, which carries a plan that cannot be read ({error}); write it with isometry.save()."

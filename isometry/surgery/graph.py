@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.instancenorm import _InstanceNorm as InstanceNorm
-from torch.utils._pytree import tree_leaves
 
 from isometry.data.nests import describe, tensors_in
 from isometry.errors import InvalidValueError
 from isometry.networks.attention import can_lose_heads
-from isometry.networks.modules import call, hooked
-from isometry.networks.preservation import evaluating, state_preserved
+from isometry.networks.modules import call, clone, hooked, output_leaves
+from isometry.networks.precision import no_fast_path
+from isometry.networks.preservation import evaluating, random_states_of, state_preserved
 from isometry.surgery.grouping import OUTPUT, find_groups
 from isometry.surgery.groups import UnitGroup
 from isometry.surgery.propagation import Propagation
@@ -53,7 +52,7 @@ class Graph:
 
     def copy(self) -> Graph:
         """Return the same graph of a copy of the network."""
-        return replace(self, model=copy.deepcopy(self.model), _kept=dict(self._kept))
+        return replace(self, model=clone(self.model), _kept=dict(self._kept))
 
     @torch.no_grad()
     def cut(self, group: UnitGroup, units: Sequence[int]) -> None:
@@ -110,10 +109,10 @@ def trace(model: nn.Module, inputs: Any) -> Graph:
 def _propagate(model: nn.Module, inputs: Any) -> Propagation:
     """Run the network and follow its units."""
     followed = Propagation(model)
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
     try:
         with (
+            no_fast_path(),
+            random_states_of(model),
             evaluating(model),
             torch.no_grad(),
             sdpa_kernel(SDPBackend.MATH),
@@ -127,10 +126,8 @@ def _propagate(model: nn.Module, inputs: Any) -> Propagation:
             f"({textwrap.shorten(str(error), _LONGEST)}). Pass a batch that the network accepts, of the shape it was built for, "
             "e.g. inputs=torch.randn(2, *shape)."
         ) from error
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
     output_tensors(outputs)
-    followed.fix(_leaves(outputs), OUTPUT)
+    followed.fix(output_leaves(outputs), OUTPUT)
     if any(id(parameter) not in followed.used for parameter in model.parameters()):
         _follow_training(model, followed, inputs)
     followed.settle()
@@ -147,7 +144,7 @@ def _follow_training(model: nn.Module, followed: Propagation, inputs: Any) -> No
         for module in model.modules():
             module.training = any(True for _ in module.children())
         with contextlib.suppress(Exception), followed:
-            followed.fix(_leaves(call(model, inputs)), OUTPUT)
+            followed.fix(output_leaves(call(model, inputs)), OUTPUT)
     followed.leave_all()
     followed.used = used
 
@@ -185,16 +182,10 @@ def _hooks(model: nn.Module, followed: Propagation) -> Iterator[torch.utils.hook
 
 def output_tensors(output: Any) -> list[Tensor]:
     """Return the floating point tensors of a network's output: a tensor, or containers or an object that hold some."""
-    tensors = [leaf for leaf in _leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    tensors = [leaf for leaf in output_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
     if not tensors:
         raise InvalidValueError(
             f"got a network that returns {type(output).__name__} without floating point tensors; it takes one that "
             "returns a tensor, or a tuple, list or dict of them, e.g. model=torch.nn.Linear(4, 2)."
         )
     return tensors
-
-
-def _leaves(output: Any) -> list[Any]:
-    """Return what the containers or the object hold that a network returns."""
-    content = vars(output) if hasattr(output, "__dict__") and not isinstance(output, Tensor) else output
-    return tree_leaves(dict(content) if isinstance(content, Mapping) else content)

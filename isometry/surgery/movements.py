@@ -55,6 +55,10 @@ COPIES = frozenset(
         "randn_like",
         "dropout",
         "native_dropout",
+        "bernoulli",
+        "uniform",
+        "normal",
+        "exponential",
         "view_of",
         "to",
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from isometry.errors import InvalidTypeError, InvalidValueError, signed
 from isometry.networks import example_inputs, placed
+from isometry.networks.modules import clone, unwrap
 from isometry.surgery.graph import trace
 from isometry.surgery.plan import Applied, Plan
 from isometry.surgery.removal import to_selection
@@ -34,19 +36,22 @@ def transfer_optimizer_state(
             found to take.
 
     Raises:
-        ValueError: the optimizer holds parameters that are not the model's, or state of other shapes than theirs.
+        ValueError: the optimizer holds parameters that are not the model's, or state of other shapes than theirs; or its
+            class takes arguments that its groups do not hold.
     """
     if not (isinstance(getattr(result, "model", None), nn.Module) and isinstance(getattr(result, "plan", None), Plan)):
         raise InvalidTypeError(
             f"got {type(result).__name__} as result; it takes what prune() returned, with its model and plan, e.g. "
             "transfer_optimizer_state(optimizer, model, isometry.prune(model, isometry.L1(), 0.5))."
         )
+    model = unwrap(model)
     names = {id(p): name for name, p in model.named_parameters()}
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     _check_transferable(optimizer, parameters, names)
     if inputs is None:
         inputs = example_inputs(model, 2, call="transfer_optimizer_state(optimizer, model, result, inputs=inputs)")
-    after = dict(result.model.named_parameters())
+    after = dict(unwrap(result.model).named_parameters())
+    after |= {name.removesuffix("_orig"): p for name, p in after.items() if name.endswith("_orig")}  # behind a mask
     transferred = _alike(optimizer, {id(p): after[names[id(p)]] for p in parameters})
     kept: dict[str, Tensor] = {}
     if any(_is_shaped(value, p) for p in parameters for value in optimizer.state.get(p, {}).values()):
@@ -54,7 +59,7 @@ def transfer_optimizer_state(
     for p in parameters:
         name = names[id(p)]
         state: dict[str, Any] = {
-            key: torch.empty_like(after[name]).copy_(value.flatten()[kept[name]])
+            key: torch.empty_like(after[name], dtype=value.dtype).copy_(value.flatten()[kept[name]])
             if _is_shaped(value, p)
             else copy.deepcopy(value)
             for key, value in optimizer.state.get(p, {}).items()
@@ -95,10 +100,16 @@ def _alike(optimizer: torch.optim.Optimizer, parameters: dict[int, nn.Parameter]
     """
     groups = [{**group, "params": [parameters[id(p)] for p in group["params"]]} for group in optimizer.param_groups]
     make: Any = type(optimizer)
+    known = {key: value for key, value in optimizer.defaults.items() if key in inspect.signature(make).parameters}
     try:
-        return make(groups)
-    except TypeError:  # some require a rate of their own
-        return make(groups, lr=groups[0]["lr"])
+        other = make(groups, **known)
+    except TypeError as error:
+        raise InvalidValueError(
+            f"cannot make another {make.__name__} from the groups and defaults of this one ({error}). Start a new one on the pruned "
+            "network, e.g. torch.optim.SGD(pruned.model.parameters(), lr=0.01)."
+        ) from error
+    other.defaults.update(optimizer.defaults)
+    return other
 
 
 def _is_shaped(value: Any, parameter: Tensor) -> bool:
@@ -111,7 +122,9 @@ def _kept_entries(model: nn.Module, plan: Plan, inputs: Any) -> dict[str, Tensor
 
     A copy of the network is cut whose weights are their own positions; float64 holds them exactly.
     """
-    graph = trace(copy.deepcopy(model), placed(inputs, model))
+    if not any(plan.removed.values()):
+        return {name: torch.arange(p.numel(), device=p.device).view(p.shape) for name, p in model.named_parameters()}
+    graph = trace(clone(model), placed(inputs, model))
     for p in graph.model.parameters():
         p.data = torch.arange(p.numel(), dtype=torch.float64, device=p.device).view(p.shape)
     for group, units in to_selection(graph, plan):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import copy
+import math
 import textwrap
 from dataclasses import dataclass
 from typing import Any
@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from isometry.data.nests import describe, tensors_in
+from isometry.data.nests import describe
 from isometry.errors import InvalidValueError, join_names
 from isometry.networks import placed
-from isometry.networks.modules import call
-from isometry.networks.precision import full_precision
-from isometry.networks.preservation import evaluating
+from isometry.networks.modules import call, clone
+from isometry.networks.precision import full_precision, no_fast_path
+from isometry.networks.preservation import evaluating, random_states_of
 from isometry.surgery.graph import Graph, output_tensors, trace
 from isometry.surgery.groups import Selection, UnitGroup
 from isometry.surgery.plan import Plan
@@ -43,7 +43,7 @@ class InexactError(RuntimeError):
         )
 
 
-def remove(model: nn.Module, plan: Plan, inputs: Any) -> nn.Module:
+def remove(model: nn.Module, plan: Plan, inputs: Any, *, check: bool = True) -> nn.Module:
     """Return a physically smaller copy of `model` without the plan's units; `model` is left alone.
 
     The copy's outputs at `inputs` are compared with those of the masked network; see `cut`.
@@ -52,14 +52,20 @@ def remove(model: nn.Module, plan: Plan, inputs: Any) -> nn.Module:
         model: the network the plan was made for.
         plan: units to remove, in the indices of `model`.
         inputs: [B, ...], a batch that the model accepts, for the trace and the check.
+        check: False leaves the comparison out, where the weights are not those that the plan was made for.
 
     Raises:
         ValueError: the plan names layers or widths that `model` does not have, or breaks a group apart.
         InexactError: the pruned and the masked network differ.
     """
     inputs = placed(inputs, model)
-    graph = trace(copy.deepcopy(model), inputs)
-    cut(graph, to_selection(graph, plan), inputs)
+    graph = trace(clone(model), inputs)
+    selection = to_selection(graph, plan)
+    if check:
+        cut(graph, selection, inputs)
+    else:
+        for group, units in selection:
+            graph.cut(group, units)
     return graph.model
 
 
@@ -180,7 +186,7 @@ def mask(model: nn.Module, selection: Selection) -> nn.Module:
     Whatever a unit adds (weights, bias, a BatchNorm's shift) thereby has no effect, as if the unit were removed; nor does
     it on the statistics of a `torch.nn.LayerNorm` or `torch.nn.GroupNorm` with weights.
     """
-    masked = copy.deepcopy(model)
+    masked = clone(model)
     ignored: dict[str, set[int]] = {}
     for group, units in selection:
         _zero_readers(masked, group, units)
@@ -242,7 +248,7 @@ def _check_equal(pruned: nn.Module, masked: nn.Module | None, inputs: Any) -> No
     """
     nets = [pruned] if masked is None else [pruned, masked]
     if any(p.dtype in (torch.bfloat16, torch.float16) for p in pruned.parameters()):  # rounding would hide a difference
-        nets = [copy.deepcopy(net).float() for net in nets]
+        nets = [clone(net).float() for net in nets]
         inputs = placed(inputs, nets[0])
     outputs = _run(nets, inputs)
     if masked is None:
@@ -250,25 +256,36 @@ def _check_equal(pruned: nn.Module, masked: nn.Module | None, inputs: Any) -> No
     gap, dtype = _gap(outputs)
     if dtype == torch.float32 and gap > _TOLERANCE[dtype]:
         with contextlib.suppress(RuntimeError, TypeError):  # a precision that the network's code fixes
-            nets = [copy.deepcopy(net).double() for net in nets]
+            nets = [clone(net).double() for net in nets]
             gap, dtype = _gap(_run(nets, placed(inputs, nets[0])))
     if not gap <= _TOLERANCE.get(dtype, 2e-2):  # half precision inside
         raise RuntimeError(f"the pruned network differs from the masked one by {gap:.1e} (relative)")
 
 
 def _run(nets: list[nn.Module], inputs: Any) -> list[list[Tensor]]:
-    """Return the outputs of the networks in eval mode, without reduced precision."""
-    with evaluating(*nets), full_precision(), torch.autocast(tensors_in(inputs)[0].device.type, enabled=False):
-        outputs = [output_tensors(call(net, inputs)) for net in nets]
-    if len(nets) == 2 and not all(bool(torch.isfinite(output).all()) for output in outputs[1]):
+    """Return the outputs of the networks in eval mode, without reduced precision, with the same random numbers."""
+    with evaluating(*nets), full_precision(), no_fast_path():
+        outputs = [_with_seed(net, inputs) for net in nets]
+    # Infinite ones may be meant, as scores of what is ruled out.
+    if len(nets) == 2 and any(output.isnan().any() or output.isinf().all() for output in outputs[1]):
         raise RuntimeError(f"the outputs of the network at inputs of {describe(inputs)} are not finite")
     return outputs
+
+
+def _with_seed(net: nn.Module, inputs: Any) -> list[Tensor]:
+    with random_states_of(net):
+        torch.manual_seed(0)
+        return output_tensors(call(net, inputs))
 
 
 def _gap(outputs: list[list[Tensor]]) -> tuple[float, torch.dtype]:
     """Return the largest relative difference between the outputs of two networks, and their precision."""
     gap, dtype = 0.0, torch.float64
     for small, large in zip(*outputs, strict=True):
-        gap = max(gap, float((small - large).abs().max() / large.abs().max().clamp_min(torch.finfo(large.dtype).tiny)))
-        dtype = large.dtype
+        finite, dtype = large.isfinite(), large.dtype
+        if small.shape != large.shape or not torch.equal(small[~finite], large[~finite]):
+            return math.inf, dtype
+        differences, sizes = (small - large)[finite].abs(), large[finite].abs()
+        found = float(differences.max() / sizes.max().clamp_min(torch.finfo(dtype).tiny))
+        gap = found if found > gap or math.isnan(found) else gap
     return gap, dtype

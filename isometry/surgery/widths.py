@@ -18,6 +18,10 @@ __all__ = ["Convolution", "Widths", "original_convolutions", "resize"]
 _WIDTHS = re.compile(
     r"all_head|split_size|(^|_)(embed|hidden|inner|attn|attention|model|proj|value|key|qkv?)_?(dim|size)$|^dim$|^d_model$"
 )
+_SIZES = re.compile(
+    r"dim|size|width|channel|feature|hidden|embed|unit|filter|plane|neuron|shape|model|length|^(d|c|n|nf|nx|in|out|inp|oup)$|_(in|out)$|^(in|out)_"
+)
+"""What sizes are called; an integer of the same value with another name, an interval for instance, is not one."""
 _OWN = (nn.LayerNorm, nn.GroupNorm, nn.Embedding, nn.PReLU)
 _HEADS = re.compile(r"(^|_)heads?$")
 
@@ -80,14 +84,14 @@ class Widths:
             self._adapt_heads(removed)
 
     def _adapt_sizes(self, owner: str, module: nn.Module) -> None:
-        """Give attributes that equal a size before the cut the size after it, in a layer of somebody else's."""
+        """Give attributes that hold a size before the cut, by name and value, the size after it, in a layer of somebody else's."""
         for cut in self._group.cuts:
             at, _, key = cut.tensor.rpartition(".")
             if at != owner:
                 continue
             before, after = self.before(cut), getattr(module, key).shape[cut.dim]
             for name, value in vars(module).items():
-                if type(value) is int and value == before and name != "training" and before > 1:
+                if type(value) is int and value == before > 1 and _SIZES.search(name.lower()):
                     setattr(module, name, after)
 
     def _adapt_heads(self, removed: int) -> None:

@@ -1,6 +1,7 @@
 """Bounded BatchNorm: its layer, and networks converted to it and folded back."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 import isometry
 from isometry import L1, Magnitude, convert, fold, measure, networks, prune
 from isometry.networks import BoundedBatchNorm1d, BoundedBatchNorm2d, importances
-from tests.models import batch_norm_net, padded_conv
+from tests.models import Wired, batch_norm_net, padded_conv
 
 
 def bounded_conv(seed: int = 0) -> nn.Module:
@@ -244,3 +245,26 @@ def test_signs_move_into_weights_behind_masks_too() -> None:
     converted = convert(masked, x)
     torch.testing.assert_close(converted(x), masked(x))
     assert torch.equal(converted[0].weight == 0, masked[0].weight == 0)
+
+
+def test_a_network_that_returns_a_dataclass_is_checked_like_others() -> None:
+    @dataclass
+    class Out:
+        logits: Tensor
+
+    def forward(self: Any, x: Tensor) -> Out:
+        h = self.conv(x)
+        return Out(self.head(torch.cat([self.norm(h), h], 1).relu().mean((2, 3))))
+
+    torch.manual_seed(0)
+    net = Wired(forward, conv=nn.Conv2d(1, 8, 3), norm=nn.BatchNorm2d(8), head=nn.Linear(16, 3)).eval()
+    nn.init.normal_(net.norm.weight)
+    with pytest.raises(ValueError, match="the outputs change"):
+        convert(net, torch.randn(2, 1, 8, 8))
+
+
+def test_conversion_is_the_same_where_the_caller_uses_autocast() -> None:
+    net, x = batch_norm_net().eval(), torch.randn(2, 3, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = convert(net, x)
+    assert torch.equal(found(x), convert(net, x)(x))

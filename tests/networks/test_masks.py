@@ -18,7 +18,7 @@ def masked_linear() -> nn.Linear:
 def test_a_weight_is_set_where_its_mask_keeps_it() -> None:
     layer = masked_linear()
     behind = layer.weight_orig.detach().clone()
-    masks.set_weight(layer, torch.full((3, 4), 2.0))
+    masks.set_parameter(layer, "weight", torch.full((3, 4), 2.0))
     kept = layer.weight_mask.bool()
     assert torch.equal(layer.weight, 2 * layer.weight_mask)
     assert torch.equal(layer(torch.eye(4)) - layer.bias, layer.weight.T)

@@ -227,3 +227,23 @@ def test_it_is_found_by_its_name(digits: isometry.data.Data) -> None:
     assert torch.equal(models.flat_weights(named), models.flat_weights(direct))
     with pytest.raises(ValueError, match=r"repair\(\) got no reference.*e\.g\."):
         repair_by_name("reconstruct")(pruned, data=digits)
+
+
+def test_autocast_of_the_caller_changes_nothing() -> None:
+    net = models.lenet().eval()
+    x = torch.randn(20, *net.input_shape)
+    pruned = prune(net, L1(), 0.5, inputs=x).model
+    with torch.autocast("cpu", torch.bfloat16):
+        found = repair(pruned, reference=net, data=x)
+    assert torch.equal(models.flat_weights(found), models.flat_weights(repair(pruned, reference=net, data=x)))
+
+
+def test_a_mask_on_a_bias_keeps_what_is_solved_for() -> None:
+    net = models.lenet().eval()
+    x = torch.randn(20, *net.input_shape)
+    pruned = prune(net, L1(), 0.5, inputs=x).model
+    expected = repair(pruned, reference=net, data=x)(x)
+    for layer in pruned.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear) and layer.bias is not None:
+            nn.utils.prune.identity(layer, "bias")
+    torch.testing.assert_close(repair(pruned, reference=net, data=x)(x), expected)

@@ -190,3 +190,32 @@ def test_a_network_without_its_plan_is_refused() -> None:
         TypeError, match=r"transfer_optimizer_state\(\) got LeNet.* as result; it takes .* e\.g\. transfer"
     ):
         transfer_optimizer_state(torch.optim.SGD(net.parameters(), lr=0.1), net, prune(net, L1(), 0.5).model)  # type: ignore[arg-type]
+
+
+def test_defaults_are_carried_too_for_groups_that_are_added_later() -> None:
+    net = batch_norm_net().eval()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, nesterov=True)
+    x = torch.randn(2, 3, 8, 8)
+    carried = transfer_optimizer_state(optimizer, net, prune(net, L1(), 0.5, inputs=x), inputs=x)
+    carried.add_param_group({"params": [nn.Parameter(torch.zeros(1))]})
+    assert (carried.param_groups[1]["lr"], carried.param_groups[1]["nesterov"]) == (0.1, True)
+
+
+def test_the_state_of_masked_weights_is_carried_whole() -> None:
+    net, x = batch_norm_net().eval(), torch.randn(2, 3, 8, 8)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    one_step(net, optimizer, x)
+    result = prune(net, isometry.Magnitude(), 0.5, inputs=x)
+    carried = transfer_optimizer_state(optimizer, net, result, inputs=x)
+    found = carried.state[result.model[0].weight_orig]["momentum_buffer"]
+    assert torch.equal(found, optimizer.state[net[0].weight]["momentum_buffer"])
+
+
+def test_a_class_with_arguments_of_its_own_is_refused_by_name() -> None:
+    class Special(torch.optim.SGD):
+        def __init__(self, params: Any, extra: int) -> None:
+            super().__init__(params, lr=0.1)
+
+    net, x = batch_norm_net().eval(), torch.randn(2, 3, 8, 8)
+    with pytest.raises(ValueError, match="cannot make another Special"):
+        transfer_optimizer_state(Special(net.parameters(), 3), net, prune(net, L1(), 0.5, inputs=x), inputs=x)
