@@ -28,6 +28,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from unittest import mock
@@ -38,14 +39,14 @@ from matplotlib import pyplot as plt
 from torch import Tensor, nn
 
 import isometry
-from isometry.spectra import Bidiagonal, Matrices, bidiagonalize, probes
+from isometry.spectra import Bidiagonal, Controlled, Matrices, bidiagonalize, bracketed_half_width, probes
 from isometry.trials import script
 from isometry.trials.script import Row
 
 RANDOM, TRAINED, MLP, VGG, RESNET = "convolutions", "convolutions, trained", "MLP-7-ReLU", "VGG-16", "ResNet-50"
 ATTENTION = "two blocks of attention"
 WANTED = 0.03
-SIXTY = "krylov, budget=60"
+SIXTY, BEST = "krylov, budget=60", "60 products, split best in hindsight"
 
 
 class Attention(nn.Module):
@@ -118,10 +119,14 @@ def dense(net: nn.Module, inputs: Tensor) -> Tensor:
     return torch.func.jacrev(lambda one: net(one)[0], chunk_size=100)(inputs).detach().flatten(1).double()
 
 
-def runs_alone(jacobian: Tensor) -> tuple[int, int]:
-    """Return the products that runs alone, with certified brackets, take to 3 % of one sample's mean, and the steps of each."""
+def square(jacobian: Tensor) -> Tensor:
+    """Return a square matrix of the same singular values, its rows being those of the smaller side."""
     jacobian = jacobian if len(jacobian) < jacobian.shape[1] else jacobian.mT
-    matrix = torch.linalg.qr(jacobian.mT, mode="r").R.mT  # square, of the same values
+    return torch.linalg.qr(jacobian.mT, mode="r").R.mT
+
+
+def runs_alone(matrix: Tensor) -> tuple[int, int]:
+    """Return the products that runs alone, with certified brackets, take to 3 % of one sample's mean, and the steps of each."""
     start = probes(1, 32, len(matrix), torch.Generator().manual_seed(0), matrix)
     run = bidiagonalize(Matrices(matrix), start, steps=100)
     steps = 1
@@ -134,16 +139,39 @@ def runs_alone(jacobian: Tensor) -> tuple[int, int]:
     return 2 * steps * count + 2, steps
 
 
+def splits(matrix: Tensor, products: int, seeds: int) -> Iterator[Row]:
+    """Yield the half-width, averaged over seeds of probes, for every way to split products into runs, their steps and further probes.
+
+    Two products check J against its transpose, as in `measure`.
+    """
+    for runs, steps in itertools.product(range(2, 7), range(4, products // 4)):
+        further = products - 2 - 2 * runs * steps
+        if further < 0:
+            continue
+        widths = []
+        for seed in range(seeds):
+            drawn = probes(1, runs + further, len(matrix), torch.Generator().manual_seed(seed), matrix)
+            start, others = drawn[:, :runs], drawn[:, runs:]
+            control = Controlled.of(bidiagonalize(Matrices(matrix), start, steps=steps, keep_basis=True))
+            low, high = control.ends(control.levels(others, (others @ matrix).square().sum(-1)))
+            half = bracketed_half_width(control.variance(further).sqrt(), (high - low) / 2)
+            widths.append(float(2 * half / (low + high)))
+        yield {"runs": runs, "steps": steps, "further": further, "half_width": sum(widths) / seeds}
+
+
 def one(name: str, net: nn.Module, x: Tensor, quick: bool) -> list[Row]:
     """Return what one sample takes and how far it is off, for two samples and some seeds of probes."""
     rows: list[Row] = []
     for sample in range(1 if quick else 2):
         inputs = x[sample : sample + 1]
         jacobian = dense(net, inputs)
+        matrix = square(jacobian)
         truth = float(torch.linalg.svdvals(jacobian).mean())
-        products, steps = runs_alone(jacobian)
+        products, steps = runs_alone(matrix)
         row: Row = {"case": name, "samples": 1, "sample": sample}
         rows.append(row | {"method": "runs alone, certified", "products": products, "steps": steps})
+        best = min(splits(matrix, 60, 2 if quick else 4), key=lambda found: float(found["half_width"]))
+        rows.append(row | {"method": BEST, "products": 60} | best)
         for (method, budget), seed in itertools.product({"krylov": None, SIXTY: 60}.items(), range(2 if quick else 4)):
             report = isometry.measure(net, inputs, method="krylov", budget=budget, seed=seed, progress=False)
             error = report.mean_jsv / truth - 1
@@ -168,14 +196,25 @@ def many(name: str, net: nn.Module, x: Tensor, quick: bool) -> list[Row]:
 
 
 def shared(name: str, net: nn.Module, x: Tensor, quick: bool) -> list[Row]:
-    """Return which share of the sum of a sample's singular values its own leading directions hold, and those of eight others."""
+    """Return which share of the sum of a sample's singular values its own leading directions hold, and those of eight others.
+
+    And how (J Jᵀ)^½ correlates with (W Wᵀ)^½ of the last layer's weight W, both without their traces: as far as they do, a
+    probe's form with the latter, whose trace is known, could be a control variate.
+    """
     count = 3 if quick else 9
     jacobians = [dense(net, x[i : i + 1]) for i in range(count)]
     last, others = jacobians[-1], jacobians[:-1]
     own, values, _ = torch.linalg.svd(last, full_matrices=False)
     theirs = torch.linalg.eigh(sum(each @ each.mT / each.square().sum() for each in others))[1].flip(1)
+    weight = [module for module in net.modules() if isinstance(module, nn.Linear)][-1].weight.detach().double()
+    root, of_weight = (
+        vectors @ torch.diag(values) @ vectors.mT - values.sum() / len(vectors) * torch.eye(len(vectors))
+        for vectors, values, _ in (torch.linalg.svd(matrix, full_matrices=False) for matrix in (last, weight))
+    )
+    correlation = float((root * of_weight).sum() / (root.norm() * of_weight.norm()))
     ratios = torch.stack([torch.linalg.svdvals(each).mean() / each.norm() for each in jacobians])
-    row: Row = {"case": name, "samples": count, "method": "shared", "spread": float(ratios.std() / ratios.mean())}
+    row: Row = {"case": name, "samples": count, "method": "shared", "spread": float(ratios.std() / ratios.mean()),
+                "correlation": correlation}  # fmt: skip
     for directions in (12, 24):
         kept = [float(torch.linalg.svdvals(q[:, :directions].mT @ last).sum() / values.sum()) for q in (own, theirs)]
         row |= {f"own {directions}": kept[0], f"others' {directions}": kept[1]}
@@ -201,6 +240,7 @@ def tables(table: pd.DataFrame) -> str:
             row[f"half-width{label}, %"] = spread(100 * ours["half_width"])
             row[f"rms error{label}, %"] = f"{100 * float((ours['error'] ** 2).mean()) ** 0.5:.1f}"
             row[f"held{label}"] = f"{int(ours['held'].astype(bool).sum())} of {len(ours)}"
+        row["half-width of 60 split best, %"] = spread(100 * of[BEST]["half_width"])
         rows.append(row)
     texts.append(script.format_columns(pd.DataFrame(rows), {key: key for key in rows[0]}))
     rows = list[Row]()
@@ -213,7 +253,8 @@ def tables(table: pd.DataFrame) -> str:
     found = table[table["method"] == "shared"]
     parts = [str(part) for part in found if str(part).startswith(("own ", "others' "))]
     rows = [{"network": line["case"], **{f"{part} directions, %": f"{100 * line[part]:.0f}" for part in parts},
-             "mean over norm, spread, %": f"{100 * line['spread']:.2f}"} for _, line in found.iterrows()]  # fmt: skip
+             "mean over norm, spread, %": f"{100 * line['spread']:.2f}",
+             "correlation with last layer": f"{line['correlation']:.2f}"} for _, line in found.iterrows()]  # fmt: skip
     if rows:
         texts.append(script.format_columns(pd.DataFrame(rows), {key: key for key in rows[0]}))
     return "\n\n".join(texts)
@@ -228,15 +269,18 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     """Draw products for one sample, half-widths and errors of 60, and half-widths for 32 samples."""
     height = 1.6 + 0.4 * table["case"].nunique()
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(14, height), layout="constrained", sharey=True)
-    sixty = table["method"] == SIXTY
+    sixty, best = table["method"] == SIXTY, table["method"] == BEST
     for ax, rows, column, factor in (
-        (left, table[(table["samples"] == 1) & ~sixty], "products", 1),
+        (left, table[(table["samples"] == 1) & ~sixty & ~best], "products", 1),
         (right, table[table["samples"] == 32], "half_width", 100),
     ):
         for method, found in rows.groupby("method", sort=False):
             ax.plot(factor * found[column], found["case"], "o", alpha=0.6, label=method)
     for column, label in (("half_width", "half-width, as told"), ("error", "error, absolute")):
         middle.plot(100 * table.loc[sixty, column].abs(), table.loc[sixty, "case"], "o", alpha=0.6, label=label)
+    middle.plot(
+        100 * table.loc[best, "half_width"], table.loc[best, "case"], "k|", label="half-width, split best in hindsight"
+    )
     left.set(xscale="log", xlabel="products", title="One sample, to 3 %")
     left.axvline(60, color="black", linewidth=0.8, linestyle=":", label="60 products")
     middle.set(xlabel="% of the mean", title="One sample, 60 products")
