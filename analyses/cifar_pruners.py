@@ -89,13 +89,13 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
             cell = {"network": network, "ratio": f"{ratio:g}", "method": method}
             pruned = table[(table["phase"] == "pruned") & table["trial"].isin(group["trial"])]
             start, tuned = before_finetuning(group), last_epoch(group)
-            line = {**cell, "realised": f"{pruned['realised_ratio'].mean():.2f}", "protocol": protocol(group)}
+            line = {**cell, "realized": f"{pruned['realised_ratio'].mean():.2f}", "protocol": protocol(group)}
             line |= {"parameters, k": f"{start['parameters'].mean() / 1e3:.0f}", **texts_before(start)}
             lines.append(line | ({"fine-tuned, %": percent(tuned, always=False)} if len(tuned) else {}))
             paper, accuracies = PUBLISHED.get(str(network), {}).get(str(method), ("", {}))
             if ratio in accuracies:
                 lines.append({**cell, "fine-tuned, %": accuracies[ratio], "protocol": f"published, {paper}"})
-    columns = ["network", "ratio", "method", "realised", "parameters, k", "mean JSV", "std", "condition number",
+    columns = ["network", "ratio", "method", "realized", "parameters, k", "mean JSV", "std", "condition number",
                "just pruned, %", "fine-tuned, %", "protocol"]  # fmt: skip
     return pd.DataFrame(lines).reindex(columns=columns).fillna("")
 
@@ -142,14 +142,14 @@ def predictions(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def tables(table: pd.DataFrame) -> str:
-    """Return all results ("realised" is the fraction of units removed), then what predicts the fine-tuned accuracy."""
+    """Return all results ("realized" is the fraction of units removed), then what predicts the fine-tuned accuracy."""
     return "\n\n".join(markdown(part) for part in (summary(table), predictions(table)) if len(part))
 
 
 def short(table: pd.DataFrame) -> str:
     """Return L1 and TPP on ResNet-56 at ratios 0.5 and 0.9."""
     rows = summary(table)
-    rows = rows[(rows["network"] == "resnet-56") & rows["ratio"].isin(["0.5", "0.9"]) & (rows["realised"] != "")]
+    rows = rows[(rows["network"] == "resnet-56") & rows["ratio"].isin(["0.5", "0.9"]) & (rows["realized"] != "")]
     columns = ["ratio", "method", "mean JSV", "just pruned, %", "fine-tuned, %"]
     return markdown(rows.loc[rows["method"].isin(["L1", "TPP"]), columns])
 

@@ -233,6 +233,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
         ax.invert_yaxis()
         ax.set_title(str(name), fontsize="small")
         ax.set_xlim(right=101)
+        ax.tick_params(labelbottom=True)
         ax.set_xlabel("coverage, %")
     shares = table.loc[~table["case"].str.startswith("orthogonal"), "coverage"]
     figure.suptitle(

@@ -257,14 +257,15 @@ def short(table: pd.DataFrame) -> str:
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:
-    """Draw tried and survived per kind."""
+    """Draw per kind how many ended in the same result, and how many in an error that says why."""
     figure, ax = plt.subplots(figsize=(7.5, 1 + 0.24 * len(table)), layout="constrained")
     rows = table.iloc[::-1]
     ax.barh(rows["kind"], rows["tried"], color="lightgray", label="tried")
-    ax.barh(rows["kind"], rows["survived"], height=0.45, label="survived")
+    ax.barh(rows["kind"], rows["same_table"], height=0.45, label="same result")
+    ax.barh(rows["kind"], rows["refused"], height=0.45, left=rows["same_table"], label="refused, saying why")
     for index, (tried, survived) in enumerate(zip(rows["tried"], rows["survived"], strict=True)):
         ax.text(tried, index, f" {survived} of {tried}", va="center", fontsize="small")
-    ax.set(xlabel="faults", xlim=(0, 1.25 * rows["tried"].max()))
+    ax.set(xlabel="faults and settings tried", xlim=(0, 1.25 * rows["tried"].max()))
     lost = int((table["tried"] - table["survived"]).sum())
     same, refused = int(table["same_table"].sum()), int(table["refused"].sum())
     told = f"{same} of {int(table['tried'].sum())} ended in the same result,\n{refused} in an error that says why, {lost} in neither"

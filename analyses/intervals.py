@@ -131,7 +131,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     left.set_xticks([2, 8, 16, 32, 64], ["2", "8", "16", "32", "64"])
     left.minorticks_off()
     left.set_title(
-        "One probe's error (solid, median of 64) and half-width of its bracket (dotted); below 1e-9 drawn at 1e-9",
+        "One probe's error (solid, median of 64) and half-width of its bracket (dotted);\nbelow 1e-9 drawn at 1e-9",
         fontsize="small",
     )
     left.legend(frameon=False, fontsize="small")

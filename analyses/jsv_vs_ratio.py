@@ -11,7 +11,7 @@ not named), just pruned, at ratios 0, 0.5 and 0.9:
   of the published up to 0.5, then falling much faster, to 0.22 at 0.7 and 0.09 at 0.9. `lenet_recipe.py` looks for a recipe that gives
   LeNet-5-Linear the published level.
 - The linear MLP falls faster than the one with ReLU, and Random faster than L1 on all four, at every ratio: at 0.5 it is 0.046 ± 0.010 and
-  0.038 ± 0.008 on MLP-7-Linear and -ReLU, 0.80 ± 0.10 and 0.29 ± 0.06 on LeNet-5-Linear and -ReLU, there 0 and 0.001 at 0.9.
+  0.038 ± 0.008 on MLP-7-Linear and -ReLU, 0.80 ± 0.10 and 0.29 ± 0.06 on LeNet-5-Linear and -ReLU, there 0.010 and 0.0005 at 0.9.
 - A reconstruction by least squares holds the mean JSV of the MLPs: 2.51 to 2.94 at all ratios on MLP-7-Linear, 1.25 to 1.58 on MLP-7-ReLU;
   on LeNet-5-Linear it overshoots (7.2 to 10.3; 6.9 ± 1.9 at 0.9), on LeNet-5-ReLU from 0.7 on (4.0 and 3.2; 1.69 to 1.95 before).
 - ResNet-20 on CIFAR-10 with the given weights (the units of every block's conv1; two seeds): 16.0 when dense, 17.1 with L1 at 0.1; at 0.5,

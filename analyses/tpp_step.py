@@ -3,7 +3,7 @@
 Nothing that was measurable: on ResNet-56 with batches of 128, half of every block's conv1 to be removed, a step of TPP took 0.98 times a
 plain one in float32 and 1.03 times in bfloat16 (medians of nine paired repetitions of three steps, two CPU cores), and the growth of peak
 memory was 0.90 times that of a plain step (float32, one measurement each). Ratios below 1 are noise; the spread over repetitions is not in
-the table, so differences of a few per cent are not resolved. Not measured: a GPU, other networks, wider layers.
+the table, so differences of a few percent are not resolved. Not measured: a GPU, other networks, wider layers.
 
 Run `python analyses/tpp_step.py --out figures`: two minutes of two cores.
 """

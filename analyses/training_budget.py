@@ -150,6 +150,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     columns = len(ratios) + 1
     size = (5.4 * columns, 1.2 + 3.8 * len(networks))
     figure, axes = plt.subplots(len(networks), columns, figsize=size, layout="constrained", squeeze=False)
+    drawn: list[int] = []
     for line, network in zip(axes, networks, strict=True):
         own = ends[ends["network"] == network]
         for ax, ratio in zip(line, [*ratios, own["ratio"].max()], strict=True):
@@ -161,7 +162,9 @@ def draw(table: pd.DataFrame, path: Path) -> None:
                 shown = (accuracy - l1 if ahead else accuracy).dropna()  # the same seed's L1
                 over = 100 * shown.groupby(level="budget").agg(["mean", "std"]).fillna(0)
                 ax.errorbar(over.index, over["mean"], over["std"], color=f"C{index}", marker="o", capsize=3, label=name)
-            marks = [*part.index.unique("budget").sort_values(), *(mark_published(ax, network, ratio) if ahead else [])]
+            published = mark_published(ax, network, ratio) if ahead else []
+            drawn += published
+            marks = [*part.index.unique("budget").sort_values(), *published]
             ax.set(xscale="log", xlabel="training steps in all", title=f"{network}, ratio {ratio:g}")
             ax.set_xticks(marks, [f"{mark:,}" for mark in marks])
             ax.minorticks_off()
@@ -179,9 +182,10 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     last = last[last["seed"].isin(counts.index[counts == counts.max()])]
     means = 100 * last.groupby("method")["accuracy"].mean()
     told = ", ".join(f"{name} {means[name]:.1f} %" for name in names if name in means)
+    note = "; crosses: as published, at unequal steps" if drawn else ""
     figure.suptitle(
         f"{networks[0]} on {ends['dataset'].iloc[0]}, ratio {last['ratio'].iloc[0]:g}: with {last['budget'].iloc[0]} training steps in all {told}\n"
-        f"({spread}; L1 of the same seed is subtracted on the right)"
+        f"({spread}; L1 of the same seed is subtracted on the right{note})"
     )
     figure.savefig(path, dpi=150)
     plt.close(figure)

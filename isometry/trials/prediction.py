@@ -249,9 +249,10 @@ def assess(cells: Cells, *, given: str, margin: float = 0.0, count: int = 200, s
     def pooled(statistic: Callable[[Cells, Array], Array]) -> tuple[list[Pooled], Array]:
         effects = study_means(cells, statistic(cells, once[0]), once[1])[0]
         samples = study_means(cells, statistic(cells, drawn[0]), drawn[1])
-        known = np.isfinite(samples).sum(0) > 1
-        deviations = np.where(np.isfinite(samples), samples - np.nan_to_num(samples).mean(0), 0.0)
-        variances = np.where(known, (deviations**2).sum(0) / np.maximum(np.isfinite(samples).sum(0) - 1, 1), np.nan)
+        known = np.isfinite(samples)
+        number = known.sum(0)
+        deviations = np.where(known, samples - np.nan_to_num(samples).sum(0) / np.maximum(number, 1), 0.0)
+        variances = np.where(number > 1, (deviations**2).sum(0) / np.maximum(number - 1, 1), np.nan)
         return [pool(*pair) for pair in zip(effects.T, variances.T, strict=True)], effects
 
     correlation, correlations = pooled(rank_correlations)
