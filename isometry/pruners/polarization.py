@@ -33,9 +33,10 @@ class Polarizing(Regularizer):
 
     @torch.no_grad()
     def project(self, model: nn.Module) -> None:
-        """Clamp the scales to [0, bound]."""
+        """Clamp the scales to [0, bound], those that are not frozen."""
         for scale in scales(model, Polarization.kinds):
-            scale.clamp_(0, self.bound)
+            if scale.requires_grad:
+                scale.clamp_(0, self.bound)
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,11 @@ def test_scales_are_projected_to_their_interval() -> None:
     with torch.no_grad():
         for scale in scales:
             scale.normal_()
+    scales[0].requires_grad_(False)
+    frozen = scales[0].clone()
     Polarizing(2e-3, 1.4, 0.5).project(plain)
-    assert all(0 <= s.min().item() <= s.max().item() <= 0.5 for s in scales)
+    assert torch.equal(scales[0], frozen)
+    assert all(0 <= s.min().item() <= s.max().item() <= 0.5 for s in scales[1:])
 
 
 def test_polarized_scales_stay_between_zero_and_one() -> None:
