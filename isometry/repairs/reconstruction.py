@@ -62,10 +62,11 @@ def repair(
         minimize over W, c: mean |W u + c - t|² + lambda |W - W0|²,   lambda = ridge x mean diagonal of the Gram matrix of u.
 
     t is taken behind the BatchNorm that follows, if any, whose running mean then takes c; otherwise the bias does; a layer
-    with neither is solved without c. Where the output is added to another tensor of its shape, the sum is matched: t
-    is corrected by what that other tensor, a shortcut for instance, has drifted. Weights that are exactly 0 stay 0, so
-    that masked networks stay masked. A warning names modules that read removed units and are neither linear layers nor
-    convolutions that run as modules; they stay as they are. Dropout and the like are off; nothing is random but the draw of samples and places.
+    with neither is solved without c. Where the output is added to another tensor of its shape, the sum is matched: t is
+    corrected by what that other tensor, a shortcut for instance, has drifted. Weights that are exactly 0 stay 0, so that
+    masked networks stay masked. A warning names modules that read removed units and are neither linear layers nor
+    convolutions that run as modules; they stay as they are. Dropout and the like are off; nothing is random but the draw of
+    samples and places.
 
     Equations are sums over batches, so that memory does not grow with `samples`, but for the inputs, what the dense network
     gives at the places of the layers being solved for, and the activations at one point of both networks, which go to
