@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from isometry.errors import InvalidTypeError, InvalidValueError, signed
+from isometry.errors import InvalidTypeError, signed
 from isometry.measurement.function import NetworkFunction
 from isometry.measurement.inputs import Inputs, read_inputs, takes_several_inputs
 from isometry.measurement.options import Options, check_model
@@ -164,11 +164,6 @@ def measure_with(
     model = unwrap(model)
     check_model(model, at)
     dense = None if reference is None else check_reference(reference, at)
-    if torch.is_inference_mode_enabled():
-        raise InvalidValueError(
-            "was called in torch.inference_mode(), in which nothing can be differentiated. Call it outside; "
-            "torch.no_grad() is fine."
-        )
     if wrt is not None and isinstance(inputs, Tensor):
         raise InvalidTypeError(
             f"got wrt={wrt!r} with a tensor; with wrt= the inputs are a tuple or dict of all of the model's, e.g. "

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from isometry.errors import InvalidValueError, signed
-from isometry.networks.masks import mask_of, refresh
+from isometry.networks.checks import check_module, check_values
+from isometry.networks.masks import computed_weight, mask_of, refresh
 from isometry.networks.modules import call, clone, feeding_layers, output_leaves
 from isometry.networks.precision import full_precision
 from isometry.networks.preservation import evaluating
@@ -103,6 +104,7 @@ def importances(model: nn.Module) -> dict[str, Tensor]:
     Raises:
         ValueError: the model has none.
     """
+    check_values(model, "importances(isometry.networks.build('resnet-20', norm='bounded'))")
     result = {n: m.weight.detach().sigmoid() for n, m in model.named_modules() if isinstance(m, BOUNDED)}
     if not result:
         raise InvalidValueError(
@@ -111,6 +113,7 @@ def importances(model: nn.Module) -> dict[str, Tensor]:
     return result
 
 
+@signed("convert")
 @torch.no_grad()
 def convert(
     model: nn.Module,
@@ -137,9 +140,10 @@ def convert(
         ValueError: no BatchNorm; headroom of at most 1; or a BatchNorm with negative scales whose input is not the output
             of one layer alone.
     """
+    check_module(model, "convert(isometry.networks.build('resnet-20'))")
     if not headroom > 1:
-        raise ValueError(
-            f"convert() got headroom={headroom}; it takes a number above 1, e.g. convert(model, headroom=1.5)."
+        raise InvalidValueError(
+            f"got headroom={headroom}; it takes a number above 1, e.g. convert(model, headroom=1.5)."
         )
     result = clone(model)
     norms = _ordinary_norms(result, skip)
@@ -158,8 +162,8 @@ def convert(
             outputs = zip(_tensors(call(result, x)), _tensors(before), strict=True)
         if any(float((new - old).abs().max()) > 1e-3 * float(old.abs().max()) for new, old in outputs):
             names = ", ".join(list(negative)[:5]) + (f" and {len(negative) - 5} more" if len(negative) > 5 else "")
-            raise ValueError(
-                "convert() found that the outputs change: a layer before one of the BatchNorms with negative scales, "
+            raise InvalidValueError(
+                "found that the outputs change: a layer before one of the BatchNorms with negative scales, "
                 f"{names}, is read elsewhere, too. Leave that BatchNorm out: "
                 f"convert(model, skip={next(iter(negative))!r})."
             )
@@ -175,8 +179,8 @@ def _ordinary_norms(model: nn.Module, skip: str | Sequence[str]) -> dict[str, An
         if type(module) in _KINDS and module.affine and not any(fnmatchcase(name, pattern) for pattern in patterns)
     }
     if not norms:
-        raise ValueError(
-            "convert() found no BatchNorm to convert; it takes a network with some, e.g. "
+        raise InvalidValueError(
+            "found no BatchNorm to convert; it takes a network with some, e.g. "
             "convert(isometry.networks.build('resnet-20'))."
         )
     return norms
@@ -187,12 +191,18 @@ def _move_signs(model: nn.Module, norms: Mapping[str, Any], feeders: Mapping[str
     for name, norm in norms.items():
         flipped = norm.weight < 0
         if name not in feeders:
-            raise ValueError(
-                f"convert() found {int(flipped.sum())} negative scales in {name} ({type(norm).__name__}), which no "
+            raise InvalidValueError(
+                f"found {int(flipped.sum())} negative scales in {name} ({type(norm).__name__}), which no "
                 "convolution or linear layer alone feeds, so that no layer can take their sign. Leave it as it is: "
                 f"convert(model, skip={name!r})."
             )
         layer = model.get_submodule(feeders[name])
+        if computed_weight(layer):
+            raise InvalidValueError(
+                f"found {int(flipped.sum())} negative scales in {name}, whose sign {feeders[name]} cannot take, as its weight is "
+                f"computed from other parameters. Make that permanent first (torch.nn.utils.remove_weight_norm), or leave {name} as it "
+                f"is: convert(model, skip={name!r})."
+            )
         layer.get_parameter("weight" if mask_of(layer) is None else "weight_orig")[flipped] *= -1
         if isinstance(layer.bias, Tensor):
             layer.bias[flipped] *= -1
@@ -238,6 +248,7 @@ def fold(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: the model has no bounded BatchNorm.
     """
+    check_module(model, "fold(isometry.networks.build('resnet-20', norm='bounded'))")
     importances(model)
     result = clone(model)
     for module in list(result.modules()):

@@ -13,13 +13,18 @@ __all__ = ["check_initialized", "check_module", "check_values"]
 
 
 def check_module(model: Any, example: str) -> None:
-    """Refuse what is no network, or one whose parts or values are not here.
+    """Refuse what is no network, or one whose parts or values are not here; and to work in torch.inference_mode.
 
     Args:
         model: what was given for a network.
         example: a call that works.
     """
     check_values(model, example)
+    if torch.is_inference_mode_enabled():
+        raise InvalidValueError(
+            "was called in torch.inference_mode(), in which nothing can be differentiated and no network can be made that trains. Call "
+            "it outside; torch.no_grad() is fine."
+        )
     if isinstance(model, torch.jit.ScriptModule):
         raise InvalidTypeError(
             "got a TorchScript module, whose parts cannot be looked into. Pass the module it was scripted or traced from, "

@@ -268,3 +268,16 @@ def test_conversion_is_the_same_where_the_caller_uses_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         found = convert(net, x)
     assert torch.equal(found(x), convert(net, x)(x))
+
+
+def test_a_layer_whose_weight_is_computed_cannot_take_a_sign() -> None:
+    net = batch_norm_net().eval()
+    nn.utils.parametrizations.weight_norm(net[0])
+    with pytest.raises(ValueError, match=r"convert\(\) found .* negative scales in 1, whose sign 0 cannot take"):
+        convert(net, torch.randn(2, 3, 8, 8))
+
+
+@pytest.mark.parametrize("verb", [convert, fold, importances])
+def test_what_is_no_network_is_refused(verb: Any) -> None:
+    with pytest.raises(TypeError, match="for a model; it takes a torch.nn.Module"):
+        verb(5)

@@ -259,3 +259,17 @@ def test_a_transformer_with_padding_is_repaired_and_measured() -> None:
         before, after = ((other(x) - model(x)).square().mean() for other in (pruned, repaired))
     assert after < before
     assert isometry.measure(model, x, progress=False).mean_jsv > 0
+
+
+@pytest.mark.parametrize("verb", ["prune", "repair", "recalibrate", "orthogonalize", "adopt"])
+def test_verbs_that_make_networks_refuse_inference_mode(verb: str) -> None:
+    model = net(lambda self, x: self.c(hidden(self, x)))
+    calls = {
+        "prune": lambda: isometry.prune(model, isometry.L1(), 0.5, inputs=X),
+        "repair": lambda: isometry.repair(model, reference=model, data=X),
+        "recalibrate": lambda: isometry.recalibrate(model, X),
+        "orthogonalize": lambda: isometry.orthogonalize(model),
+        "adopt": lambda: isometry.surgery.adopt(model, model.state_dict()),
+    }
+    with torch.inference_mode(), pytest.raises(ValueError, match=f"^{verb}\\(\\) was called in torch.inference_mode"):
+        calls[verb]()
