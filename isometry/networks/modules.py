@@ -81,7 +81,7 @@ def clone(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
 
 
 def output_leaves(result: Any) -> list[Any]:
-    """Return what a network returned holds, tensors among it: in tuples, lists, dicts and dataclasses, nested or not.
+    """Return what a network returned holds, tensors among it: in tuples, lists, dicts, dataclasses and distributions, nested or not.
 
     Of an object of another kind, what its attributes hold. What they in turn refer to, a cache for instance, is no output.
     """
@@ -92,7 +92,7 @@ def output_leaves(result: Any) -> list[Any]:
 
 
 def _leaves(result: Any) -> list[Any]:
-    entries = _entries(result)
+    entries = _entries(vars(result) if isinstance(result, torch.distributions.Distribution) else result)
     return [result] if entries is None else [leaf for _, part in entries for leaf in _leaves(part)]
 
 

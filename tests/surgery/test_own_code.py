@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributions import Independent, Normal
 from torch.nn import functional as F
 
 import isometry
@@ -48,6 +49,7 @@ def hidden(self: Any, x: Tensor) -> Tensor:
         lambda y, h: (y, Out(y, h)),
         lambda y, h: {"all": [Slotted(y, h)]},
         lambda y, h: OrderedDict(logits=y, features=h),
+        lambda y, h: (y, Independent(Normal(h, 1.0), 1)),
         Pair,
         Slotted,
     ],
