@@ -265,16 +265,16 @@ def _check_equal(pruned: nn.Module, masked: nn.Module | None, inputs: Any) -> No
 def _run(nets: list[nn.Module], inputs: Any) -> list[list[Tensor]]:
     """Return the outputs of the networks in eval mode, without reduced precision, with the same random numbers."""
     with evaluating(*nets), full_precision(), no_fast_path():
-        outputs = [_with_seed(net, inputs) for net in nets]
+        outputs = [_outputs(net, inputs) for net in nets]
     # Infinite ones may be meant, as scores of what is ruled out.
     if len(nets) == 2 and any(output.isnan().any() or output.isinf().all() for output in outputs[1]):
         raise RuntimeError(f"the outputs of the network at inputs of {describe(inputs)} are not finite")
     return outputs
 
 
-def _with_seed(net: nn.Module, inputs: Any) -> list[Tensor]:
+def _outputs(net: nn.Module, inputs: Any) -> list[Tensor]:
+    """Return the outputs of a network, after which the generators stand where they stood before."""
     with random_states_of(net):
-        torch.manual_seed(0)
         return output_tensors(call(net, inputs))
 
 

@@ -154,13 +154,10 @@ def test_a_wrapped_network_is_pruned_as_the_one_inside(wrap: Any, tmp_path: Any)
 @pytest.mark.parametrize("pruner", [isometry.L1(), isometry.Magnitude()])
 def test_patterns_from_a_generator_are_read_in_full(pruner: Any) -> None:
     model = net(lambda self, x: self.c(hidden(self, x)))
-    pruned = isometry.prune(
-        model, pruner, 0.5, inputs=X, skip=(name for name in ("b", "c")[: 1 + (pruner != isometry.L1())])
-    )
-    kept = [name for name in ("a", "b") if torch.equal(getattr(model, name).weight, getattr(pruned.model, name).weight)]
-    assert kept == [] if pruner == isometry.L1() else kept == ["b"]
-    assert "a" in pruned.plan.removed or pruner != isometry.L1()
-    assert "b" not in pruned.plan.removed
+    found = isometry.prune(model, pruner, 0.5, inputs=X, skip=(name for name in ["b"])).model
+    assert found.b.out_features == 10
+    assert not hasattr(found.b, "weight_mask")
+    assert found.a.out_features == 4 or hasattr(found.a, "weight_mask")
 
 
 def test_a_scalar_among_the_inputs_is_shared_by_all_samples() -> None:
